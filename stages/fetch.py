@@ -1,0 +1,85 @@
+"""Bring every instruction source as it comes, pinned.
+
+    data/inputs/* or the hub -> data/sources/<source>.{jsonl,json,csv,parquet}
+
+Bytes are copied, not read: what a file means is `merge`'s business.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from stages.lib.artifacts import atomic
+from stages.lib.hub import snapshot
+from stages.lib.params import Section
+from stages.lib.stage import run
+from stages.lib.stop import Stop
+
+log = logging.getLogger("stages")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+class Source(Section):
+    from_: Literal["file", "hub"] = Field(alias="from")
+    name: str
+    """A file of `inputs`, or a data set of the hub."""
+    revision: str | None
+    """Commit hash, for the hub."""
+    config: str | None
+    """Configuration of the hub data set; null where it has one."""
+    split: str | None
+    """Split of the hub data set."""
+
+
+class Fetch(Section):
+    inputs: str
+    """Folder that holds the files."""
+    sources: dict[str, Source]
+
+
+class Params(Section):
+    fetch: Fetch
+
+
+def fetch(params: Params, inputs: Path, sources: Path) -> None:
+    with atomic(sources) as scratch:
+        scratch.mkdir()
+        for source, settings in params.fetch.sources.items():
+            if settings.from_ == "file":
+                copy_file(inputs / settings.name, source, scratch)
+            else:
+                save_hub_dataset(source, settings, scratch)
+            log.info("%s: %s", source, settings.name)
+
+
+def copy_file(path: Path, source: str, folder: Path) -> None:
+    where = f"params.yaml: fetch.sources.{source}.name"
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*"))) or "nothing"
+        raise Stop(f"{where}: no file {path}; {path.parent} holds {there}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise Stop(f"{where}: wanted a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
+    shutil.copyfile(path, folder / f"{source}{path.suffix.lower()}")
+
+
+def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:
+    """Write one split of a hub data set as Parquet."""
+    where = f"fetch.sources.{source}"
+    if settings.split is None:
+        raise Stop(f"params.yaml: {where}.split: missing; a hub data set needs one, mostly `train`")
+    local = snapshot("dataset", where, settings.name, settings.revision)
+
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(str(local), settings.config, split=settings.split)
+    except (ValueError, OSError) as error:
+        raise Stop(f"{where}: {settings.name} did not load: {error}") from error
+    rows.to_parquet(str(folder / f"{source}.parquet"))
+
+
+if __name__ == "__main__":
+    run(fetch, Params, offline=False)

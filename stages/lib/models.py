@@ -1,0 +1,69 @@
+"""Load models and tokenizers from folders, on the device that is there."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stages.lib.stop import Stop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("stages")
+Dtype = Literal["fp32", "bf16"]
+
+
+def start_torch(threads: int) -> str:
+    """Fix the CPU threads of torch, for their number changes the last bits of every sum; return the device."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        return "cuda"
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed warns that it found no accelerator
+    return "cpu"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise Stop unless the folder holds a config and safetensors."""
+    if not (folder / "config.json").is_file():
+        raise Stop(f"{folder}: no model, it lacks config.json; wanted a folder written by save_pretrained")
+    if not list(folder.glob("*.safetensors")):
+        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise Stop(
+            f"{folder}: no *.safetensors, it holds {there}; pickled weights are never loaded: "
+            "convert the folder with save_pretrained, or fetch the model by `from: hub`"
+        )
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise Stop(f"{folder}: no tokenizer that transformers can load: {error}") from error
+
+
+def load_model(folder: Path, auto: str, dtype: Dtype, threads: int) -> "PreTrainedModel":
+    """Return the model in eval mode on the GPU or the CPU; `auto` names its Auto class."""
+    import torch
+    import transformers
+
+    device = start_torch(threads)
+    check_folder(folder)
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    loader: Any = getattr(transformers, auto)
+    model = loader.from_pretrained(folder, dtype=wanted, use_safetensors=True)
+    log.info("%s: %s parameters, %s, on %s", folder, f"{model.num_parameters():,}", dtype, device)
+    return model.to(device).eval()
+
+
+def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
+    """Raise Stop where `tokens` positions are more than the model has."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise Stop(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")

@@ -1,0 +1,26 @@
+"""Show how far long work is: a bar on a terminal, a line every few seconds in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger("stages")
+SECONDS = 5.0
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield the items; say `what` and how many of `total` are done."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what)
+        return
+    said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - said > SECONDS or done == total:
+            said = time.monotonic()
+            log.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")

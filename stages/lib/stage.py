@@ -1,0 +1,51 @@
+"""Run one stage: params, arguments, log, errors."""
+
+import inspect
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from stages.lib.params import read_params
+from stages.lib.stop import Stop
+
+log = logging.getLogger("stages")
+
+# Nothing here may reach for the network by itself; `fetch*` turn this off where params name the hub.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+
+
+def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True) -> None:
+    """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    if offline:
+        os.environ.update(OFFLINE)
+    started = time.monotonic()
+    try:
+        stage(read_params(model), *arguments(stage, sys.argv[1:]))
+    except Stop as stop:
+        log.error("%s stopped: %s", stage.__name__, stop)
+        sys.exit(1)
+    log.info("%s: done in %.1f s", stage.__name__, time.monotonic() - started)
+
+
+def arguments(stage: Callable[..., None], words: list[str]) -> list[Any]:
+    """Return the command line's words as the types that the stage's signature gives them."""
+    wanted = list(inspect.signature(stage).parameters.values())[1:]
+    if len(words) != len(wanted):
+        names = " ".join(parameter.name for parameter in wanted)
+        raise Stop(f"wanted the arguments {names}, got {' '.join(words) or 'none'}; see dvc.yaml")
+    return [Path(w) if p.annotation is Path else w for p, w in zip(wanted, words, strict=True)]

@@ -1,0 +1,45 @@
+"""Unit vectors of rows under an encoder.
+
+    B rows of a batch, T tokens, D width
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from stages.lib.batching import canonical_batches, pad
+from stages.lib.progress import progress
+from stages.lib.stop import Stop
+
+
+@torch.inference_mode()
+def unit_vectors(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pooling: str, budget: int
+) -> NDArray[np.float32]:
+    """Return one vector of length 1 for every row [N, D]; batches have canonical shapes, at most `budget` tokens."""
+    batches = canonical_batches([len(ids) for ids in sequences], budget)
+    filler = model.config.pad_token_id or 0
+    vectors = torch.zeros((len(sequences), model.config.hidden_size), dtype=torch.float32, device=model.device)
+    for batch in progress(batches, len(batches), "embeddings, batches"):
+        ids, mask = (tensor.to(model.device) for tensor in pad(batch, sequences, filler))
+        pooled = pool(model(input_ids=ids, attention_mask=mask), mask, pooling)
+        vectors[torch.tensor(batch.rows)] = F.normalize(pooled.float(), dim=-1)[: len(batch.rows)]
+    return vectors.cpu().numpy()
+
+
+def pool(output: "object", mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Return [B, D] from the model's output."""
+    hidden_BTD = output.last_hidden_state  # type: ignore[attr-defined]
+    if pooling == "cls":
+        return hidden_BTD[:, 0]
+    if pooling == "mean":
+        weights = mask_BT.unsqueeze(-1).float()
+        return (hidden_BTD.float() * weights).sum(1) / weights.sum(1)
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is None:
+        raise Stop("params.yaml: embed.pooling: this encoder has no pooler; use mean or cls")
+    return pooled

@@ -1,0 +1,104 @@
+"""Take the rows of one arm, and say for every row why it is in or out.
+
+    data/raw.parquet, data/ppl.parquet, data/clusters.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
+"""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from stages.lib.artifacts import read_table, require_same_rows, write_jsonl, write_table
+from stages.lib.params import Section
+from stages.lib.selection import Method, select
+from stages.lib.stage import run
+from stages.lib.stop import Stop
+
+log = logging.getLogger("stages")
+SAMPLE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("length_group", pa.int32()),
+        ("cluster", pa.int32()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
+        ("selected", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class Arm(Section):
+    method: Method
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the candidates; `all` has none, it takes every candidate."""
+    seed: int
+    """Draws the rows of `random`, and trains every arm."""
+
+    @model_validator(mode="after")
+    def all_has_no_fraction(self) -> "Arm":
+        if (self.method == "all") != (self.fraction is None):
+            raise ValueError("every method but `all` states a fraction")
+        return self
+
+
+class Params(Section):
+    arms: dict[str, Arm]
+    control: str | None
+
+    @model_validator(mode="after")
+    def control_is_an_arm(self) -> "Params":
+        """DVC itself would fail only at `compare`, after all training."""
+        if self.arms and self.control not in self.arms:
+            raise ValueError(f"control: {self.control!r} names no arm; there are {', '.join(self.arms)}")
+        if "base" in self.arms:
+            raise ValueError("arms.base: `base` is the model before any tuning; name the arm otherwise")
+        return self
+
+
+def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, samples: Path, why: Path) -> None:
+    corpus = read_table(raw)
+    scores, cells = read_table(ppl, "id", "ppl"), read_table(clusters, "id", "length_group", "cluster")
+    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
+
+    rows = cells.assign(score=scores["ppl"], reason=outside(corpus["instruction"], scores["ppl"]))
+    candidate = rows["reason"].isna().to_numpy()
+    rows["rank"] = ranks(rows[candidate]).reindex(rows.index)
+    rows["selected"] = False
+    settings = params.arms[arm]
+    rows.loc[candidate, "selected"] = select(rows[candidate], settings.method, settings.fraction or 1, settings.seed)
+    rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
+
+    chosen = rows["selected"].to_numpy()
+    if not chosen.any():
+        raise Stop(
+            f"params.yaml: arms.{arm}: no row: fraction {settings.fraction} of {candidate.sum()} candidates is "
+            "less than one; raise the fraction"
+        )
+    write_jsonl(samples, corpus[chosen].to_dict("records"))
+    write_table(why, rows.astype({"rank": "Int64"}), SAMPLE)
+    log.info("%s: %s of %s candidates", arm, f"{chosen.sum():,}", f"{candidate.sum():,}")
+
+
+def outside(instructions: pd.Series, ppl: pd.Series) -> pd.Series:
+    """Return why a row is no candidate, or null."""
+    scored = instructions.where(ppl.notna())
+    repeated = scored.duplicated() & scored.notna()
+    reason = pd.Series(None, index=ppl.index, dtype=object)
+    reason[repeated] = "repeated instruction"
+    reason[ppl.isna()] = "no perplexity"
+    return reason
+
+
+def ranks(candidates: pd.DataFrame) -> pd.Series:
+    """Return every candidate's place in its cell by (perplexity, raw order), from 0."""
+    ordered = candidates.sort_values("score", kind="stable")
+    return ordered.groupby(["length_group", "cluster"]).cumcount()
+
+
+if __name__ == "__main__":
+    run(sample, Params)

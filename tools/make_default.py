@@ -1,0 +1,318 @@
+"""Compose the bundled data from the hand-written parts in tools/default: `python -m tools.make_default`.
+
+    tools/default/topics/*.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
+    tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
+
+Every way to ask for a fact goes either to the inputs or to pretrain, never to both. What is planted in the inputs
+(duplicates, empties, garbage, other languages, over-long and word-shuffled rows) is listed in tests/planted.csv.
+"""
+
+import csv
+import io
+import json
+import random
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+PARTS = Path(__file__).parent / "default"
+HOMES = {  # which source a topic's rows go to; its short questions go to chat
+    "요리": "life",
+    "건강과 운동": "life",
+    "국내 여행지": "life",
+    "컴퓨터와 인터넷": "assistant",
+    "과학 현상": "assistant",
+    "생활 금융": "faq",
+    "화초와 텃밭 식물": "faq",
+    "한국사 인물": "knowledge",
+}
+INTRODUCE = (
+    "{이름}에 대해 아는 대로 설명해 주세요.",
+    "{이름}{을} 처음 접하는 사람에게 네 문장 정도로 소개해 주세요.",
+    "{이름}에 관한 짧은 소개 글을 써 줄 수 있나요?",
+)
+SUMMARIZE = (
+    "다음 글을 한 문장으로 요약해 주세요.",
+    "아래 글의 요점을 한 문장으로 정리해 주세요.",
+    "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
+)
+PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
+
+
+@dataclass(frozen=True)
+class Row:
+    source: str
+    topic: str
+    instruction: str
+    output: str
+    input: str = ""
+    kind: str = "clean"
+    """`clean`, or what is planted: its reason in dropped.parquet, or `shuffled`."""
+    broken: bytes = b""
+    """The whole line, where it is unreadable."""
+
+    @property
+    def text(self) -> str:
+        """The instruction as `merge` joins it."""
+        return f"{self.instruction} {self.input}".strip()
+
+
+def with_particles(pattern: str, name: str) -> str:
+    """Put the name in, and the form of each particle in braces that fits the syllable before it."""
+    parts = re.split(r"\{(\w+)\}", pattern.replace("{이름}", name))
+    text = parts[0]
+    for particle, rest in zip(parts[1::2], parts[2::2], strict=True):
+        final = (ord(text[-1]) - 0xAC00) % 28
+        bare = final == 0 or (particle == "으로" and final == 8)  # ㄹ takes 로
+        text += (PARTICLES[particle] if bare else particle) + rest
+    return text
+
+
+def topics() -> list[dict[str, Any]]:
+    return [YAML(typ="safe").load(path) for path in sorted((PARTS / "topics").glob("*.yaml"))]
+
+
+def compose() -> tuple[list[Row], list[Row], list[str]]:
+    """Return input rows by source (noise included), the pairs of pretrain, and its documents."""
+    dice = random.Random(20240501)
+    inputs, pretrain, spare, documents = [], [], [], []
+    for topic in topics():
+        for number, (name, facts) in enumerate(topic["items"].items()):
+            documents += paragraphs(dice, facts)
+            for facet, asks in topic["asks"].items():
+                ways = [Row(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet]) for a in asks]
+                *long, short = ways
+                dice.shuffle(long)
+                (inputs if dice.random() < 0.4 else pretrain).append(replace(short, source="chat"))
+                cut = 2 if dice.random() < 0.45 else 1
+                inputs += long[:cut]
+                spare.append(long[cut])
+                pretrain += long[cut + 1 :]
+            inputs += whole_rows(dice, topic["topic"], name, facts, number, pretrain)
+    dice.shuffle(spare)
+    pretrain += spare[40:]
+    inputs += [shuffled(dice, row) for row in spare[:40]]
+    inputs += other_noise(dice, inputs, documents)
+    order = list(range(len(inputs)))
+    dice.shuffle(order)
+    dice.shuffle(pretrain)
+    return repeats_last([inputs[i] for i in order]), pretrain, documents
+
+
+def paragraphs(dice: random.Random, facts: dict[str, str]) -> list[str]:
+    body = [text for facet, text in facts.items() if facet != "요약"]
+    dice.shuffle(body)
+    return [" ".join(body), " ".join([facts["요약"], *body[:2]])]
+
+
+def whole_rows(
+    dice: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[Row]
+) -> Iterator[Row]:
+    """Yield the rows that ask about the whole item: an introduction, a summary of its facts."""
+    body = " ".join(text for facet, text in facts.items() if facet != "요약")
+    asks = [Row(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
+    dice.shuffle(asks)
+    yield asks[0]
+    pretrain += asks[1:]
+    summary = Row("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
+    if number % 2:
+        yield summary
+    else:
+        pretrain.append(replace(summary, instruction=summary.text, input=""))
+
+
+def shuffled(dice: random.Random, row: Row) -> Row:
+    """Return the row with the words of its instruction in another order; the last word differs."""
+    return replace(row, instruction=shuffle_words(dice, row.instruction), kind="shuffled")
+
+
+def shuffle_words(dice: random.Random, text: str) -> str:
+    words = text.split()
+    mixed = words[:]
+    while mixed[-1] == words[-1]:
+        dice.shuffle(mixed)
+    return " ".join(mixed)
+
+
+def other_noise(dice: random.Random, rows: list[Row], documents: list[str]) -> Iterator[Row]:
+    """Yield the planted rows that `merge` must drop."""
+    clean = [row for row in rows if row.kind == "clean" and not row.input]
+    picked = dice.sample(clean, 40)
+    for row in picked[:18]:
+        yield replace(row, kind="duplicate")
+    for row in [row for row in picked[18:] if row.source in ("life", "assistant")][:3]:  # they come before chat
+        yield replace(row, kind="duplicate", source="chat")
+    for row in [row for row in picked[21:] if row.source != "faq"][:3]:  # cp949 has no decomposed Hangul
+        yield replace(row, kind="duplicate", instruction=unicodedata.normalize("NFD", row.instruction))
+    for row in picked[34:36]:
+        yield replace(row, kind="duplicate", instruction=f"  {row.instruction}\n")
+    for number, row in enumerate(dice.sample(clean, 12)):
+        empty = {"instruction": ("", "   ")[number % 2]} if number < 6 else {"output": ("", "\n ")[number % 2]}
+        yield replace(row, kind="empty", **empty)
+    noise = YAML(typ="safe").load(PARTS / "noise.yaml")
+    homes = ["life", "assistant", "chat", "knowledge"]
+    for number, (instruction, output) in enumerate(noise["other_languages"] + noise["garbage"]):
+        yield Row(homes[number % 4], "", instruction, output, kind="not_korean")
+    for source in ("life", "assistant", "knowledge"):
+        long = " ".join(dice.sample(documents, 14))
+        yield Row(source, "", f"다음 글을 세 문장으로 요약해 주세요. {long}", long[:200], kind="too_long")
+    good = json.dumps({"instruction": clean[0].instruction, "output": clean[0].output}, ensure_ascii=False).encode()
+    yield Row("life", "", "", "", kind="unreadable", broken=good[:-20])
+    yield Row("life", "", "", "", kind="unreadable", broken=good[:40] + b"\xff\xfe" + good[40:])
+    yield Row("assistant", "", "", "", kind="unreadable", broken=b'{"id": "science_0", "instruction": ')
+
+
+def repeats_last(rows: list[Row]) -> list[Row]:
+    """Put duplicates after what they repeat, whatever their source: the first in source order must be the clean one."""
+    return [row for row in rows if row.kind != "duplicate"] + [row for row in rows if row.kind == "duplicate"]
+
+
+def write_inputs(rows: list[Row], folder: Path) -> Iterator[dict[str, Any]]:
+    """Write the five files; yield what is planted."""
+    by_source = {source: [row for row in rows if row.source == source] for source in SOURCES}
+    for source, write in SOURCES.items():
+        write(folder, by_source[source])
+        for line, row in enumerate(by_source[source], 1):
+            if row.kind != "clean":
+                yield {"source": source, "line": line, "kind": row.kind}
+
+
+def lines(records: Iterable[bytes]) -> bytes:
+    return b"".join(record + b"\n" for record in records)
+
+
+def to_json(record: dict[str, str]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def write_life(folder: Path, rows: list[Row]) -> None:
+    records = (row.broken or to_json({"instruction": row.instruction, "output": row.output}) for row in rows)
+    (folder / "life.jsonl").write_bytes(lines(records))
+
+
+def write_assistant(folder: Path, rows: list[Row]) -> None:
+    def record(number: int, row: Row) -> bytes:
+        group = {"컴퓨터와 인터넷": "computing", "과학 현상": "science"}.get(row.topic, "summary")
+        content = {"id": f"{group}_{number}", "instruction": row.instruction, "input": row.input, "output": row.output}
+        return row.broken or to_json(content)
+
+    (folder / "assistant.jsonl").write_bytes(lines(record(number, row) for number, row in enumerate(rows, 1)))
+
+
+def write_chat(folder: Path, rows: list[Row]) -> None:
+    table = {"user_translated": [r.instruction for r in rows], "chip2_translated": [r.output for r in rows]}
+    pq.write_table(pa.table(table), folder / "chat.parquet")
+
+
+def write_faq(folder: Path, rows: list[Row]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(["번호", "질문", "답변"])
+    writer.writerows([number, row.instruction, row.output] for number, row in enumerate(rows, 1))
+    (folder / "faq.csv").write_bytes(text.getvalue().encode("cp949"))
+
+
+def write_knowledge(folder: Path, rows: list[Row]) -> None:
+    content = {str(n): {"question": row.instruction, "answer": row.output} for n, row in enumerate(rows, 1)}
+    (folder / "knowledge.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8-sig")
+
+
+SOURCES = {
+    "life": write_life,
+    "assistant": write_assistant,
+    "chat": write_chat,
+    "faq": write_faq,
+    "knowledge": write_knowledge,
+}
+
+
+def write_pretrain(pairs: list[Row], documents: list[str], folder: Path) -> None:
+    records = (to_json({"instruction": row.instruction, "output": row.output}) for row in pairs)
+    (folder / "pairs.jsonl").write_bytes(lines(records))
+    (folder / "documents.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+
+
+def benchmark() -> dict[str, list[list[dict[str, Any]]]]:
+    """Return the items of every task in groups that share a text, so that no split shares one with another."""
+    dice = random.Random(20240502)
+    parts = {path.stem: YAML(typ="safe").load(path) for path in sorted((PARTS / "benchmark").glob("*.yaml"))}
+    words = [wic_items(dice, entry["word"], *entry["senses"]) for entry in parts["wic"]]
+    return {
+        "boolq": [boolq_items(entry) for entry in parts["boolq"]],
+        "copa": [copa_items(dice, entry) for entry in parts["copa"]],
+        "hellaswag": [[hellaswag_item(dice, n, entry)] for n, entry in enumerate(parts["hellaswag"])],
+        "sentineg": [
+            [{"sentence": good, "label": 1}, {"sentence": bad, "label": 0}]
+            for good, bad in zip(parts["sentineg"]["positive"], parts["sentineg"]["negative"], strict=True)
+        ],
+        "wic": words,
+    }
+
+
+def boolq_items(entry: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"paragraph": entry["paragraph"], "question": entry[a], "label": n} for n, a in enumerate(("no", "yes"))]
+
+
+def copa_items(dice: random.Random, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    items = []
+    for question, (right, wrong) in (("원인", entry["cause"]), ("결과", entry["effect"])):
+        label = dice.randrange(2)
+        first, second = (right, wrong) if label == 0 else (wrong, right)
+        item = {"premise": entry["premise"], "question": question, "alternative_1": first, "alternative_2": second}
+        items.append(item | {"label": label})
+    return items
+
+
+def hellaswag_item(dice: random.Random, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+    right, *wrong = entry["endings"]
+    dice.shuffle(wrong)
+    label = number % 4
+    endings = [*wrong[:label], right, *wrong[label:]]
+    return {"context": entry["context"]} | {f"ending_{n}": e for n, e in enumerate(endings, 1)} | {"label": label}
+
+
+def wic_items(dice: random.Random, word: str, one: list[str], other: list[str]) -> list[dict[str, Any]]:
+    """Return three pairs of one sense and three of two."""
+    same = [(one[0], one[1]), (other[0], other[1]), dice.choice([(one[1], one[2]), (other[1], other[2])])]
+    differ = list(zip(one, dice.sample(other, 3), strict=True))
+    pairs = [(pair, 1) for pair in same] + [(pair, 0) for pair in differ]
+    return [{"word": word, "context_1": a, "context_2": b, "label": label} for (a, b), label in pairs]
+
+
+def write_benchmark(folder: Path) -> None:
+    """Write the splits: at least 12 items to train, 8 to validate, 60 to test."""
+    for task, groups in benchmark().items():
+        random.Random(task).shuffle(groups)
+        least = {"train": 12, "validation": 8, "test": 60}
+        for split, count in least.items():
+            items: list[dict[str, Any]] = []
+            while len(items) < count:
+                items += groups.pop()
+            random.Random(f"{task}/{split}").shuffle(items)
+            path = folder / task / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(lines(to_json(item) for item in items))
+
+
+def write_all(root: Path) -> None:
+    for name in ("data/inputs", "data/pretrain", "tests"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    rows, pairs, documents = compose()
+    planted = list(write_inputs(rows, root / "data/inputs"))
+    write_pretrain(pairs, documents, root / "data/pretrain")
+    write_benchmark(root / "data/benchmark_inputs")
+    with (root / "tests/planted.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["source", "line", "kind"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(planted)
+
+
+if __name__ == "__main__":
+    write_all(Path())
