@@ -66,14 +66,15 @@ def cluster(params: Params, raw: Path, embeddings: Path, clusters: Path) -> None
 
 
 def to_matrix(vectors: pa.ChunkedArray) -> NDArray[np.float32]:
-    flat = vectors.combine_chunks().flatten().to_numpy()
+    flat: NDArray[np.float32] = vectors.combine_chunks().flatten().to_numpy()
     return flat.reshape(len(vectors), -1)
 
 
 def length_groups(characters: pd.Series, groups: int) -> NDArray[np.int64]:
     """Return the group of every row: group i holds q(i/L) <= characters < q((i+1)/L), the last has no upper bound."""
     bounds = characters.quantile([i / groups for i in range(1, groups)]).to_numpy()
-    return np.searchsorted(bounds, characters.to_numpy(), side="right")
+    group: NDArray[np.int64] = np.searchsorted(bounds, characters.to_numpy(), side="right")
+    return group
 
 
 def require_rows(groups: NDArray[np.int64], settings: Cluster) -> None:

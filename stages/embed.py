@@ -1,8 +1,8 @@
 """Embed every instruction: a unit vector.
 
-    data/raw.parquet, models/hub/encoder -> data/embeddings.parquet
+data/raw.parquet, models/hub/encoder -> data/embeddings.parquet
 
-    B rows of a batch, T tokens, D width
+B rows of a batch, T tokens, D width
 """
 
 import logging

@@ -7,8 +7,6 @@ harness's own (lm_eval/tasks/kobest); only the data set and the offline form of 
 """
 
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,15 +71,12 @@ def evaluate(params: Params, arm: str, model: Path, benchmark: Path, items: Path
     log.info("%s: accuracy\n%s", arm, table.unstack().round(3).to_string())
 
 
-def answers(
-    settings: Evaluate, device: str, model: Path, benchmark: Path, scratch: Path
-) -> Iterator[dict[str, Any]]:
-    if not sys.stderr.isatty():
-        os.environ["TQDM_MININTERVAL"] = "5"  # a line every so often, where a bar would be one a request
+def answers(settings: Evaluate, device: str, model: Path, benchmark: Path, scratch: Path) -> Iterator[dict[str, Any]]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every num_fewshot
     names = write_tasks(benchmark.resolve(), scratch)
     network = HFLM(
         pretrained=str(model),

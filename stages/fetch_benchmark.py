@@ -81,7 +81,8 @@ def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str) -
         missing = [column for column in columns if row.get(column) is None]
         if missing:
             raise Stop(
-                f"benchmark {where}, item {number}: lacks {', '.join(missing)}; wanted {', '.join(columns)}, got {', '.join(row)}"
+                f"benchmark {where}, item {number}: lacks {', '.join(missing)}; "
+                f"wanted {', '.join(columns)}, got {', '.join(row)}"
             )
 
 

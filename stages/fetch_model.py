@@ -16,7 +16,7 @@ from stages.lib.artifacts import atomic
 from stages.lib.hub import snapshot
 from stages.lib.models import check_folder, start_torch
 from stages.lib.params import Section
-from stages.lib.small import Small, make_small
+from stages.lib.small import Small
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -51,6 +51,8 @@ def fetch_model(params: Params, role: str, inputs: Path, model: Path) -> None:
     start_torch(params.threads)
     with atomic(model) as scratch:
         if settings.small is not None:
+            from stages.lib.small_training import make_small
+
             make_small(role, inputs, settings.small, scratch)
         elif settings.from_ == "folder":
             copy_model(inputs, scratch)

@@ -111,7 +111,7 @@ def read_source(sources: Path, name: str, settings: Merge) -> pd.DataFrame:
     if bad > settings.drop.max_unreadable * len(records):
         first = next(record for record in records if record.values is None)
         raise Stop(
-            f"{path}: {bad} of {len(records)} rows are unreadable, more than the share merge.drop.max_unreadable allows "
+            f"{path}: {bad} of {len(records)} rows are unreadable, more than merge.drop.max_unreadable allows "
             f"({settings.drop.max_unreadable}); the first is row {first.line}: {first.raw[:80]!r}. "
             f"Is merge.sources.{name}.encoding ({columns.encoding}) right?"
         )
@@ -123,7 +123,9 @@ def check_columns(path: Path, name: str, columns: Columns, records: list[Record]
     wanted = [*columns.instruction, columns.output, *([columns.source] if columns.source else [])]
     missing = [column for column in wanted if column not in there]
     if missing:
-        raise Stop(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(there))}; see merge.sources.{name}")
+        raise Stop(
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(there))}; see merge.sources.{name}"
+        )
 
 
 def to_row(record: Record, name: str, columns: Columns) -> dict[str, object]:
@@ -202,7 +204,15 @@ def say_counts(rows: pd.DataFrame, kept: pd.DataFrame, held: pd.DataFrame) -> No
         why = dict(sorted(Counter(group["reason"].dropna()).items()))
         if len(group) != raw + out + sum(why.values()):
             raise AssertionError(f"{source}: {len(group)} rows read, but {raw} + {out} + {why} written")
-        log.info("%s: %d rows read = %d raw + %d held out + %d dropped %s", source, len(group), raw, out, sum(why.values()), why)
+        log.info(
+            "%s: %d rows read = %d raw + %d held out + %d dropped %s",
+            source,
+            len(group),
+            raw,
+            out,
+            sum(why.values()),
+            why,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tell it all: one summary of rows, perplexities, cells, arms and differences, and the tables behind the plots.
 
-    metrics/arms/*, data/eval/base, data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/ppl.parquet,
-    data/clusters.parquet -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
+metrics/arms/*, data/eval/base, data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/ppl.parquet,
+data/clusters.parquet -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 """
 
 import logging
@@ -60,7 +60,7 @@ def report(
     write_json(summary, content)
     with atomic(plots) as folder:
         folder.mkdir()
-        for name, table in plot_tables(scored, found, base, params.control).items():
+        for name, table in plot_tables(scored, found, base).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     say(found, params.control)
 
@@ -116,7 +116,7 @@ def without_series(arm: Any) -> Any:
     return {key: without_series(value) for key, value in arm.items() if not isinstance(value, list)}
 
 
-def plot_tables(scored: pd.DataFrame, arms: Arms, base: pd.DataFrame, control: str | None) -> dict[str, pd.DataFrame]:
+def plot_tables(scored: pd.DataFrame, arms: Arms, base: pd.DataFrame) -> dict[str, pd.DataFrame]:
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
     figures = {"base": by_task(base), "(floor)": by_task(base, floor), **{n: arm["scores"] for n, arm in arms.items()}}

@@ -1,6 +1,6 @@
 """Take the rows of one arm, and say for every row why it is in or out.
 
-    data/raw.parquet, data/ppl.parquet, data/clusters.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
+data/raw.parquet, data/ppl.parquet, data/clusters.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
 """
 
 import logging

@@ -84,7 +84,9 @@ def train(
     usable = [example for example in examples if len(example.ids) > example.start]
     tests = encode(tokenizer, *columns(held), settings.max_tokens)
     if not usable:
-        raise Stop(f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(rows)} rows")
+        raise Stop(
+            f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(rows)} rows"
+        )
 
     before = answer_nll(network, tests, settings)
     history = fit(network, usable, settings, params.arms[arm].seed)
@@ -129,11 +131,12 @@ def fit(network: "PreTrainedModel", examples: list[Example], settings: Train, se
         trainer = Trainer(
             model=network,
             args=arguments(settings, seed, nothing_is_saved),
-            train_dataset=[to_features(example) for example in examples],  # type: ignore[arg-type]
+            train_dataset=[to_features(example) for example in examples],
             data_collator=collate,
         )
         trainer.train()
-    return trainer.state.log_history
+    history: list[dict[str, float]] = trainer.state.log_history
+    return history
 
 
 def to_features(example: Example) -> dict[str, list[int]]:
@@ -148,7 +151,9 @@ def arguments(settings: Train, seed: int, folder: str) -> Any:
     from transformers import TrainingArguments
 
     if settings.batch % settings.micro_batch:
-        raise Stop(f"params.yaml: train.micro_batch ({settings.micro_batch}) does not divide train.batch ({settings.batch})")
+        raise Stop(
+            f"params.yaml: train.micro_batch ({settings.micro_batch}) does not divide train.batch ({settings.batch})"
+        )
     steps = settings.budget.unit == "steps"
     return TrainingArguments(
         output_dir=folder,

@@ -84,8 +84,8 @@ def compose() -> tuple[list[Row], list[Row], list[str]]:
     dice = random.Random(20240501)
     inputs, pretrain, spare, documents = [], [], [], []
     for topic in topics():
+        documents += articles(dice, list(topic["items"].values()))
         for number, (name, facts) in enumerate(topic["items"].items()):
-            documents += paragraphs(dice, facts)
             for facet, asks in topic["asks"].items():
                 ways = [Row(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet]) for a in asks]
                 *long, short = ways
@@ -106,10 +106,14 @@ def compose() -> tuple[list[Row], list[Row], list[str]]:
     return repeats_last([inputs[i] for i in order]), pretrain, documents
 
 
-def paragraphs(dice: random.Random, facts: dict[str, str]) -> list[str]:
-    body = [text for facet, text in facts.items() if facet != "요약"]
-    dice.shuffle(body)
-    return [" ".join(body), " ".join([facts["요약"], *body[:2]])]
+def articles(dice: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
+    """Yield documents that tell of four items of a topic, a paragraph each."""
+    for _ in range(len(items)):
+        paragraphs = []
+        for facts in dice.sample(items, 4):
+            body = [text for facet, text in facts.items() if facet != "요약"]
+            paragraphs.append(" ".join(dice.sample(body, len(body))))
+        yield "\n".join(paragraphs)
 
 
 def whole_rows(
@@ -161,7 +165,7 @@ def other_noise(dice: random.Random, rows: list[Row], documents: list[str]) -> I
     for number, (instruction, output) in enumerate(noise["other_languages"] + noise["garbage"]):
         yield Row(homes[number % 4], "", instruction, output, kind="not_korean")
     for source in ("life", "assistant", "knowledge"):
-        long = " ".join(dice.sample(documents, 14))
+        long = " ".join(dice.sample(documents, 4)).replace("\n", " ")
         yield Row(source, "", f"다음 글을 세 문장으로 요약해 주세요. {long}", long[:200], kind="too_long")
     good = json.dumps({"instruction": clean[0].instruction, "output": clean[0].output}, ensure_ascii=False).encode()
     yield Row("life", "", "", "", kind="unreadable", broken=good[:-20])

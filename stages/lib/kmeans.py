@@ -60,4 +60,5 @@ def hashed_start(vectors_ND: NDArray[np.float32], ids: list[str], k: int, seed: 
 
 
 def squared_distance(rows_ND: NDArray[np.float64], point_D: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.square(rows_ND - point_D).sum(axis=1)
+    squares: NDArray[np.float64] = np.square(rows_ND - point_D).sum(axis=1)
+    return squares

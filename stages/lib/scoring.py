@@ -75,10 +75,12 @@ def split_model(
     body, head = model.base_model, model.get_output_embeddings()
 
     def hidden(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        out: torch.Tensor = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return out
 
     def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        out: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return out
 
     if not batches or head is None:
         return logits, lambda x: x

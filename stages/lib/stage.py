@@ -21,9 +21,12 @@ OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
+}
+QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TQDM_MININTERVAL": "5",  # in a log a bar is a line every so often
 }
 
 
@@ -31,6 +34,7 @@ def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True
     """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
+    os.environ.update({} if sys.stderr.isatty() else QUIET)
     if offline:
         os.environ.update(OFFLINE)
     started = time.monotonic()

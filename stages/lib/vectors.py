@@ -1,9 +1,10 @@
 """Unit vectors of rows under an encoder.
 
-    B rows of a batch, T tokens, D width
+B rows of a batch, T tokens, D width
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,15 @@ def unit_vectors(
     return vectors.cpu().numpy()
 
 
-def pool(output: "object", mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
+def pool(output: Any, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return [B, D] from the model's output."""
-    hidden_BTD = output.last_hidden_state  # type: ignore[attr-defined]
+    hidden_BTD: torch.Tensor = output.last_hidden_state
     if pooling == "cls":
         return hidden_BTD[:, 0]
     if pooling == "mean":
         weights = mask_BT.unsqueeze(-1).float()
-        return (hidden_BTD.float() * weights).sum(1) / weights.sum(1)
-    pooled = getattr(output, "pooler_output", None)
+        return torch.div((hidden_BTD.float() * weights).sum(1), weights.sum(1))
+    pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
     if pooled is None:
         raise Stop("params.yaml: embed.pooling: this encoder has no pooler; use mean or cls")
     return pooled
