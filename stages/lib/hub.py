@@ -24,9 +24,10 @@ def snapshot(
     if not name:
         raise Stop(f"params.yaml: {where}.name: missing; `from: hub` needs the repository's name")
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        address = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}"
         raise Stop(
             f"params.yaml: {where}.revision: wanted a commit hash (40 hex digits), got {revision!r}; "
-            f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}/commits/main lists them"
+            f"`git ls-remote {address} HEAD` prints the newest"
         )
     try:
         return Path(snapshot_download(name, repo_type=repo_type, revision=revision, **options))

@@ -77,7 +77,7 @@ def csv_file(path: Path, encoding: str) -> Iterator[Record]:
             yield Record(number, None, ",".join(fields))
 
 
-def parquet_file(path: Path, encoding: str) -> Iterator[Record]:
+def parquet_file(path: Path, _encoding: str) -> Iterator[Record]:
     rows = pq.read_table(path).to_pylist()
     yield from (to_record(number, row) for number, row in enumerate(rows, 1))
 
