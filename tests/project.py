@@ -1,0 +1,80 @@
+"""Copies of the project to run real DVC in."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.org",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.org",
+}
+
+
+def run(folder: Path, *command: str, code: int | None = 0) -> str:
+    """Run a command in a folder; return what it printed. `code` None allows any exit status."""
+    done = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert code is None or done.returncode == code, f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def ran(log: str) -> set[str]:
+    """Return the stages that a `dvc repro` ran (or, dry, would run)."""
+    return set(re.findall(r"Running stage '([^']+)'", log))
+
+
+def copy_project(folder: Path) -> Path:
+    """Make a git repository of the project's files as they are in the working tree."""
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    run(folder, "git", "init", "-q", "-b", "main")
+    commit(folder, "the project")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-q", "--no-verify", "--allow-empty", "-m", message)
+
+
+def change_params(folder: Path, **changes: object) -> None:
+    """Set values of params.yaml; `__` stands for a dot."""
+    yaml = YAML()
+    path = folder / "params.yaml"
+    params = yaml.load(path)
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        section = params
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    yaml.dump(params, path)
+
+
+def shrink(folder: Path) -> None:
+    """Cut training to a step or two: what reruns does not depend on how long it takes."""
+    change_params(
+        folder,
+        threads=1,
+        fetch_model__scorer__small__steps=2,
+        fetch_model__encoder__small__steps=2,
+        fetch_model__base__small__steps=2,
+        train__budget__amount=2,
+        evaluate__shots=[0],
+    )

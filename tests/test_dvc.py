@@ -1,0 +1,210 @@
+"""What reruns and what does not, in real clones with real DVC, on the default with its training cut to two steps.
+
+Where a change is real up to `sample`, the expensive stages below are planned by `dvc repro --dry`, which knows by then
+which inputs changed.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.project import change_params, commit, copy_project, ran, run, shrink
+
+UP_TO_DATE = "Data and pipelines are up to date."
+ARMS = {"spread", "random", "full"}
+
+
+def each(stage: str, arms: set[str] = ARMS) -> set[str]:
+    return {f"{stage}@{arm}" for arm in arms}
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shrunken project as a git repository that nobody ran, with a team's remote."""
+    folder = copy_project(tmp_path_factory.mktemp("origin"))
+    shrink(folder)
+    for path in [folder / "dvc.lock", *(folder / "metrics").rglob("*.json")]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "metrics" / "plots", ignore_errors=True)
+    run(folder, "dvc", "remote", "add", "-q", "-d", "team", str(tmp_path_factory.mktemp("remote")))
+    commit(folder, "cut short")
+    return folder
+
+
+def clone(source: Path, folder: Path) -> Path:
+    run(folder.parent, "git", "clone", "-q", str(source), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two fresh clones, reproduced side by side."""
+    clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
+    with ThreadPoolExecutor() as pool:
+        logs = list(pool.map(lambda folder: run(folder, "dvc", "repro"), clones))
+    assert all(each("train") | {"report"} <= ran(log) for log in logs)
+    return clones
+
+
+@pytest.fixture(scope="session")
+def done(two_clones: list[Path]) -> Path:
+    """A clone that was reproduced, committed and pushed."""
+    folder = two_clones[0]
+    commit(folder, "reproduced")
+    run(folder, "dvc", "push", "-q")
+    return folder
+
+
+@pytest.fixture
+def project(done: Path) -> Iterator[Path]:
+    """The reproduced clone; what a test changes in it is undone."""
+    yield done
+    run(done, "git", "reset", "-q", "--hard")
+    run(done, "git", "clean", "-fdq")
+    run(done, "dvc", "checkout", "-q", "--force")
+
+
+def test_two_fresh_clones_have_byte_identical_locks_and_metrics(two_clones: list[Path]) -> None:
+    one, two = two_clones
+    for name in ("dvc.lock", "metrics/summary.json", *(f"metrics/arms/{arm}.json" for arm in ARMS)):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_run_leaves_nothing_in_git_but_the_lock_and_the_metrics(two_clones: list[Path]) -> None:
+    changed = run(two_clones[1], "git", "status", "--porcelain").splitlines()
+    assert {re.split(r"[ /]", line[3:])[0] for line in changed} == {"dvc.lock", "metrics"}
+
+
+def test_a_second_repro_does_nothing(project: Path) -> None:
+    assert UP_TO_DATE in run(project, "dvc", "repro")
+
+
+def test_a_changed_fraction_reruns_that_arm_alone(project: Path) -> None:
+    change_params(project, arms__spread__fraction=0.2)
+    wanted = {"sample@spread", "train@spread", "evaluate@spread", "compare@spread", "report"}
+    assert ran(run(project, "dvc", "repro")) == wanted
+
+
+def test_a_changed_fraction_of_the_control_reruns_every_comparison(project: Path) -> None:
+    change_params(project, arms__random__fraction=0.2)
+    wanted = {"sample@random", "train@random", "evaluate@random", *each("compare"), "report"}
+    assert ran(run(project, "dvc", "repro", "--dry")) == wanted
+
+
+def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) -> None:
+    change_params(project, cluster__clusters=5)
+    assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", *each("sample")}
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert planned == {"train@spread", "evaluate@spread", *each("compare"), "report"}
+
+
+def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
+    change_params(project, fetch_model__scorer__small__steps=3)
+    assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert each("sample") <= planned
+    assert not {"embed", "cluster", "fetch_model@base"} & planned
+
+
+def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path) -> None:
+    change_params(project, ppl__add_bos=True)
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert {"ppl", *each("sample")} <= planned
+    assert not {"embed", "cluster", "merge", "fetch_model@scorer"} & planned
+
+
+def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: Path) -> None:
+    row = {"instruction": "겨울철 창문에 물방울이 맺히는 까닭을 알려 주세요.", "output": "따뜻한 공기가 식기 때문입니다."}
+    with (project / "data/inputs/life.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    wanted = {"fetch", "merge", "ppl", "embed", "cluster", *each("sample")}
+    assert ran(run(project, "dvc", "repro", *each("sample"))) == wanted
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert planned == {"train@full", "evaluate@full", *each("compare"), "report"} | (
+        planned & {"train@spread", "evaluate@spread", "train@random", "evaluate@random"}
+    )
+
+
+def test_a_comment_reruns_its_stage_and_nothing_below(project: Path) -> None:
+    for stage in ("cluster", "merge"):
+        with (project / f"stages/{stage}.py").open("a", encoding="utf-8") as file:
+            file.write("# A remark that changes no byte of the output.\n")
+        assert ran(run(project, "dvc", "repro")) == {stage}
+
+
+def test_a_teammate_who_pulls_reruns_nothing_and_has_a_clean_tree(done: Path, tmp_path: Path) -> None:
+    mate = clone(done, tmp_path / "mate")
+    run(mate, "dvc", "pull", "-q")
+    assert UP_TO_DATE in run(mate, "dvc", "repro")
+    assert run(mate, "git", "status", "--porcelain") == ""
+    assert (mate / "dvc.lock").read_bytes() == (done / "dvc.lock").read_bytes()
+
+
+def test_an_unpulled_clone_is_up_to_date_and_runs_one_changed_arm_alone(done: Path, tmp_path: Path) -> None:
+    mate = clone(done, tmp_path / "mate")
+    assert UP_TO_DATE in run(mate, "dvc", "repro", "--allow-missing", "--dry")
+    change_params(mate, arms__spread__fraction=0.2)
+    wanted = {"sample@spread", "train@spread", "evaluate@spread", "compare@spread", "report"}
+    assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing")) == wanted
+    assert not (mate / "models" / "full").exists()
+
+
+def test_an_unpulled_clone_sees_that_only_evaluate_was_rerun(done: Path, tmp_path: Path) -> None:
+    author = clone(done, tmp_path / "author")
+    run(author, "dvc", "pull", "-q")
+    change_params(author, evaluate__shots=[1])
+    run(author, "dvc", "repro", "-s", "evaluate@full")
+    run(author, "dvc", "push", "-q")
+    commit(author, "one evaluation, nothing below it")
+    mate = clone(author, tmp_path / "mate")
+    assert UP_TO_DATE not in run(mate, "dvc", "repro", "--allow-missing", "--dry", code=None)
+
+
+def test_ones_own_folder_added_whole_works_unpulled_too(done: Path, tmp_path: Path) -> None:
+    author = clone(done, tmp_path / "author")
+    shutil.copytree(author / "data/inputs", author / "data/mine/inputs")
+    change_params(author, fetch__inputs="data/mine/inputs")
+    run(author, "dvc", "add", "-q", "data/mine/inputs")
+    run(author, "dvc", "pull", "-q", "--allow-missing")
+    assert ran(run(author, "dvc", "repro")) == {"fetch"}  # the same bytes from another folder
+    run(author, "dvc", "push", "-q")
+    commit(author, "our own files")
+    mate = clone(author, tmp_path / "mate")
+    assert UP_TO_DATE in run(mate, "dvc", "repro", "--allow-missing", "--dry")
+    change_params(mate, arms__spread__fraction=0.2)
+    assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing", "sample@spread")) == {"sample@spread"}
+
+
+def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(project: Path) -> None:
+    change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
+    log = run(project, "dvc", "repro")
+    assert ran(log) == {*each("sample", {"highest"}), "train@highest", "evaluate@highest", "compare@highest", "report"}
+    assert "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json" in log
+    assert set(json.loads((project / "metrics/summary.json").read_text())["arms"]) == {"highest"}
+
+
+def test_without_arms_the_base_alone_is_evaluated(project: Path) -> None:
+    change_params(project, arms={}, control=None)
+    assert ran(run(project, "dvc", "repro")) == {"report"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "words"),
+    [
+        ({"control": "nope"}, "sample@spread", "control: 'nope' names no arm"),
+        ({"arms__spread__fraction": 2}, "sample@random", "arms.spread.fraction"),
+        ({"merge__drop__emptyy": True}, "merge", "merge.drop.emptyy: unknown key"),
+        ({"trian": 1}, "merge", "trian: unknown section"),
+    ],
+)
+def test_a_wrong_value_stops_before_anything_is_trained(project: Path, changes: dict, stage: str, words: str) -> None:
+    change_params(project, **changes)
+    log = run(project, "dvc", "repro", stage, code=255)
+    assert words in log
+    assert not any(name.startswith(("train", "fetch_model")) for name in ran(log))
+    assert "Traceback" not in log

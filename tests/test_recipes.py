@@ -1,0 +1,61 @@
+"""Every recipe is a whole params file that could be made active."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from tests.project import ROOT, copy_project, ran, run
+from tools.check import check
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+MAPPINGS_OF_NAMES = {("fetch", "sources"), ("merge", "sources"), ("arms",)}
+OPTIONAL = {("fetch_model", "scorer", "small"), ("fetch_model", "encoder", "small"), ("fetch_model", "base", "small")}
+
+
+def skeleton(value: object, where: tuple[str, ...] = ()) -> object:
+    """Return the keys of a params file, in order, down to each stage's settings."""
+    if not isinstance(value, dict) or where in OPTIONAL:
+        return None
+    if where in MAPPINGS_OF_NAMES:
+        return None if where == ("arms",) else [skeleton(item) for item in list(value.values())[:1]]
+    return [(key, skeleton(item, (*where, key))) for key, item in value.items()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_the_keys_of_the_default_in_its_order(recipe: Path) -> None:
+    yaml = YAML(typ="safe")
+    assert skeleton(yaml.load(recipe)) == skeleton(yaml.load(ROOT / "params.yaml"))
+
+
+@pytest.mark.parametrize("recipe", [ROOT / "params.yaml", *RECIPES], ids=lambda path: path.stem)
+def test_a_recipe_is_valid_for_every_stage(recipe: Path) -> None:
+    assert check(recipe) == []
+
+
+def test_dvc_can_plan_every_recipe(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    for recipe in RECIPES:
+        shutil.copyfile(recipe, project / "params.yaml")
+        for folder in named_folders(recipe):
+            stand_in(project / folder / "file.txt")
+        with Repo(str(project)) as repo:
+            for out in repo.index.outs:  # DVC plans nothing beyond a folder that is not there
+                path = Path(out.fs_path)
+                stand_in(path if path.suffix else path / "file.txt")
+        arms = YAML(typ="safe").load(recipe)["arms"]
+        wanted = {f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "compare") for arm in arms}
+        assert wanted | {"merge", "report"} <= ran(run(project, "dvc", "repro", "--dry"))
+
+
+def stand_in(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def named_folders(recipe: Path) -> list[str]:
+    params = YAML(typ="safe").load(recipe)
+    sections = [params["fetch"], params["fetch_benchmark"], *params["fetch_model"].values()]
+    return [section["inputs"] for section in sections]
