@@ -42,7 +42,7 @@ def by_task(items: pd.DataFrame, of: Callable[[pd.DataFrame], Figures] = figures
 
 
 def differences(arm: Any, other: Any) -> Any:
-    """Return arm minus other, figure by figure, as {"est": difference}; `n` is no figure."""
+    """Return arm minus other, figure by figure, as {"est": difference}; a count is no figure."""
     if isinstance(arm, dict):
-        return {key: differences(arm[key], other[key]) for key in arm if key != "n"}
+        return {key: differences(arm[key], other[key]) for key in arm if not isinstance(arm[key], int)}
     return {"est": arm - other}
