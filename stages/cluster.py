@@ -8,18 +8,16 @@ generate_sentence_embedding_clustering.py), here over all rows of raw, so that a
 
 import logging
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from stages.lib.artifacts import read_arrow, read_table, require_same_rows, write_table
 from stages.lib.kmeans import Init, fit
-from stages.lib.params import Section
+from stages.lib.params import Positive, Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -27,7 +25,6 @@ log = logging.getLogger("stages")
 CLUSTERS = pa.schema(
     [("id", pa.string()), ("length_group", pa.int32()), ("cluster", pa.int32()), ("distance", pa.float64())]
 )
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Cluster(Section):
@@ -41,7 +38,7 @@ class Cluster(Section):
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     cluster: Cluster
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.lib.artifacts import read_table, write_table
 from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
-from stages.lib.params import Section
+from stages.lib.params import Positive, Section
 from stages.lib.stage import run
 
 log = logging.getLogger("stages")
@@ -23,22 +24,22 @@ Pooling = Literal["mean", "cls", "pooler"]
 
 
 class Embed(Section):
-    max_tokens: int
+    max_tokens: Positive
     """Tokens of an instruction that count, special tokens included."""
     pooling: Pooling
     """`mean` over the tokens, the first token `cls`, or the model's `pooler` output (KoQuality)."""
-    batch_tokens: int
+    batch_tokens: Positive
     dtype: Dtype
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     embed: Embed
 
 
 def embed(params: Params, raw: Path, encoder: Path, embeddings: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
-    texts, place = np.unique(corpus["instruction"].to_numpy(dtype=str), return_inverse=True)
+    place, texts = pd.factorize(corpus["instruction"])
     vectors = encode(list(texts), encoder, params)[place]
     width = vectors.shape[1]
     schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), width))])

@@ -6,6 +6,7 @@ lm-evaluation-harness by its Python API, offline, one model load for all tasks a
 harness's own (lm_eval/tasks/kobest); only the data set and the offline form of macro-F1 are ours.
 """
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from stages.lib.artifacts import atomic, write_table
 from stages.lib.models import Dtype, check_folder, start_torch
-from stages.lib.params import Section
+from stages.lib.params import Count, Positive, Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -48,15 +49,15 @@ ITEMS = pa.schema(
 
 
 class Evaluate(Section):
-    shots: list[Annotated[int, Field(ge=0)]]
+    shots: Annotated[list[Count], Field(min_length=1)]
     """Examples before each item, from the task's train split."""
-    batch: Annotated[int, Field(ge=1)]
+    batch: Positive
     """Requests of a batch, fixed: an automatic one would depend on the device."""
     dtype: Dtype
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     evaluate: Evaluate
 
 
@@ -76,7 +77,7 @@ def answers(settings: Evaluate, device: str, model: Path, benchmark: Path, scrat
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every num_fewshot
+    logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # it warns of every num_fewshot
     names = write_tasks(benchmark.resolve(), scratch)
     network = HFLM(
         pretrained=str(model),
@@ -103,12 +104,18 @@ def write_tasks(benchmark: Path, scratch: Path) -> list[str]:
         upstream = theirs / f"kobest_{folder.name}.yaml"
         if not upstream.is_file():
             raise Stop(f"{folder}: the harness has no task kobest_{folder.name}")
-        files = "".join(f"    {split}: {folder / split}.jsonl\n" for split in SPLITS)
-        text = (
-            f"include: {upstream}\ntask: {folder.name}\ndataset_path: json\ndataset_name: null\n"
-            f"dataset_kwargs:\n  cache_dir: {scratch / 'cache'}\n  data_files:\n{files}"
-            f"{METRICS}{ACC_NORM if folder.name == 'hellaswag' else ''}"
-        )
+        data = {
+            "include": str(upstream),
+            "task": folder.name,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "cache_dir": str(scratch / "cache"),
+                "data_files": {split: str(folder / f"{split}.jsonl") for split in SPLITS},
+            },
+        }
+        lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in data.items()]  # JSON is YAML
+        text = "".join(lines) + METRICS + (ACC_NORM if folder.name == "hellaswag" else "")
         (scratch / f"{folder.name}.yaml").write_text(text, encoding="utf-8")
         names.append(folder.name)
     return names

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.lib.artifacts import atomic
-from stages.lib.hub import snapshot
+from stages.lib.hub import load_split, snapshot
 from stages.lib.params import Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -71,14 +71,9 @@ def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:
     if settings.split is None:
         raise Stop(f"params.yaml: {where}.split: missing; a hub data set needs one, mostly `train`")
     local = snapshot("dataset", where, settings.name, settings.revision)
-
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(str(local), settings.config, split=settings.split)
-    except (ValueError, OSError) as error:
-        raise Stop(f"{where}: {settings.name} did not load: {error}") from error
-    rows.to_parquet(str(folder / f"{source}.parquet"))
+    load_split(where, settings.name, local, settings.config, settings.split).to_parquet(
+        str(folder / f"{source}.parquet")
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.lib.artifacts import atomic, read_jsonl, write_jsonl
-from stages.lib.hub import snapshot
+from stages.lib.hub import load_split, snapshot
 from stages.lib.params import Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -67,10 +67,7 @@ def read_items(path: Path) -> list[dict[str, object]]:
 
 def hub_items(settings: FetchBenchmark, task: str, split: str) -> list[dict[str, object]]:
     local = snapshot("dataset", "fetch_benchmark", settings.name, settings.revision)
-
-    from datasets import load_dataset
-
-    return list(load_dataset(str(local), task, split=split))
+    return list(load_split("fetch_benchmark", settings.name, local, task, split))
 
 
 def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str) -> None:
@@ -78,6 +75,8 @@ def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str) -
     if not rows:
         raise Stop(f"benchmark {where}: no items")
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise Stop(f"benchmark {where}, item {number}: wanted an object with {', '.join(columns)}, got {row!r}")
         missing = [column for column in columns if row.get(column) is None]
         if missing:
             raise Stop(

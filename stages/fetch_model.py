@@ -8,6 +8,7 @@ Only safetensors: a hub repository that has nothing but pytorch_model.bin is con
 import logging
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from stages.lib.artifacts import atomic
 from stages.lib.hub import snapshot
 from stages.lib.models import check_folder, start_torch
-from stages.lib.params import Section
+from stages.lib.params import Positive, Section
 from stages.lib.small import Small
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -42,7 +43,7 @@ class Model(Section):
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     fetch_model: dict[Literal["scorer", "encoder", "base"], Model]
 
 
@@ -88,7 +89,10 @@ def convert(role: str, local: Path, out: Path) -> None:
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     loader = AutoModel if role == "encoder" else AutoModelForCausalLM
-    loader.from_pretrained(local, dtype="auto", use_safetensors=False).save_pretrained(out)
+    try:
+        loader.from_pretrained(local, dtype="auto", use_safetensors=False).save_pretrained(out)
+    except (OSError, ValueError, UnpicklingError) as error:
+        raise Stop(f"{local}: pytorch_model.bin could not be read as weights alone: {error}") from error
     AutoTokenizer.from_pretrained(local).save_pretrained(out)
     log.info("%s: converted to safetensors", role)
 

@@ -10,15 +10,13 @@ import logging
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field
 
 from stages.lib.artifacts import write_jsonl, write_table
 from stages.lib.hashes import dice, text_hash
-from stages.lib.params import Section
+from stages.lib.params import Count, Positive, Section, Share
 from stages.lib.records import Record, read_records
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -29,10 +27,11 @@ RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
 DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Columns(Section):
+class Source(Section):
+    name: str
+    """Entry of fetch.sources."""
     instruction: list[str]
     """Columns of the instruction, joined by a space."""
     output: str
@@ -47,7 +46,7 @@ class Drop(Section):
     """Rows without an instruction or without an output."""
     duplicate: bool
     """Rows whose instruction and output stood before, in any source."""
-    max_characters: int | None
+    max_characters: Positive | None
     """Rows with more characters of instruction and output together."""
     min_hangul: Share | None
     """Rows with a smaller share of Hangul among the letters of the instruction."""
@@ -59,12 +58,13 @@ class HeldOut(Section):
     sources: list[str]
     share: Share
     """Share of the instructions of these sources, drawn by hash."""
-    max_rows: int
+    max_rows: Count
     seed: int
 
 
 class Merge(Section):
-    sources: dict[str, Columns]
+    sources: list[Source]
+    """A list, for their order decides which of two duplicates stays, and DVC sees no order in a mapping."""
     drop: Drop
     held_out: HeldOut
 
@@ -75,16 +75,19 @@ class Params(Section):
 
 def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Path) -> None:
     settings = params.merge
-    check_sources(sources, list(settings.sources))
-    rows = pd.concat([read_source(sources, name, settings) for name in settings.sources], ignore_index=True)
+    check_sources(sources, [source.name for source in settings.sources])
+    rows = pd.concat([read_source(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
     rows["id"] = row_ids(rows)
     rows["reason"] = reasons(rows, settings.drop)
 
-    clean = rows[rows["reason"].isna()]
-    held = draw_held_out(clean, settings.held_out)
-    kept, bad = clean[~held], rows[rows["reason"].notna()]
+    clean, bad = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
+    held = pd.Series(False, index=clean.index) if clean.empty else draw_held_out(clean, settings.held_out)
+    kept = clean[~held]
     if kept.empty:
-        raise Stop(f"no row is left of {len(rows)}: {dict(Counter(bad['reason']))}; look at merge.drop")
+        raise Stop(
+            f"params.yaml: merge: no row is left of {len(rows)}: {int(held.sum())} held out, dropped "
+            f"{dict(Counter(bad['reason']))}; look at merge.drop and merge.held_out"
+        )
     write_table(raw, kept, RAW)
     write_jsonl(held_out, clean[held][COLUMNS].to_dict("records"))
     ids = bad["id"].where(bad["reason"] != "unreadable", None)
@@ -94,50 +97,47 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
 
 def check_sources(sources: Path, names: list[str]) -> None:
     fetched = {path.stem for path in sources.iterdir()}
-    if fetched != set(names):
+    if fetched != set(names) or len(names) > len(set(names)):
         raise Stop(
-            f"params.yaml: merge.sources and fetch.sources must name the same sources: "
+            f"params.yaml: merge.sources and fetch.sources must name the same sources, each once: "
             f"only merge has {sorted(set(names) - fetched)}, only fetch has {sorted(fetched - set(names))}"
         )
 
 
-def read_source(sources: Path, name: str, settings: Merge) -> pd.DataFrame:
+def read_source(folder: Path, source: Source, drop: Drop) -> pd.DataFrame:
     """Return the rows of one source: source, line, instruction, output, raw_text, readable."""
-    (path,) = sources.glob(f"{name}.*")
-    columns = settings.sources[name]
-    records = read_records(path, columns.encoding)
-    check_columns(path, name, columns, records)
-    bad = sum(record.values is None for record in records)
-    if bad > settings.drop.max_unreadable * len(records):
-        first = next(record for record in records if record.values is None)
+    path = next(path for path in folder.iterdir() if path.stem == source.name)
+    records = read_records(path, source.encoding)
+    bad = [record for record in records if record.values is None]
+    if len(bad) > drop.max_unreadable * len(records):
         raise Stop(
-            f"{path}: {bad} of {len(records)} rows are unreadable, more than merge.drop.max_unreadable allows "
-            f"({settings.drop.max_unreadable}); the first is row {first.line}: {first.raw[:80]!r}. "
-            f"Is merge.sources.{name}.encoding ({columns.encoding}) right?"
+            f"{path}: {len(bad)} of {len(records)} rows are unreadable, more than merge.drop.max_unreadable allows "
+            f"({drop.max_unreadable}); the first is row {bad[0].line}: {bad[0].raw[:80]!r}. "
+            f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
         )
-    return pd.DataFrame([to_row(record, name, columns) for record in records])
+    check_columns(path, source, records)
+    return pd.DataFrame([to_row(record, source) for record in records])
 
 
-def check_columns(path: Path, name: str, columns: Columns, records: list[Record]) -> None:
+def check_columns(path: Path, source: Source, records: list[Record]) -> None:
     there = {column for record in records if record.values is not None for column in record.values}
-    wanted = [*columns.instruction, columns.output, *([columns.source] if columns.source else [])]
+    wanted = [*source.instruction, source.output, *([source.source] if source.source else [])]
     missing = [column for column in wanted if column not in there]
     if missing:
-        raise Stop(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(there))}; see merge.sources.{name}"
-        )
+        listed = ", ".join(sorted(there))
+        raise Stop(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
-def to_row(record: Record, name: str, columns: Columns) -> dict[str, object]:
+def to_row(record: Record, source: Source) -> dict[str, object]:
     values = record.values
-    row = {"source": name, "line": record.line, "readable": values is not None}
+    row = {"source": source.name, "line": record.line, "readable": values is not None}
     if values is None:
         return row | {"instruction": "", "output": "", "raw_text": record.raw}
-    parts = [clean_text(values.get(column, "")) for column in columns.instruction]
+    parts = [clean_text(values.get(column, "")) for column in source.instruction]
     instruction = " ".join(part for part in parts if part)
-    output = clean_text(values.get(columns.output, ""))
-    if columns.source:
-        row["source"] = clean_text(values.get(columns.source, "")).split("_")[0] or name
+    output = clean_text(values.get(source.output, ""))
+    if source.source:
+        row["source"] = clean_text(values.get(source.source, "")).split("_")[0] or source.name
     return row | {"instruction": instruction, "output": output, "raw_text": f"{instruction}\n\n{output}".strip()}
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from stages.lib.artifacts import read_table, write_table
 from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
-from stages.lib.params import Section
+from stages.lib.params import Positive, Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -24,17 +24,17 @@ PPL = pa.schema([("id", pa.string()), ("tokens", pa.int64()), ("nll", pa.float64
 
 
 class Ppl(Section):
-    max_tokens: int
+    max_tokens: Positive
     """Tokens of an instruction that count."""
     add_bos: bool
     """Whether the first token is predicted too, from the beginning-of-text token."""
-    batch_tokens: int
+    batch_tokens: Positive
     """Tokens of a batch: part of the result's last bits, so tracked. Small for a CPU or a small corpus."""
     dtype: Dtype
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     ppl: Ppl
 
 

@@ -136,6 +136,8 @@ def plot_tables(scored: pd.DataFrame, arms: Arms, base: pd.DataFrame) -> dict[st
 
 def histogram(scored: pd.DataFrame, bins: int = 40) -> pd.DataFrame:
     """Return the share of each source's rows per bin of log perplexity."""
+    if scored.empty:
+        return pd.DataFrame(columns=["source", "ppl", "share"])
     edges = np.geomspace(scored["ppl"].min(), scored["ppl"].max() * (1 + 1e-9), bins + 1)
     tables = [
         pd.DataFrame({"source": source, "ppl": edges[:-1], "share": np.histogram(group["ppl"], edges)[0] / len(group)})

@@ -9,17 +9,16 @@ Full fine-tuning with the Trainer of transformers; the loss is on answers only. 
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 
 from stages.lib.artifacts import atomic, read_jsonl, write_json, write_table
 from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
-from stages.lib.params import Section
+from stages.lib.params import Count, Positive, Section
 from stages.lib.prompt import Example, encode
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -37,7 +36,6 @@ HELD_OUT = pa.schema(
         ("nll", pa.float64()),
     ]
 )
-Positive = Annotated[int, Field(ge=1)]
 IGNORED = -100
 """The label that transformers leaves out of the loss."""
 
@@ -56,7 +54,7 @@ class Train(Section):
     """Rows of a forward pass; divides `batch`."""
     learning_rate: float
     schedule: Literal["linear", "cosine", "constant"]
-    warmup: int
+    warmup: Count
     max_tokens: Positive
     dtype: Dtype
     held_out_batch_tokens: Positive
@@ -68,7 +66,7 @@ class ArmSeed(Section):
 
 
 class Params(Section):
-    threads: int
+    threads: Positive
     train: Train
     arms: dict[str, ArmSeed]
 
@@ -78,6 +76,8 @@ def train(
 ) -> None:
     settings, rows, held = params.train, read_jsonl(samples), read_jsonl(held_out)
     tokenizer = load_tokenizer(base)
+    if tokenizer.eos_token_id is None:
+        raise Stop(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
     network = load_model(base, "AutoModelForCausalLM", "fp32", params.threads)
     check_length(network, settings.max_tokens, "train.max_tokens")
     examples = encode(tokenizer, *columns(rows), settings.max_tokens)

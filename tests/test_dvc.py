@@ -1,7 +1,7 @@
 """What reruns and what does not, in real clones with real DVC, on the default with its training cut to two steps.
 
-Where a change is real up to `sample`, the expensive stages below are planned by `dvc repro --dry`, which knows by then
-which inputs changed.
+`dvc repro --dry` names the stages whose own deps or params changed, and not those below them. So where a change is real
+down to `sample`, the expensive stages below are planned by it: what is not named then has unchanged inputs.
 """
 
 import json
@@ -17,6 +17,7 @@ from tests.project import change_params, commit, copy_project, ran, run, shrink
 
 UP_TO_DATE = "Data and pipelines are up to date."
 ARMS = {"spread", "random", "full"}
+STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
 
 
 def each(stage: str, arms: set[str] = ARMS) -> set[str]:
@@ -43,11 +44,13 @@ def clone(source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two fresh clones, reproduced side by side."""
+    """Two fresh clones, reproduced side by side; the second as far as the control, which is every stage but report."""
     clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
+    targets: list[list[str]] = [[], ["compare@random"]]
     with ThreadPoolExecutor() as pool:
-        logs = list(pool.map(lambda folder: run(folder, "dvc", "repro"), clones))
-    assert all(each("train") | {"report"} <= ran(log) for log in logs)
+        one, two = pool.map(lambda folder, words: run(folder, "dvc", "repro", *words), clones, targets)
+    assert each("train") | {"report"} <= ran(one)
+    assert {"ppl", "embed", "train@random", "evaluate@random", "compare@random"} <= ran(two)
     return clones
 
 
@@ -69,15 +72,18 @@ def project(done: Path) -> Iterator[Path]:
     run(done, "dvc", "checkout", "-q", "--force")
 
 
-def test_two_fresh_clones_have_byte_identical_locks_and_metrics(two_clones: list[Path]) -> None:
-    one, two = two_clones
-    for name in ("dvc.lock", "metrics/summary.json", *(f"metrics/arms/{arm}.json" for arm in ARMS)):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
+def test_two_fresh_clones_have_equal_locks_and_metrics(two_clones: list[Path]) -> None:
+    one, two = ((folder / "dvc.lock").read_text() for folder in two_clones)
+    first, second = (dict(STAGE.findall(lock)) for lock in (one, two))
+    assert len(second) == 14
+    assert second == {stage: first[stage] for stage in second}
+    one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in two_clones)
+    assert one == two
 
 
-def test_a_run_leaves_nothing_in_git_but_the_lock_and_the_metrics(two_clones: list[Path]) -> None:
-    changed = run(two_clones[1], "git", "status", "--porcelain").splitlines()
-    assert {re.split(r"[ /]", line[3:])[0] for line in changed} == {"dvc.lock", "metrics"}
+def test_a_run_leaves_nothing_in_git_but_the_lock_and_the_metrics(done: Path) -> None:
+    changed = run(done, "git", "diff", "--name-only", "HEAD~1").splitlines()
+    assert {name.split("/")[0] for name in changed} == {"dvc.lock", "metrics"}
 
 
 def test_a_second_repro_does_nothing(project: Path) -> None:
@@ -93,41 +99,41 @@ def test_a_changed_fraction_reruns_that_arm_alone(project: Path) -> None:
 def test_a_changed_fraction_of_the_control_reruns_every_comparison(project: Path) -> None:
     change_params(project, arms__random__fraction=0.2)
     wanted = {"sample@random", "train@random", "evaluate@random", *each("compare"), "report"}
-    assert ran(run(project, "dvc", "repro", "--dry")) == wanted
+    assert ran(run(project, "dvc", "repro")) == wanted
 
 
 def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) -> None:
     change_params(project, cluster__clusters=5)
     assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", *each("sample")}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"train@spread", "evaluate@spread", *each("compare"), "report"}
+    assert planned == {"train@spread", *each("compare"), "report"}
 
 
 def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert each("sample") <= planned
-    assert not {"embed", "cluster", "fetch_model@base"} & planned
+    assert planned == {*each("sample"), "report"}
 
 
 def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path) -> None:
     change_params(project, ppl__add_bos=True)
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert {"ppl", *each("sample")} <= planned
-    assert not {"embed", "cluster", "merge", "fetch_model@scorer"} & planned
+    assert planned == {"ppl"}
 
 
 def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: Path) -> None:
-    row = {"instruction": "겨울철 창문에 물방울이 맺히는 까닭을 알려 주세요.", "output": "따뜻한 공기가 식기 때문입니다."}
+    row = {
+        "instruction": "겨울철 창문에 물방울이 맺히는 까닭을 알려 주세요.",
+        "output": "따뜻한 공기가 식기 때문입니다.",
+    }
     with (project / "data/inputs/life.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     wanted = {"fetch", "merge", "ppl", "embed", "cluster", *each("sample")}
     assert ran(run(project, "dvc", "repro", *each("sample"))) == wanted
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"train@full", "evaluate@full", *each("compare"), "report"} | (
-        planned & {"train@spread", "evaluate@spread", "train@random", "evaluate@random"}
-    )
+    assert {"train@full", *each("compare"), "report"} <= planned
+    assert not any(name.startswith("fetch_model") for name in planned)
 
 
 def test_a_comment_reruns_its_stage_and_nothing_below(project: Path) -> None:
@@ -197,9 +203,12 @@ def test_without_arms_the_base_alone_is_evaluated(project: Path) -> None:
     ("changes", "stage", "words"),
     [
         ({"control": "nope"}, "sample@spread", "control: 'nope' names no arm"),
-        ({"arms__spread__fraction": 2}, "sample@random", "arms.spread.fraction"),
-        ({"merge__drop__emptyy": True}, "merge", "merge.drop.emptyy: unknown key"),
-        ({"trian": 1}, "merge", "trian: unknown section"),
+        ({"arms__spread__fraction": 2}, "sample@spread", "arms.spread.fraction"),
+        (
+            {"merge__drop__emptyy": True, "trian": 1},
+            "merge",
+            "trian: unknown section\n  merge.drop.emptyy: unknown key",
+        ),
     ],
 )
 def test_a_wrong_value_stops_before_anything_is_trained(project: Path, changes: dict, stage: str, words: str) -> None:

@@ -11,16 +11,18 @@ from tests.project import ROOT, copy_project, ran, run
 from tools.check import check
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-MAPPINGS_OF_NAMES = {("fetch", "sources"), ("merge", "sources"), ("arms",)}
+MAPPINGS_OF_NAMES = {("fetch", "sources"), ("arms",)}
 OPTIONAL = {("fetch_model", "scorer", "small"), ("fetch_model", "encoder", "small"), ("fetch_model", "base", "small")}
 
 
 def skeleton(value: object, where: tuple[str, ...] = ()) -> object:
-    """Return the keys of a params file, in order, down to each stage's settings."""
+    """Return the keys of a params file, in order, down to each stage's settings; of sources those of the first."""
+    if where == ("merge", "sources"):
+        return skeleton(value[0])
     if not isinstance(value, dict) or where in OPTIONAL:
         return None
     if where in MAPPINGS_OF_NAMES:
-        return None if where == ("arms",) else [skeleton(item) for item in list(value.values())[:1]]
+        return None if where == ("arms",) else skeleton(next(iter(value.values())))
     return [(key, skeleton(item, (*where, key))) for key, item in value.items()]
 
 

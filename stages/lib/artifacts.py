@@ -23,7 +23,8 @@ def atomic(path: Path) -> Iterator[Path]:
     remove(scratch)
     try:
         yield scratch
-        remove(path)
+        if scratch.is_dir():  # a file replaces a file in one step, a folder does not
+            remove(path)
         scratch.replace(path)
     finally:
         remove(scratch)
@@ -86,6 +87,8 @@ def require_finite(content: Any, where: str) -> None:
 
 
 def read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise Stop(f"{path}: missing; run `dvc repro`")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

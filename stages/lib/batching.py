@@ -6,6 +6,7 @@ with it, before it or in another process. The step of the lengths, an eighth of 
 of padding and dummies on a corpus of 375 thousand rows.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -26,15 +27,16 @@ def canonical_length(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def canonical_batches(lengths: Sequence[int], budget: int) -> list[Batch]:
+def canonical_batches(lengths: Sequence[int], budget: int, most: int | None = None) -> list[Batch]:
     """Deal rows of these token counts to batches of at most `budget` tokens, longest first.
 
-    A row longer than the budget has a batch of its own. Rows of no token are in no batch.
+    A row longer than the budget has a batch of its own. Rows of no token are in no batch. `most` is the longest that
+    the model takes.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, tokens in enumerate(lengths):
         if tokens:
-            by_length[canonical_length(tokens)].append(row)
+            by_length[min(canonical_length(tokens), most or sys.maxsize)].append(row)
     return list(deal(by_length, budget))
 
 

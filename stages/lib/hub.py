@@ -36,3 +36,14 @@ def snapshot(
             f"{where}: {name} at {revision} could not be fetched: {error}; "
             "look at the name, the revision, the network and, for a gated repository, HF_TOKEN"
         ) from error
+
+
+def load_split(where: str, name: str | None, folder: Path, config: str | None, split: str) -> Any:
+    """Return one split of a data set's local folder, as `datasets` reads it."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_dataset(str(folder), config, split=split)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise Stop(f"{where}: {name} did not load: {error}; look at its name, config and split") from error

@@ -43,9 +43,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise Stop(f"{folder}: no tokenizer that transformers can load: {error}") from error
+    names = ["tokenizer.json", *tokenizer.vocab_files_names.values()]
+    if not any((folder / name).is_file() for name in names):  # transformers would make an empty one without a word
+        raise Stop(f"{folder}: no tokenizer; wanted one of {', '.join(sorted(set(names)))} beside the model")
+    return tokenizer
 
 
 def load_model(folder: Path, auto: str, dtype: Dtype, threads: int) -> "PreTrainedModel":
@@ -62,8 +66,16 @@ def load_model(folder: Path, auto: str, dtype: Dtype, threads: int) -> "PreTrain
     return model.to(device).eval()
 
 
+def positions(model: "PreTrainedModel") -> int | None:
+    """Return the most tokens that the model takes, None where it has no bound."""
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)  # RoBERTa counts its positions from the one after this
+    return most if most is None or first is None else most - first - 1
+
+
 def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
     """Raise Stop where `tokens` positions are more than the model has."""
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = positions(model)
     if most is not None and tokens > most:
         raise Stop(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")

@@ -28,6 +28,8 @@ def encode(
 
     A row whose prompt fills `max_tokens` has no answer token: its start equals its length.
     """
+    if not instructions:
+        return []
     prompts = tokenizer([render(text) for text in instructions], add_special_tokens=False)["input_ids"]
     answers = tokenizer(list(outputs), add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]

@@ -37,7 +37,7 @@ def read_records(path: Path, encoding: str) -> list[Record]:
         raise Stop(
             f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
         ) from error
-    except (LookupError, ValueError, csv.Error, OSError) as error:
+    except (LookupError, ValueError, RecursionError, csv.Error, OSError) as error:
         raise Stop(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
     if not records:
         raise Stop(f"{path}: no rows")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from stages.lib.batching import Batch, canonical_batches, pad
+from stages.lib.models import positions
 from stages.lib.progress import progress
 
 CHUNK = 1024
@@ -33,7 +34,7 @@ def nll_sums(
     A row without such a token gets 0. Rows go through batches of canonical shape of at most `budget` tokens.
     """
     lengths = [len(ids) if len(ids) > start else 0 for ids, start in zip(sequences, starts, strict=True)]
-    batches = canonical_batches(lengths, budget)
+    batches = canonical_batches(lengths, budget, positions(model))
     sums = torch.zeros(len(sequences), dtype=torch.float64, device=model.device)
     forward, head = split_model(model, batches, sequences)
     for batch in progress(batches, len(batches), what):

@@ -12,15 +12,10 @@ size.
 import random
 import re
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from stages.lib.artifacts import read_jsonl
-from stages.lib.params import Section
+from stages.lib.params import Count, Positive, Section
 from stages.lib.stop import Stop
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Small(Section):
@@ -37,7 +32,7 @@ class Small(Section):
     """Training rows of a step."""
     steps: Positive
     learning_rate: float
-    warmup: int
+    warmup: Count
     """Steps over which the learning rate rises; then it falls linearly to 0."""
     seed: int
 
@@ -50,11 +45,20 @@ def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
         for document in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig"))
         if document.strip()
     ]
-    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_jsonl(path)]
-    pairs = [(str(row["instruction"]), str(row["output"])) for row in rows]
+    pairs = [pair for path in sorted(folder.glob("*.jsonl")) for pair in read_pairs(path)]
     if not documents and not pairs:
         raise Stop(f"{folder}: no *.txt and no *.jsonl to train a small model from")
     return documents, pairs
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    try:
+        return [(str(row["instruction"]), str(row["output"])) for row in read_jsonl(path)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Stop(
+            f"{path}: wanted JSON Lines with instruction and output, got {type(error).__name__}: {error}; "
+            "mend the file, or take it out of the folder"
+        ) from error
 
 
 def spans(documents: list[str], seed: int) -> list[tuple[str, str]]:

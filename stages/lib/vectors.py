@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from stages.lib.batching import canonical_batches, pad
+from stages.lib.models import positions
 from stages.lib.progress import progress
 from stages.lib.stop import Stop
 
@@ -22,7 +23,7 @@ def unit_vectors(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], pooling: str, budget: int
 ) -> NDArray[np.float32]:
     """Return one vector of length 1 for every row [N, D]; batches have canonical shapes, at most `budget` tokens."""
-    batches = canonical_batches([len(ids) for ids in sequences], budget)
+    batches = canonical_batches([len(ids) for ids in sequences], budget, positions(model))
     filler = model.config.pad_token_id or 0
     vectors = torch.zeros((len(sequences), model.config.hidden_size), dtype=torch.float32, device=model.device)
     for batch in progress(batches, len(batches), "embeddings, batches"):

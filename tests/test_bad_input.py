@@ -1,0 +1,327 @@
+"""What is wrong, where, what was found and what to do next: one message, and nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
+from stages.cluster import CLUSTERS
+from stages.lib.artifacts import write_jsonl, write_table
+from stages.lib.stop import Stop
+from stages.ppl import PPL
+
+ROOT = Path(__file__).parent.parent
+GOOD = [{"instruction": f"{n}번 질문은 무엇인가요?", "output": "답입니다."} for n in range(3)]
+SMALL = dict.fromkeys(("layers", "width", "heads", "steps", "warmup", "seed"), 1) | {
+    "vocabulary": 300,
+    "positions": 64,
+    "context": 16,
+    "batch": 2,
+    "learning_rate": 0.1,
+}
+
+
+@pytest.fixture
+def world(tmp_path, run_merge, write_raw, write_vectors, benchmark, lm, encoder, jsonl):
+    """Good inputs for a case to spoil, and `out`, where nothing may be left."""
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    shutil.copytree(benchmark, tmp_path / "benchmark")
+    shutil.copytree(lm, tmp_path / "model")
+    shutil.copytree(encoder, tmp_path / "encoder")
+    return SimpleNamespace(
+        inputs=inputs,
+        benchmark=tmp_path / "benchmark",
+        model=tmp_path / "model",
+        encoder=tmp_path / "encoder",
+        raw=write_raw([row["instruction"] for row in GOOD]),
+        out=tmp_path / "out",
+        merge=lambda files, **settings: run_merge(files, out=tmp_path / "out", **settings),
+        write_vectors=write_vectors,
+        jsonl=jsonl,
+    )
+
+
+def fetch_file(world, name):
+    (world.inputs / "life.csv").touch()
+    (world.inputs / "life.xlsx").touch()
+    source = {"from": "file", "name": name, "revision": None, "config": None, "split": None}
+    params = fetch.Params.model_validate({"fetch": {"inputs": "data", "sources": {"life": source}}})
+    fetch.fetch(params, world.inputs, world.out / "sources")
+
+
+def bytes_of(suffix, content, **columns):
+    return lambda world: world.merge({"life": (suffix, content)}, columns={"life": columns})
+
+
+def broken_lines(world):
+    rows = [row | {"output": f"{n}번 답"} for n, row in enumerate(GOOD * 33)]
+    world.merge({"life": (".jsonl", world.jsonl(rows) + b'{"instruction": "cut\n' * 2)})
+
+
+def json_lines_in_another_encoding(world):
+    world.merge({"life": (".jsonl", world.jsonl(GOOD).decode().encode("cp949"))})
+
+
+def get_benchmark(world):
+    settings = {"from": "files", "inputs": "data", "name": None, "revision": None}
+    params = fetch_benchmark.Params.model_validate({"fetch_benchmark": settings})
+    fetch_benchmark.fetch_benchmark(params, world.benchmark, world.out / "benchmark")
+
+
+def benchmark_without_a_file(world):
+    (world.benchmark / "copa" / "validation.jsonl").unlink()
+    get_benchmark(world)
+
+
+def benchmark_with(name, content):
+    def case(world):
+        (world.benchmark / name).write_bytes(content)
+        get_benchmark(world)
+
+    return case
+
+
+def get_model(world, inputs, **settings):
+    defaults = {"inputs": "data", "name": None, "revision": None, "small": None}
+    params = fetch_model.Params.model_validate({"threads": 1, "fetch_model": {"base": defaults | settings}})
+    fetch_model.fetch_model(params, "base", inputs, world.out / "model")
+
+
+def small_model_from(name, content):
+    def case(world):
+        (world.inputs / name).write_bytes(content)
+        get_model(world, world.inputs, small=SMALL, **{"from": "small"})
+
+    return case
+
+
+def score(world):
+    settings = {"max_tokens": 16, "add_bos": False, "batch_tokens": 64, "dtype": "fp32"}
+    params = ppl.Params.model_validate({"threads": 1, "ppl": settings})
+    ppl.ppl(params, world.raw, world.model, world.out / "ppl.parquet")
+
+
+def score_a_cut_table(world):
+    world.raw.write_bytes(world.raw.read_bytes()[:-9])
+    score(world)
+
+
+def score_a_missing_table(world):
+    world.raw.unlink()
+    score(world)
+
+
+def score_by_pickles(world):
+    (world.model / "model.safetensors").rename(world.model / "pytorch_model.bin")
+    score(world)
+
+
+def score_without_a_tokenizer(world):
+    for path in world.model.glob("tokenizer*"):
+        path.unlink()
+    score(world)
+
+
+def embed_rows(world):
+    settings = {"max_tokens": 16, "pooling": "mean", "batch_tokens": 64, "dtype": "fp32"}
+    params = embed.Params.model_validate({"threads": 1, "embed": settings})
+    embed.embed(params, world.raw, world.encoder, world.out / "embeddings.parquet")
+
+
+def embed_without_a_config(world):
+    (world.encoder / "config.json").unlink()
+    embed_rows(world)
+
+
+def embed_without_a_tokenizer(world):
+    for path in world.encoder.glob("tokenizer*"):
+        path.unlink()
+    embed_rows(world)
+
+
+def more_topics_than_rows(world):
+    settings = {"length_groups": 1, "clusters": 4, "init": "hashed", "n_init": 1, "seed": 1}
+    vectors = world.write_vectors(["row0", "row1", "row2"], np.eye(3))
+    params = cluster.Params.model_validate({"threads": 1, "cluster": settings})
+    cluster.cluster(params, world.raw, vectors, world.out / "clusters.parquet")
+
+
+def an_arm_without_rows(world):
+    ids, arms = ["row0", "row1", "row2"], {"tiny": {"method": "spread", "fraction": 0.25, "seed": 1}}
+    write_table(world.inputs / "ppl", {"id": ids, "tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3}, PPL)
+    cells = {"id": ids, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
+    write_table(world.inputs / "clusters", cells, CLUSTERS)
+    params = sample.Params.model_validate({"arms": arms, "control": "tiny"})
+    outs = world.out / "tiny.jsonl", world.out / "tiny.parquet"
+    sample.sample(params, "tiny", world.raw, world.inputs / "ppl", world.inputs / "clusters", *outs)
+
+
+def tune(world, rows, **changes):
+    settings = {
+        "budget": {"unit": "steps", "amount": 1},
+        "batch": 4,
+        "micro_batch": 4,
+        "learning_rate": 1e-3,
+        "schedule": "linear",
+        "warmup": 0,
+        "max_tokens": 64,
+        "dtype": "fp32",
+        "held_out_batch_tokens": 64,
+    }
+    params = {"threads": 1, "train": settings | changes, "arms": {"tiny": {"seed": 1}}}
+    rows = [{"id": f"row{n}", "source": "life"} | row for n, row in enumerate(rows)]
+    samples, held_out = world.inputs / "tiny.jsonl", world.inputs / "held_out.jsonl"
+    write_jsonl(samples, rows)
+    write_jsonl(held_out, rows[:1])
+    outs = world.out / "model", world.out / "tiny.json", world.out / "tiny.parquet"
+    train.train(train.Params.model_validate(params), "tiny", samples, held_out, world.model, *outs)
+
+
+def a_benchmark_of_another_name(world):
+    shutil.copytree(world.benchmark / "copa", world.benchmark / "opinion")
+    settings = {"shots": [0], "batch": 8, "dtype": "fp32"}
+    params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
+    evaluate.evaluate(params, "base", world.model, world.benchmark, world.out / "base")
+
+
+CASES = {
+    "a source's file is missing": (
+        lambda world: fetch_file(world, "live.csv"),
+        ["params.yaml: fetch.sources.life.name", "live.csv", "holds life.csv, life.xlsx"],
+    ),
+    "a source's file is of another kind": (
+        lambda world: fetch_file(world, "life.xlsx"),
+        ["fetch.sources.life.name", "wanted a file that ends in .jsonl, .json, .csv, .parquet", "got life.xlsx"],
+    ),
+    "a column is missing": (
+        bytes_of(".csv", "질문,답변\n한라산은?,산입니다.\n".encode(), instruction=["질문"], output="정답"),
+        ["life.csv", "no column 정답", "it has 답변, 질문", "see life in merge.sources"],
+    ),
+    "too many lines are broken": (
+        broken_lines,
+        [
+            "life.jsonl",
+            "2 of 101 rows",
+            "merge.drop.max_unreadable",
+            "0.01",
+            "row 100",
+            "cut",
+            "encoding of life",
+            "(utf-8)",
+        ],
+    ),
+    "a CSV has another encoding": (
+        bytes_of(".csv", "instruction,output\n질문,답\n".encode("cp949")),
+        ["life.csv", "byte 19", "utf-8", "encoding in merge.sources", "cp949"],
+    ),
+    "JSON Lines have another encoding": (
+        json_lines_in_another_encoding,
+        ["life.jsonl", "3 of 3 rows are unreadable", "encoding of life in merge.sources (utf-8)"],
+    ),
+    "JSON has another encoding": (
+        bytes_of(".json", json.dumps(GOOD, ensure_ascii=False).encode("cp949")),
+        ["life.json", "byte", "utf-8", "encoding in merge.sources"],
+    ),
+    "an encoding that is none": (
+        bytes_of(".csv", b"instruction,output\n", encoding="cp94"),
+        ["life.csv", "unknown encoding: cp94"],
+    ),
+    "JSON is cut": (bytes_of(".json", b'[{"instruction": "a"'), ["life.json", "not readable as json", "line 1"]),
+    "JSON is too deep": (bytes_of(".json", b"[" * 100_000), ["life.json", "not readable as json"]),
+    "JSON holds no rows": (bytes_of(".json", b'{"a": 1}'), ["life.json", "wanted a list of objects"]),
+    "a quote is never closed": (bytes_of(".csv", b'instruction,output\n"a,b\n'), ["life.csv", "not readable as csv"]),
+    "a file is empty": (bytes_of(".jsonl", b"\n\n"), ["life.jsonl", "no rows"]),
+    "a table is damaged": (bytes_of(".parquet", b"PAR1 PAR1"), ["life.parquet", "not readable as parquet"]),
+    "every row is dropped": (
+        lambda world: world.merge(
+            {"life": GOOD}, drop={"max_characters": 3}, held_out={"sources": ["life"], "share": 0.1}
+        ),
+        ["no row is left of 3", "too_long", "merge.drop"],
+    ),
+    "a source to hold out that is none": (
+        lambda world: world.merge({"life": GOOD}, held_out={"sources": ["live"], "share": 0.1}),
+        ["params.yaml: merge.held_out.sources", "live", "there are life"],
+    ),
+    "a benchmark file is missing": (
+        benchmark_without_a_file,
+        ["copa/validation.jsonl: missing", "fetch_benchmark.inputs", "{train,validation,test}.jsonl"],
+    ),
+    "a benchmark file lacks a column": (
+        benchmark_with("wic/test.jsonl", '{"word": "배", "context_1": "[배]를 탄다.", "label": 1}\n'.encode()),
+        ["wic/test, item 1", "lacks context_2", "wanted word, context_1", "got word, context_1, label"],
+    ),
+    "a benchmark file is broken": (
+        benchmark_with("boolq/train.jsonl", b'{"paragraph": '),
+        ["boolq/train.jsonl", "not JSON Lines"],
+    ),
+    "a benchmark file has no objects": (
+        benchmark_with("boolq/train.jsonl", b'["paragraph"]\n'),
+        ["boolq/train", "paragraph, question, label"],
+    ),
+    "a benchmark file is empty": (benchmark_with("sentineg/test.jsonl", b""), ["sentineg/test", "no items"]),
+    "a benchmark that the harness does not know": (
+        a_benchmark_of_another_name,
+        ["opinion", "the harness has no task kobest_opinion"],
+    ),
+    "no text for a small model": (small_model_from("a.md", b""), ["inputs", "no *.txt and no *.jsonl"]),
+    "too little text for a small model": (small_model_from("a.txt", "가나".encode()), ["tokens", "context", "16"]),
+    "text for a small model lacks a column": (
+        small_model_from("pairs.jsonl", b'{"instruction": "a"}\n'),
+        ["pairs.jsonl", "output"],
+    ),
+    "text for a small model is broken": (small_model_from("pairs.jsonl", b'{"instruction": '), ["pairs.jsonl", "JSON"]),
+    "a table is missing": (score_a_missing_table, ["raw.parquet: not readable as Parquet", "dvc repro"]),
+    "a table is cut": (score_a_cut_table, ["raw.parquet: not readable as Parquet", "dvc pull"]),
+    "a model has pickles only": (score_by_pickles, ["no *.safetensors", "pytorch_model.bin", "save_pretrained"]),
+    "a model has no tokenizer": (score_without_a_tokenizer, ["model", "no tokenizer"]),
+    "an encoder has no tokenizer": (embed_without_a_tokenizer, ["encoder", "no tokenizer"]),
+    "an encoder has no config": (embed_without_a_config, ["encoder", "config.json", "save_pretrained"]),
+    "more topics than rows": (
+        more_topics_than_rows,
+        ["params.yaml: cluster.clusters: 4", "length group 0 has 3 rows", "lower cluster.clusters"],
+    ),
+    "an arm without rows": (an_arm_without_rows, ["arms.tiny", "fraction 0.25 of 3", "raise the fraction"]),
+    "no room for an answer": (
+        lambda world: tune(world, GOOD, max_tokens=4),
+        ["tiny.jsonl", "train.max_tokens (4)", "3 rows"],
+    ),
+    "micro-batches that do not fit": (
+        lambda world: tune(world, GOOD, micro_batch=3),
+        ["train.micro_batch (3)", "train.batch (4)"],
+    ),
+    "more tokens than positions": (
+        lambda world: tune(world, GOOD, max_tokens=999),
+        ["train.max_tokens: 999", "256 positions"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_named_and_leaves_nothing(case, world):
+    spoil, words = CASES[case]
+    with pytest.raises(Stop) as stop:
+        spoil(world)
+    for word in words:
+        assert word in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert list(world.out.rglob("*")) == []
+
+
+def test_a_stage_that_stops_says_so_in_one_line_and_fails(tmp_path):
+    (tmp_path / "params.yaml").write_text("merge: {}\n")
+    command = [sys.executable, "-m", "stages.merge", "sources", "raw", "held_out", "dropped"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("merge stopped: params.yaml: 3 to correct\n  merge.sources: missing\n")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

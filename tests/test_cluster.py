@@ -1,0 +1,156 @@
+"""Length groups are KoQuality's; topics inside them stay where they are when rows are added."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.datasets import make_blobs
+from sklearn.metrics import confusion_matrix
+
+from stages.cluster import Params, cluster, length_groups
+from stages.lib.artifacts import read_table
+from stages.lib.kmeans import fit, hashed_start
+from stages.lib.stop import Stop
+
+SPREADS = (0.5, 2.0, 6.0)
+"""Standard deviation of a blob: apart, touching, one cloud."""
+
+
+def koquality_groups(lengths, count):
+    """Group i holds q(i/L) <= length < q((i+1)/L), the last has no upper bound (seed-systems, section 0)."""
+    lengths = pd.Series(lengths)
+    group = pd.Series(-1, index=lengths.index)
+    for i in range(count):
+        inside = lengths >= lengths.quantile(i / count)
+        if i < count - 1:
+            inside &= lengths < lengths.quantile((i + 1) / count)
+        group[inside] = i
+    return group.tolist()
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 20))
+def test_length_groups_are_those_of_koquality(lengths, count):
+    assert length_groups(pd.Series(lengths), count).tolist() == koquality_groups(lengths, count)
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=60), st.integers(1, 5))
+def test_rows_of_one_length_are_in_one_group_and_longer_ones_in_none_before(lengths, count):
+    groups = length_groups(pd.Series(lengths), count)
+    assert groups.min() >= 0
+    assert groups.max() <= count - 1
+    order = np.argsort(lengths, kind="stable")
+    assert (np.diff(groups[order]) >= 0).all()
+    assert len(set(zip(lengths, groups.tolist(), strict=True))) == len(set(lengths))
+
+
+def blobs(spread, rows=600, seed=0):
+    vectors, _ = make_blobs(rows, n_features=16, centers=8, cluster_std=spread, random_state=seed)
+    return vectors.astype(np.float32), [f"row{number}" for number in range(rows)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hashed_dice_find_the_topics_that_ten_random_starts_find(seed):
+    vectors, ids = blobs(1.0, seed=seed)
+    best = KMeans(8, n_init=10, random_state=1).fit(vectors).inertia_
+    assert fit(vectors, ids, 8, "hashed", 1, seed=1).inertia <= 1.05 * best
+
+
+def test_hashed_dice_start_as_well_as_one_random_start_where_topics_touch():
+    hashed, random = [], []
+    for seed in range(16):
+        vectors, ids = blobs(4.0, rows=400, seed=seed)
+        hashed.append(fit(vectors, ids, 8, "hashed", 1, seed=1).inertia)
+        random.append(KMeans(8, n_init=1, random_state=seed).fit(vectors).inertia_)
+    assert sum(hashed) <= 1.05 * sum(random)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_topics_stay_when_rows_are_added(spread):
+    vectors, ids = blobs(spread)
+    dice = np.random.default_rng(1)
+    before = fit(vectors, ids, 8, "hashed", 1, seed=1).label
+    more = np.concatenate([vectors[:300], dice.normal(0, 5, size=(2, 16)).astype(np.float32), vectors[300:]])
+    after = np.delete(fit(more, [*ids[:300], "new1", "new2", *ids[300:]], 8, "hashed", 1, seed=1).label, [300, 301])
+    assert confusion_matrix(before, after).max(axis=1).sum() >= 0.99 * len(ids)
+
+
+def test_the_start_does_not_depend_on_the_order_of_the_rows():
+    vectors, ids = blobs(6.0)
+    order = np.random.default_rng(1).permutation(len(ids))
+    moved = hashed_start(vectors[order], [ids[row] for row in order], 8, seed=1)
+    assert (moved == hashed_start(vectors, ids, 8, seed=1)).all()
+
+
+def test_another_seed_throws_other_dice():
+    vectors, ids = blobs(6.0)
+    one, other = (fit(vectors, ids, 8, "hashed", 1, seed=seed).label for seed in (1, 2))
+    assert (one != other).any()
+
+
+def test_the_originals_start_is_scikit_learns():
+    vectors, ids = blobs(2.0)
+    found = fit(vectors, ids, 8, "k-means++", 3, seed=42)
+    model = KMeans(8, init="k-means++", n_init=3, random_state=42).fit(vectors)
+    assert (found.label == model.labels_).all()
+    assert found.inertia == pytest.approx(model.inertia_, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_equal_vectors_are_no_trouble():
+    found = fit(np.ones((9, 4), dtype=np.float32), [str(n) for n in range(9)], 3, "hashed", 1, seed=1)
+    assert set(found.label) <= {0, 1, 2}
+    assert found.inertia == 0
+
+
+@pytest.fixture
+def run(new_folder, write_raw, write_vectors):
+    """Cluster 120 rows whose instructions have 1 to 120 characters."""
+
+    def stage(count=120, **settings):
+        vectors, ids = blobs(2.0, rows=count)
+        raw, embeddings = write_raw(["가" * (n + 1) for n in range(count)], ids), write_vectors(ids, vectors)
+        defaults = {"length_groups": 3, "clusters": 4, "init": "hashed", "n_init": 2, "seed": 1}
+        path = new_folder() / "clusters.parquet"
+        params = Params.model_validate({"threads": 1, "cluster": defaults | settings})
+        cluster(params, raw, embeddings, path)
+        return path, vectors
+
+    return stage
+
+
+@pytest.mark.parametrize("init", ["hashed", "k-means++"])
+def test_the_stage_writes_the_same_bytes_twice(init, run):
+    assert run(init=init)[0].read_bytes() == run(init=init)[0].read_bytes()
+
+
+@pytest.mark.parametrize("init", ["hashed", "k-means++"])
+def test_every_group_has_its_own_topics_and_distances_to_their_means(init, run):
+    path, vectors = run(init=init)
+    table = read_table(path)
+    assert list(table["id"]) == [f"row{n}" for n in range(120)]
+    assert list(table["length_group"]) == [0] * 40 + [1] * 40 + [2] * 40
+    for _, rows in table.groupby("length_group"):
+        assert sorted(set(rows["cluster"])) == [0, 1, 2, 3]
+    for _, rows in table.groupby(["length_group", "cluster"]):
+        own = vectors[rows.index]
+        assert rows["distance"].tolist() == pytest.approx(np.linalg.norm(own - own.mean(0), axis=1).tolist(), abs=1e-2)
+
+
+def test_more_topics_than_rows_names_the_group(run):
+    with pytest.raises(Stop, match=r"cluster\.clusters: 41 .*length group 0 has 40 rows, length group 1 .*lower"):
+        run(clusters=41)
+    assert read_table(run(clusters=40)[0])["distance"].max() == pytest.approx(0, abs=1e-5)
+
+
+def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_vectors):
+    params = {"length_groups": 1, "clusters": 1, "init": "hashed", "n_init": 1, "seed": 1}
+    vectors = write_vectors(["row0", "rowX"], np.eye(2, 4))
+    with pytest.raises(Stop, match="embeddings has rowX in row 1, not row1 as raw"):
+        cluster(
+            Params.model_validate({"threads": 1, "cluster": params}),
+            write_raw(["가", "나"]),
+            vectors,
+            new_folder() / "c",
+        )

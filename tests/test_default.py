@@ -1,0 +1,211 @@
+"""The small default, reproduced once as a newcomer would, and what must hold of it."""
+
+import csv
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import normalized_mutual_info_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.lib.artifacts import read_jsonl
+from stages.lib.params import read_params
+from stages.ppl import Params, score
+from tests.project import ROOT, copy_project, run
+from tools.make_default import Row, compose, shuffle_words, write_all
+
+UP_TO_DATE = "Data and pipelines are up to date."
+TOPICS = 8
+
+
+@pytest.fixture(scope="session")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which `dvc repro` has run."""
+    folder = copy_project(tmp_path_factory.mktemp("default"))
+    run(folder, "dvc", "repro", "--force")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def composed() -> list[Row]:
+    return compose()[0]
+
+
+@pytest.fixture(scope="session")
+def raw(default: Path) -> pd.DataFrame:
+    """raw.parquet with the perplexities beside it."""
+    rows, scores = (pd.read_parquet(default / f"data/{name}.parquet") for name in ("raw", "ppl"))
+    assert list(rows["id"]) == list(scores["id"])
+    return rows.assign(ppl=scores["ppl"], nll=scores["nll"], tokens=scores["tokens"])
+
+
+def of_kind(raw: pd.DataFrame, composed: list[Row], kind: str) -> pd.DataFrame:
+    return raw[raw["instruction"].isin({row.text for row in composed if row.kind == kind})]
+
+
+def test_the_committed_data_are_what_make_default_writes(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(written) == 23
+    for path in written:
+        assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes(), path
+
+
+def test_the_committed_lock_is_current(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    assert UP_TO_DATE in run(project, "dvc", "repro", "--allow-missing", "--dry")
+
+
+def test_no_instruction_of_pretrain_is_in_the_inputs(composed: list[Row]) -> None:
+    pretrain = {row["instruction"].strip() for row in read_jsonl(ROOT / "data/pretrain/pairs.jsonl")}
+    assert not pretrain & {row.text.strip() for row in composed}
+
+
+def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_of_many_lengths(composed: list[Row]) -> None:
+    clean = [row for row in composed if row.kind == "clean"]
+    assert 900 <= len(composed) <= 1100
+    assert len({row.source for row in composed}) == 5
+    assert len({row.topic for row in clean}) == TOPICS
+    lengths = np.array([len(row.text) for row in clean])
+    assert np.quantile(lengths, 0.05) < 20 < 60 < np.quantile(lengths, 0.97)
+
+
+def test_the_summary_is_complete(default: Path) -> None:
+    summary = json.loads((default / "metrics/summary.json").read_text())
+    assert set(summary) == {"rows", "ppl", "cells", "base", "floor", "arms"}
+    assert set(summary["arms"]) == {"spread", "random", "full"}
+    for name, arm in summary["arms"].items():
+        for by_shots in arm["scores"].values():
+            assert set(by_shots) == {"boolq", "copa", "hellaswag", "sentineg", "wic", "mean"}
+        assert ("vs_control" in arm) == (name != "random")
+        assert arm["vs_base"]["held_out_loss"]["all"]["est"] < 0
+
+
+def test_arms_of_one_fraction_have_one_size_and_one_budget(default: Path) -> None:
+    arms = json.loads((default / "metrics/summary.json").read_text())["arms"]
+    assert arms["spread"]["sample"]["rows"] == arms["random"]["sample"]["rows"]
+    assert arms["spread"]["train"]["steps"] == arms["random"]["train"]["steps"] == arms["full"]["train"]["steps"]
+
+
+def test_dag_metrics_and_plots_can_be_shown(default: Path) -> None:
+    assert "sample@spread" in run(default, "dvc", "dag")
+    assert "held_out_loss" in run(default, "dvc", "metrics", "show")
+    run(default, "dvc", "plots", "show")
+    page = (default / "dvc_plots/index.html").read_text()
+    assert all(
+        title in page for title in ("Perplexity of the instructions", "Cells before", "Training loss", "Macro-F1")
+    )
+
+
+def test_rows_read_are_raw_plus_held_out_plus_dropped(default: Path, composed: list[Row]) -> None:
+    data = default / "data"
+    read = Counter(
+        {
+            "life": len((data / "inputs/life.jsonl").read_bytes().splitlines()),
+            "assistant": len((data / "inputs/assistant.jsonl").read_bytes().splitlines()),
+            "chat": pq.read_table(data / "inputs/chat.parquet").num_rows,
+            "faq": len(list(csv.reader((data / "inputs/faq.csv").read_text(encoding="cp949").splitlines()))) - 1,
+            "knowledge": len(json.loads((data / "inputs/knowledge.json").read_text(encoding="utf-8-sig"))),
+        }
+    )
+    written = [*pd.read_parquet(data / "raw.parquet")["source"], *pd.read_parquet(data / "dropped.parquet")["source"]]
+    written += [row["source"] for row in read_jsonl(data / "held_out.jsonl")]
+    groups = {"computing": "assistant", "science": "assistant", "summary": "assistant"}  # from the ids' prefixes
+    assert Counter(groups.get(source, source) for source in written) == read
+    assert sum(read.values()) == len(composed)
+
+
+def test_every_planted_row_is_dropped_for_its_reason_and_no_clean_row_is(default: Path) -> None:
+    dropped = pd.read_parquet(default / "data/dropped.parquet")
+    groups = {"computing": "assistant", "science": "assistant", "summary": "assistant"}
+    found = {
+        (groups.get(source, source), line): reason
+        for source, line, reason in zip(dropped["source"], dropped["line"], dropped["reason"], strict=True)
+    }
+    with (ROOT / "tests/planted.csv").open(encoding="utf-8") as file:
+        planted = {(row["source"], int(row["line"])): row["kind"] for row in csv.DictReader(file)}
+    assert found == {place: kind for place, kind in planted.items() if kind != "shuffled"}
+
+
+def test_held_out_rows_are_in_no_arm_and_share_no_instruction(default: Path, raw: pd.DataFrame) -> None:
+    held = read_jsonl(default / "data/held_out.jsonl")
+    assert held
+    assert not {row["instruction"] for row in held} & set(raw["instruction"])
+
+
+def test_shuffled_rows_score_above_the_clean_rows_ninetieth_percentile(raw: pd.DataFrame, composed: list[Row]) -> None:
+    clean, shuffled = of_kind(raw, composed, "clean"), of_kind(raw, composed, "shuffled")
+    above = (shuffled["ppl"] > clean["ppl"].quantile(0.9)).mean()
+    print(f"{above:.3f} of {len(shuffled)} shuffled rows")
+    assert len(shuffled) >= 30
+    assert above >= 0.9
+
+
+def test_a_fluent_sentence_scores_below_its_shuffled_words(
+    default: Path, raw: pd.DataFrame, composed: list[Row]
+) -> None:
+    fluent = [text for text in of_kind(raw, composed, "clean")["instruction"] if len(text.split()) >= 5]
+    dice = random.Random(7)
+    shuffled = [shuffle_words(dice, text) for text in fluent]
+    scores = score(fluent + shuffled, default / "models/hub/scorer", read_params(Params, default / "params.yaml"))
+    below = scores["nll"].to_numpy()[: len(fluent)] < scores["nll"].to_numpy()[len(fluent) :]
+    print(f"{below.mean():.3f} of {len(fluent)} sentences")
+    assert len(fluent) >= 300
+    assert below.mean() >= 0.95
+
+
+def test_k_means_finds_the_planted_topics(default: Path, raw: pd.DataFrame, composed: list[Row]) -> None:
+    clean = of_kind(raw, composed, "clean")
+    topic_of = {row.text: row.topic for row in composed if row.kind == "clean"}
+    topics = clean["instruction"].map(topic_of)
+    vectors = np.stack(pd.read_parquet(default / "data/embeddings.parquet")["vector"])[clean.index]
+    words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)).fit_transform(clean["instruction"])
+    plain = TruncatedSVD(64, random_state=0).fit_transform(words)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+
+    def lowest(rows: np.ndarray) -> float:
+        labels = [KMeans(TOPICS, n_init=10, random_state=seed).fit(rows).labels_ for seed in range(3)]
+        return min(normalized_mutual_info_score(topics, found) for found in labels)
+
+    ours, theirs = lowest(vectors), lowest(plain)
+    print(f"NMI, lowest of three seeds: encoder {ours:.3f}, TF-IDF + SVD {theirs:.3f}")
+    assert ours >= 0.6
+
+
+def test_ppl_of_every_row_equals_the_models_own_loss_one_row_at_a_time(default: Path, raw: pd.DataFrame) -> None:
+    folder = default / "models/hub/scorer"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    limit = read_params(Params, default / "params.yaml").ppl.max_tokens
+    with torch.inference_mode():
+        for text, ppl, tokens in zip(raw["instruction"], raw["ppl"], raw["tokens"], strict=True):
+            ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:limit]])
+            assert ids.shape[1] - 1 == tokens
+            assert float(torch.exp(model(ids, labels=ids).loss)) == pytest.approx(ppl, rel=1e-4)
+
+
+def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
+    default: Path, raw: pd.DataFrame
+) -> None:
+    params, folder = read_params(Params, default / "params.yaml"), default / "models/hub/scorer"
+    texts = list(raw["instruction"])
+    order = random.Random(3).sample(range(len(texts)), len(texts))
+    reordered = score([texts[row] for row in order], folder, params)["nll"].to_numpy()
+    parts = [score(part, folder, params)["nll"].to_numpy() for part in (texts[:100], texts[100:])]
+    assert (reordered == raw["nll"].to_numpy()[order]).all()
+    assert (np.concatenate(parts) == raw["nll"].to_numpy()).all()
+
+
+def test_outputs_hold_no_path_of_the_machine(default: Path) -> None:
+    for folder in ("data", "models", "metrics"):
+        for path in (default / folder).rglob("*"):
+            if path.is_file():
+                assert str(default).encode() not in path.read_bytes(), path

@@ -1,0 +1,111 @@
+"""Unit vectors: equal to a plain forward pass of one row, and a function of the row alone."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from stages.embed import Params, embed
+from stages.lib.artifacts import read_arrow
+from stages.lib.stop import Stop
+
+POOLINGS = ("mean", "cls", "pooler")
+
+
+@pytest.fixture(scope="module")
+def run(new_folder, encoder):
+    """Embed a raw.parquet; return its ids and vectors [N, D]."""
+
+    def stage(raw, model=encoder, **settings):
+        defaults = {"max_tokens": 128, "pooling": "mean", "batch_tokens": 256, "dtype": "fp32"}
+        path = new_folder() / "embeddings.parquet"
+        embed(Params.model_validate({"threads": 1, "embed": defaults | settings}), raw, model, path)
+        table = read_arrow(path)
+        return table["id"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
+
+    return stage
+
+
+@pytest.fixture(scope="module")
+def plain(encoder, tokenizer):
+    """Embed one text in a batch of its own, without padding."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(encoder).eval()
+
+    @torch.inference_mode()
+    def vector(text, pooling, max_tokens=128):
+        out = model(input_ids=torch.tensor([tokenizer(text)["input_ids"][:max_tokens]]))
+        hidden = out.last_hidden_state[0]
+        pooled = {"mean": hidden.mean(0), "cls": hidden[0], "pooler": out.pooler_output[0]}[pooling]
+        return (pooled / pooled.norm()).numpy()
+
+    return vector
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_vector_is_that_of_a_plain_forward_pass(pooling, run, write_raw, questions, plain):
+    _, vectors = run(write_raw(questions), pooling=pooling)
+    assert np.abs(vectors - np.stack([plain(text, pooling) for text in questions])).max() < 1e-5
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_vectors_have_length_one(pooling, run, write_raw, questions):
+    _, vectors = run(write_raw(questions), pooling=pooling)
+    assert np.linalg.norm(vectors.astype(float), axis=1) == pytest.approx(np.ones(len(questions)), abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_vectors_bits_do_not_depend_on_its_neighbours(pooling, run, write_raw, questions):
+    ids, vectors = run(write_raw(questions), pooling=pooling)
+    order = np.random.default_rng(1).permutation(len(questions))
+    moved_ids, moved = run(write_raw([questions[row] for row in order]), pooling=pooling)
+    assert moved_ids == ids
+    assert (moved == vectors[order]).all()
+    _, few = run(write_raw(questions[5:8]), pooling=pooling)
+    assert (few == vectors[5:8]).all()
+
+
+def test_equal_instructions_have_equal_vectors(run, write_raw, questions):
+    ids, vectors = run(write_raw([questions[2], questions[0], questions[2]]))
+    assert ids == ["row0", "row1", "row2"]
+    assert (vectors[0] == vectors[2]).all()
+    assert (vectors[0] != vectors[1]).any()
+
+
+def test_tokens_beyond_the_limit_do_not_count(run, write_raw, questions, plain):
+    _, vectors = run(write_raw(questions), max_tokens=6)
+    assert np.abs(vectors - np.stack([plain(text, "mean", 6) for text in questions])).max() < 1e-5
+
+
+def test_an_encoder_without_a_pooler_stops_when_it_is_asked(run, write_raw, questions, build, save, tokenizer):
+    folder = save(build("DistilBertConfig", "DistilBertModel", hidden_dim=64), tokenizer)
+    raw = write_raw(questions[:3])
+    with pytest.raises(Stop, match=r"embed\.pooling.*no pooler; use mean or cls"):
+        run(raw, model=folder, pooling="pooler")
+    assert len(run(raw, model=folder, pooling="cls")[1]) == 3
+
+
+def test_more_tokens_than_positions_stop_the_stage(run, write_raw, questions, build, save, tokenizer):
+    roberta = save(build("RobertaConfig", "RobertaModel", max_position_embeddings=102), tokenizer)
+    raw = write_raw([" ".join(questions)])
+    for tokens in (103, 102, 101):  # RoBERTa counts positions from 2, so 102 of them hold 100 tokens
+        with pytest.raises(Stop, match=r"embed\.max_tokens"):
+            run(raw, model=roberta, max_tokens=tokens)
+    assert len(run(raw, model=roberta, max_tokens=100)[1]) == 1
+
+
+@pytest.mark.parametrize("positions", [100, 128])
+def test_every_position_of_the_encoder_can_be_used(positions, run, write_raw, questions, build, save, tokenizer):
+    folder = save(build("BertConfig", "BertModel", max_position_embeddings=positions), tokenizer)
+    assert len(run(write_raw([" ".join(questions)]), model=folder, max_tokens=positions)[1]) == 1
+
+
+def test_one_long_instruction_costs_no_memory_for_the_others(run, write_raw, questions):
+    raw = write_raw([*questions * 25, "긴 글 " * 5000])
+    tracemalloc.start()
+    run(raw, max_tokens=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6

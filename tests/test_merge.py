@@ -1,0 +1,263 @@
+"""Many sources, one table of clean rows, and a reason for every other row."""
+
+import csv
+import io
+import json
+import unicodedata
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXTS = ["한라산의 높이는?", "시를 써 줘", "김치찌개 끓이는 법", "장보고는 누구인가요?", "와이파이가 느려요", "전세란?"]
+NOISE = ["", " \n", "hello there", "12 + 34", "가나다 " * 80, unicodedata.normalize("NFD", TEXTS[0]), f" {TEXTS[1]}\n"]
+TABLES = st.dictionaries(
+    st.sampled_from(["life", "chat", "faq"]),
+    st.lists(
+        st.tuples(st.sampled_from(TEXTS + NOISE), st.sampled_from(["답", "다른 답", ""])), min_size=1, max_size=12
+    ),
+    min_size=1,
+)
+SWITCHES = {
+    "empty": (False, True),
+    "duplicate": (False, True),
+    "max_characters": (None, 200),
+    "min_hangul": (None, 0.5),
+}
+NO_FILTER = {key: off for key, (off, _) in SWITCHES.items()}
+
+
+def pairs(rows):
+    return [{"instruction": instruction, "output": output} for instruction, output in rows]
+
+
+def reasons(merged):
+    return list(zip(merged.dropped["source"], merged.dropped["line"], merged.dropped["reason"], strict=True))
+
+
+KNOWLEDGE = {"1": {"question": "장보고는?", "answer": "청해진을 세웠습니다."}}
+KULLM = {"id": "dolly_17", "instruction": "요약해 줘.", "input": "긴 글이다.", "output": "짧은 글이다."}
+SCHEMAS = {
+    "KoAlpaca": (
+        ".jsonl",
+        '{"instruction": "양파는 어떤 식물인가요?", "output": "백합과입니다.", "url": "https://example.com"}\n'.encode(),
+        {"instruction": ["instruction"], "output": "output"},
+        ("set", "양파는 어떤 식물인가요?", "백합과입니다."),
+    ),
+    "kullm-v2": (
+        ".jsonl",
+        json.dumps(KULLM).encode(),
+        {"instruction": ["instruction", "input"], "output": "output", "source": "id"},
+        ("dolly", "요약해 줘. 긴 글이다.", "짧은 글이다."),
+    ),
+    "kullm-v2, no input": (
+        ".jsonl",
+        json.dumps(KULLM | {"input": ""}).encode(),
+        {"instruction": ["instruction", "input"], "output": "output", "source": "id"},
+        ("dolly", "요약해 줘.", "짧은 글이다."),
+    ),
+    "OIG": (
+        ".json",
+        json.dumps([{"user": "hi", "user_translated": "안녕?", "chip2_translated": "반가워요."}]).encode(),
+        {"instruction": ["user_translated"], "output": "chip2_translated"},
+        ("set", "안녕?", "반가워요."),
+    ),
+    "Korean columns": (
+        ".csv",
+        "번호,질문,답변\r\n1,예금이란?,맡긴 돈입니다.\r\n".encode("cp949"),
+        {"instruction": ["질문"], "output": "답변", "encoding": "cp949"},
+        ("set", "예금이란?", "맡긴 돈입니다."),
+    ),
+    "by number": (
+        ".json",
+        json.dumps(KNOWLEDGE, ensure_ascii=False).encode("utf-8-sig"),
+        {"instruction": ["question"], "output": "answer"},
+        ("set", "장보고는?", "청해진을 세웠습니다."),
+    ),
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_the_columns_of_known_sets_become_one_table(schema, run_merge):
+    suffix, data, columns, wanted = SCHEMAS[schema]
+    raw = run_merge({"set": (suffix, data)}, columns={"set": columns}).raw
+    assert [tuple(row) for row in raw[["source", "instruction", "output"]].to_numpy()] == [wanted]
+
+
+def test_text_is_composed_and_stripped(run_merge):
+    raw = run_merge({"life": pairs([(f"  {unicodedata.normalize('NFD', '한글이란?')}\n", "\u3000글자 ")])}).raw
+    assert raw[["instruction", "output"]].to_numpy().tolist() == [["한글이란?", "글자"]]
+
+
+FILTERS = {
+    "empty": ({"empty": True}, [("한라산은?", ""), ("  ", "답")]),
+    "too_long": ({"max_characters": 200}, [("가" * 150, "나" * 51)]),
+    "not_korean": ({"min_hangul": 0.5}, [("tell me more 한글", "답"), ("123 + 456", "답")]),
+    "duplicate": ({"duplicate": True}, [("시를 써 줘", "답"), (" 시를 써 줘", "답\n")]),
+}
+
+
+@pytest.mark.parametrize("reason", FILTERS)
+def test_a_filter_drops_its_rows_and_off_it_keeps_them(reason, run_merge):
+    on, bad = FILTERS[reason]
+    files = {"life": pairs([("시를 써 줘", "답"), ("가" * 150, "나" * 50), ("한글 ha", "답"), *bad])}
+    merged = run_merge(files, drop=NO_FILTER | on)
+    assert reasons(merged) == [("life", line, reason) for line in range(4, 4 + len(bad))]
+    assert len(merged.raw) == 3
+    merged = run_merge(files, drop=NO_FILTER)
+    assert (len(merged.raw), len(merged.dropped)) == (3 + len(bad), 0)
+
+
+def test_the_first_reason_that_holds_counts(run_merge):
+    bad = [("", "a" * 300), ("x" * 300, "답"), ("hello", "답"), ("hello", "답")]
+    merged = run_merge({"life": pairs([("시를 써 줘", "답"), *bad])})
+    assert list(merged.dropped["reason"]) == ["empty", "too_long", "not_korean", "not_korean"]
+
+
+def test_an_unreadable_row_is_dropped_as_it_stands_and_has_no_id(run_merge, jsonl):
+    data = jsonl(pairs([("시를 써 줘", "답")])) + b'{"instruction": "cut'
+    dropped = run_merge({"life": (".jsonl", data)}, drop={"max_unreadable": 0.5}).dropped
+    assert dropped["id"].isna().all()
+    assert dropped[["line", "reason", "text"]].to_numpy().tolist() == [[2, "unreadable", '{"instruction": "cut']]
+
+
+def test_of_two_duplicates_the_first_in_source_order_stays(run_merge):
+    row = pairs([("시를 써 줘", "답")])
+    for order in (["life", "chat"], ["chat", "life"]):
+        merged = run_merge(dict.fromkeys(order, row))
+        assert (list(merged.raw["source"]), reasons(merged)) == (order[:1], [(order[1], 1, "duplicate")])
+
+
+def test_another_answer_to_the_same_instruction_is_no_duplicate(run_merge):
+    assert len(run_merge({"life": pairs([("시를 써 줘", "답"), ("시를 써 줘", "다른 답")])}).raw) == 2
+
+
+def test_dropped_rows_keep_their_text(run_merge):
+    text = run_merge({"life": pairs([("시를 써 줘", "답"), ("hello", "안녕")])}).dropped["text"]
+    assert list(text) == ["hello\n\n안녕"]
+
+
+def test_ids_follow_the_text_and_nothing_else(run_merge):
+    files = {"life": pairs([("시를 써 줘", "답"), ("전세란?", "답")]), "chat": pairs([("시를 써 줘", "답")])}
+    once = run_merge(files, drop=NO_FILTER).raw
+    again = run_merge(dict(reversed(files.items())), drop=NO_FILTER).raw
+    assert once["id"].is_unique
+    assert set(once["id"]) == set(again["id"])
+    # pinned: a change here changes every id that was ever written
+    assert list(once["id"]) == ["494f47425437b69f", "537f1827ba69e06b", "6e2c900da748b6a0"]
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_repeated_rows_have_their_own_ids(run_merge, once, again):
+    row = {"id": "life_1", "instruction": "시를 써 줘", "output": "답"}
+    files = {"life": [row] * once, "other": [row] * again}
+    raw = run_merge(files, columns={"other": {"source": "id"}}, drop=NO_FILTER).raw
+    assert set(raw["source"]) == {"life"}
+    assert raw["id"].nunique() == once + again
+
+
+@given(
+    TABLES,
+    st.fixed_dictionaries({key: st.sampled_from([off, on]) for key, (off, on) in SWITCHES.items()}),
+    st.integers(0, 3),
+)
+def test_every_row_read_is_raw_or_held_out_or_dropped(run_merge, jsonl, tables, drop, broken):
+    base = pairs([("기준이 되는 글", "답")])
+    lines = {source: jsonl([*base, *pairs(rows)]) + b"broken\n" * broken for source, rows in tables.items()}
+    files = {source: (".jsonl", content) for source, content in lines.items()}
+    first = next(iter(files))
+    merged = run_merge(
+        files, drop=drop | {"max_unreadable": 1.0}, held_out={"sources": [first], "share": 0.3, "max_rows": 3}
+    )
+    parts = (merged.raw, merged.held_out, merged.dropped)
+    written = Counter(source for part in parts for source in part["source"])
+    assert written == {source: content.count(b"\n") for source, content in lines.items()}
+    ids = [row_id for part in parts for row_id in part["id"].dropna()]
+    assert len(ids) == len(set(ids)) == sum(written.values()) - broken * len(files)
+
+
+@given(TABLES, st.sampled_from(sorted(TEXTS)), st.data())
+def test_one_row_more_leaves_the_ids_and_the_order_of_the_others(run_merge, tables, text, data):
+    files = {source: pairs([("기준이 되는 글", "답"), *rows]) for source, rows in tables.items()}
+    before = run_merge(files, drop={"duplicate": False}).raw
+    source = data.draw(st.sampled_from(sorted(files)))
+    place = data.draw(st.integers(0, len(files[source])))
+    more = files | {source: [*files[source][:place], *pairs([(text, "새로운 답")]), *files[source][place:]]}
+    after = run_merge(more, drop={"duplicate": False}).raw
+    assert after[after["output"] != "새로운 답"].reset_index(drop=True).equals(before)
+    assert len(after) == len(before) + 1
+
+
+def many(source, count):
+    return pairs([(f"{source}에 관한 {number}번 질문", "답") for number in range(count)])
+
+
+def test_a_share_of_the_instructions_is_held_out(run_merge):
+    merged = run_merge(
+        {"life": many("생활", 300), "chat": many("대화", 50)}, held_out={"sources": ["life"], "share": 0.2}
+    )
+    assert set(merged.held_out["source"]) == {"life"}
+    assert 40 <= len(merged.held_out) <= 80
+
+
+def test_a_drawn_instruction_takes_all_its_rows(run_merge):
+    files = {
+        "life": many("생활", 60),
+        "chat": [row | {"output": f"{n}번째 답"} for row in many("생활", 60) for n in range(2)],
+    }
+    merged = run_merge(files, held_out={"sources": ["life"], "share": 0.3})
+    assert not set(merged.held_out["instruction"]) & set(merged.raw["instruction"])
+    assert Counter(merged.held_out["source"])["chat"] == 2 * Counter(merged.held_out["source"])["life"] > 0
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.1, 0.5]))
+def test_rows_that_are_added_move_no_row_in_or_out(run_merge, inside, outside, share):
+    settings = {"sources": ["life"], "share": share}
+    before = run_merge({"life": many("생활", 40), "chat": many("대화", 5)}, held_out=settings).held_out
+    more = {"life": many("살림", inside) + many("생활", 40), "chat": many("대화", 5 + outside)}
+    after = run_merge(more, held_out=settings).held_out
+    assert list(after.loc[after["instruction"].str.startswith("생활"), "id"]) == list(before["id"])
+
+
+@given(st.integers(0, 20), st.sampled_from([0.2, 1.0]))
+def test_no_more_rows_are_held_out_than_allowed(run_merge, most, share):
+    files = {"life": many("생활", 30), "chat": [*many("생활", 30), *many("대화", 3)]}
+    held = run_merge(
+        files,
+        drop={"duplicate": False},
+        held_out={"sources": ["life"], "share": share, "max_rows": most},
+    ).held_out
+    assert len(held) <= most
+    assert share < 1 or len(held) == most // 2 * 2  # every instruction has two rows
+
+
+def test_no_share_holds_nothing_out(run_merge):
+    merged = run_merge({"life": many("생활", 100)}, held_out={"sources": ["life"], "share": 0.0})
+    assert (len(merged.raw), len(merged.held_out)) == (100, 0)
+    assert (merged.folder / "held_out.jsonl").read_bytes() == b""
+
+
+def test_another_seed_holds_other_rows_out(run_merge):
+    files, settings = {"life": many("생활", 100)}, {"sources": ["life"], "share": 0.2}
+    one, other = (run_merge(files, held_out=settings | {"seed": seed}).held_out for seed in (1, 2))
+    assert set(one["id"]) != set(other["id"])
+
+
+def test_a_source_name_may_hold_a_dot(run_merge):
+    raw = run_merge({"alpaca": many("첫째", 2), "alpaca.v2": many("둘째", 2)}).raw
+    assert list(raw["source"]) == ["alpaca"] * 2 + ["alpaca.v2"] * 2
+
+
+def test_the_same_sources_give_the_same_bytes(run_merge):
+    files, settings = {"life": [*many("생활", 20), *pairs([("hello", "답")])]}, {"sources": ["life"], "share": 0.2}
+    one, other = (run_merge(files, held_out=settings).folder for _ in range(2))
+    for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_newline_in_a_quoted_csv_field_stays(run_merge):
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["instruction", "output"], ["시를 써 줘", "첫째 줄\n둘째 줄"]])
+    raw = run_merge({"faq": (".csv", text.getvalue().encode("utf-8-sig"))}).raw
+    assert list(raw["output"]) == ["첫째 줄\n둘째 줄"]

@@ -1,0 +1,168 @@
+"""params.yaml is checked before any work, and every mistake is named at once."""
+
+import pytest
+
+from stages import cluster, fetch_model, merge, ppl, sample, train
+from stages.lib.params import read_params
+from stages.lib.stage import arguments
+from stages.lib.stop import Stop
+
+TRAIN = """\
+threads: 1
+arms:
+  spread: {method: spread, fraction: 0.1, seed: 1}
+  random: {method: random, fraction: 0.1, seed: 2}
+control: random
+train:
+  budget: {unit: steps, amount: 10}
+  batch: 8
+  micro_batch: 4
+  learning_rate: 1e-5
+  schedule: linear
+  warmup: 0
+  max_tokens: 64
+  dtype: fp32
+  held_out_batch_tokens: 256
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    def run(model, text):
+        path = tmp_path / "params.yaml"
+        path.write_text(text, encoding="utf-8")
+        return read_params(model, path)
+
+    return run
+
+
+@pytest.fixture
+def complaint(read):
+    def run(model, text):
+        with pytest.raises(Stop) as stop:
+            read(model, text)
+        return str(stop.value)
+
+    return run
+
+
+@pytest.mark.parametrize(("written", "number"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("3E-4", 3e-4), ("1", 1.0)])
+def test_an_exponent_without_a_point_is_a_number(written, number, read):
+    rate = read(train.Params, TRAIN.replace("1e-5", written)).train.learning_rate
+    assert isinstance(rate, float)
+    assert rate == number
+
+
+def test_params_cannot_be_changed(read):
+    params = read(train.Params, TRAIN)
+    with pytest.raises(ValueError, match="frozen"):
+        params.threads = 8
+
+
+MISTAKES = {
+    "a value out of range": (sample, "fraction: 0.1, seed: 1", "fraction: 2, seed: 1", "arms.spread.fraction", "2"),
+    "no fraction": (sample, "method: spread, fraction: 0.1", "method: spread", "arms.spread", "fraction"),
+    "a fraction of all": (sample, "method: spread", "method: all", "arms.spread", "fraction"),
+    "a method that is none": (sample, "method: spread", "method: best", "arms.spread.method", "best"),
+    "an unknown key": (train, "dtype: fp32", "dtype: fp32\n  packing: true", "train.packing: unknown key", "True"),
+    "a missing key": (train, "  batch: 8\n", "", "train.batch", "missing"),
+    "a missing section": (train, "threads: 1\n", "", "threads", "missing"),
+    "a missing key inside": (train, "unit: steps, ", "", "train.budget.unit", "missing"),
+    "a number in quotes": (train, "batch: 8", 'batch: "8"', "train.batch", "'8'"),
+    "a number that is yes": (train, "max_tokens: 64", "max_tokens: true", "train.max_tokens", "True"),
+    "half a step": (train, "amount: 10", "amount: 10.5", "train.budget.amount", "10.5"),
+    "no batch": (train, "  batch: 8", "  batch: 0", "train.batch", "0"),
+    "an unknown section": (train, "threads: 1", "threads: 1\ntrian: {}", "trian", "unknown section"),
+    "an arm without a seed": (sample, "fraction: 0.1, seed: 2", "fraction: 0.1", "arms.random.seed", "missing"),
+    "a control that is no arm": (sample, "control: random", "control: randm", "control", "'randm'", "spread, random"),
+    "no control": (sample, "control: random", "control: null", "control", "None"),
+    "an arm named base": (sample, "  spread:", "  base:", "arms.base"),
+    "no thread": (train, "threads: 1", "threads: 0", "threads", "0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_place_and_what_was_found(mistake, complaint):
+    stage, right, wrong, *words = MISTAKES[mistake]
+    assert right in TRAIN
+    message = complaint(stage.Params, TRAIN.replace(right, wrong, 1))
+    assert "params.yaml: 1 to correct" in message
+    for word in words:
+        assert word in message
+
+
+def test_all_mistakes_are_named_at_once(complaint):
+    text = TRAIN.replace("batch: 8", "batch: -1").replace("schedule: linear", "schedule: steep") + "extra: 1\n"
+    message = complaint(train.Params, text.replace("  warmup: 0\n", ""))
+    assert "4 to correct" in message
+    for place in ("extra", "train.batch", "train.schedule", "train.warmup"):
+        assert f"\n  {place}: " in message
+
+
+def test_a_message_does_not_repeat_the_whole_file(complaint):
+    message = complaint(sample.Params, TRAIN.replace("control: random", "control: randm"))
+    assert "fraction" not in message
+
+
+NUMBERS = {
+    "ppl.max_tokens": (ppl, "ppl: {max_tokens: 0, add_bos: false, batch_tokens: 64, dtype: fp32}"),
+    "ppl.batch_tokens": (ppl, "ppl: {max_tokens: 8, add_bos: false, batch_tokens: -1, dtype: fp32}"),
+    "cluster.clusters": (
+        cluster,
+        "cluster: {length_groups: 1, clusters: 0, init: hashed, n_init: 1, seed: 1}",
+    ),
+    "merge.held_out.share": (
+        merge,
+        "merge: {sources: [], drop: {empty: true, duplicate: true, max_characters: null, min_hangul: null, "
+        "max_unreadable: 0}, held_out: {sources: [], share: 1.5, max_rows: 1, seed: 1}}",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", NUMBERS)
+def test_a_number_that_makes_no_sense_is_refused(place, complaint):
+    stage, text = NUMBERS[place]
+    assert f"\n  {place}: " in complaint(stage.Params, f"threads: 1\n{text}\n")
+
+
+def test_a_role_that_is_none_is_refused(complaint):
+    model = "{from: folder, inputs: x, name: null, revision: null, small: null}"
+    message = complaint(fetch_model.Params, f"threads: 1\nfetch_model: {{judge: {model}}}\n")
+    assert "fetch_model.judge" in message
+
+
+def test_small_settings_go_with_a_small_model_only(complaint):
+    model = "{from: small, inputs: x, name: null, revision: null, small: null}"
+    assert "fetch_model.base" in complaint(fetch_model.Params, f"threads: 1\nfetch_model: {{base: {model}}}\n")
+
+
+def test_one_stage_does_not_look_at_the_section_of_another(read):
+    assert set(read(cluster.Params, TRAIN + CLUSTER).model_fields_set) == {"threads", "cluster"}
+
+
+CLUSTER = "cluster: {length_groups: 3, clusters: 8, init: hashed, n_init: 1, seed: 1}\n"
+BROKEN = {
+    "not YAML": ("threads: [1", "not YAML"),
+    "twice the same key": ("threads: 1\nthreads: 2\n", "not YAML"),
+    "no mapping": ("- 1\n", "wanted a mapping of sections, got list"),
+    "empty": ("", "wanted a mapping of sections"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_file_that_is_no_params_file_is_refused(broken, complaint):
+    text, words = BROKEN[broken]
+    assert words in complaint(train.Params, text)
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(Stop, match=r"params\.yaml: missing.*cp recipes/"):
+        read_params(train.Params, tmp_path / "params.yaml")
+
+
+def test_arguments_are_counted_and_typed(tmp_path):
+    paths = ["raw", "embeddings", "clusters"]
+    assert arguments(cluster.cluster, paths) == [tmp_path.joinpath(p).relative_to(tmp_path) for p in paths]
+    assert arguments(sample.sample, ["spread", *"abcde"])[0] == "spread"
+    with pytest.raises(Stop, match="wanted the arguments raw embeddings clusters, got raw"):
+        arguments(cluster.cluster, ["raw"])

@@ -1,0 +1,204 @@
+"""Which rows an arm takes: exact sizes, even coverage, and draws that stay."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.cluster import CLUSTERS
+from stages.lib.artifacts import read_jsonl, read_table, write_table
+from stages.lib.selection import positions, quotas, select, total
+from stages.lib.stop import Stop
+from stages.ppl import PPL
+from stages.sample import Params, sample
+
+FRACTIONS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
+SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
+
+
+def cells(sizes):
+    index = pd.MultiIndex.from_tuples([divmod(n, 4) for n in range(len(sizes))], names=["length_group", "cluster"])
+    return pd.Series(sizes, index=index)
+
+
+def decimal(fraction):
+    """The number as it is written in params.yaml."""
+    return Fraction(str(fraction))
+
+
+def candidates(count, start=0, groups=3):
+    """Candidates in raw order, dealt to cells in turn, with ranks in every cell."""
+    rows = pd.DataFrame({"id": [f"row{n}" for n in range(start, start + count)]})
+    rows["length_group"], rows["cluster"] = rows.index % groups, 0
+    rows["rank"] = rows.groupby("length_group").cumcount()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "rows"),
+    [(100, 0.29, 29), (1000, 0.001, 1), (999, 0.001, 0), (50, 1.0, 50), (100_000, 1e-5, 1)],
+)
+def test_a_fraction_is_read_as_it_is_written(size, fraction, rows):
+    assert total(size, fraction) == rows
+
+
+@given(SIZES, FRACTIONS)
+def test_quotas_add_up_to_the_whole(sizes, fraction):
+    found = quotas(cells(sizes), fraction)
+    assert found.sum() == floor(decimal(fraction) * sum(sizes)) == total(sum(sizes), fraction)
+
+
+@given(SIZES, FRACTIONS)
+def test_every_quota_is_within_one_of_its_share(sizes, fraction):
+    for quota, size in zip(quotas(cells(sizes), fraction), sizes, strict=True):
+        assert abs(quota - decimal(fraction) * size) < 1
+        assert 0 <= quota <= size
+
+
+@given(SIZES, FRACTIONS)
+def test_the_largest_remainders_get_the_rows_that_are_left(sizes, fraction):
+    shares = [decimal(fraction) * size for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda n: (-(shares[n] - floor(shares[n])), n))
+    left = floor(sum(shares)) - sum(map(floor, shares))
+    wanted = [floor(share) + (n in order[:left]) for n, share in enumerate(shares)]
+    assert quotas(cells(sizes), fraction).tolist() == wanted
+
+
+@given(st.integers(1, 400), st.data())
+def test_spread_positions_are_distinct_and_even(size, data):
+    quota = data.draw(st.integers(1, size))
+    found = positions("spread", quota, size).tolist()
+    assert found == [(2 * j + 1) * size // (2 * quota) for j in range(quota)]
+    assert len(set(found)) == quota
+    assert 0 <= min(found) <= max(found) < size
+    assert sorted(size - 1 - place for place in found) == pytest.approx(found, abs=1)  # as many low as high
+
+
+@given(st.integers(1, 400), st.data())
+def test_highest_takes_the_last(size, data):
+    quota = data.draw(st.integers(1, size))
+    assert positions("highest", quota, size).tolist() == list(range(size))[-quota:]
+
+
+@given(st.integers(1, 60), st.sampled_from(["spread", "highest", "random"]), FRACTIONS)
+def test_an_arm_has_exactly_its_fraction(count, method, fraction):
+    assert select(candidates(count), method, fraction, 1).sum() == floor(decimal(fraction) * count)
+
+
+@given(st.integers(11, 80), st.integers(0, 80), st.integers(0, 100))
+def test_one_row_more_moves_at_most_one_random_row(count, place, seed):
+    rows = candidates(count)
+    more = candidates(count + 1).assign(id=[*rows["id"][:place], "new", *rows["id"][place:]])
+    fraction = round(5.5 / (count + 1), 4)
+    before = set(rows["id"][select(rows, "random", fraction, seed)])
+    after = set(more["id"][select(more, "random", fraction, seed)])
+    assert total(count, fraction) == total(count + 1, fraction) == len(before)
+    assert len(before - after) <= 1
+    assert after - before <= {"new"}
+
+
+@given(st.permutations(range(30)))
+def test_a_random_row_is_drawn_by_its_hash_and_not_its_place(order):
+    rows = candidates(30)
+    moved = rows.iloc[order].reset_index(drop=True)
+    assert set(rows["id"][select(rows, "random", 0.3, 1)]) == set(moved["id"][select(moved, "random", 0.3, 1)])
+
+
+def test_random_draws_every_row_equally_often():
+    rows = candidates(40)
+    counts = sum(select(rows, "random", 0.25, seed).astype(int) for seed in range(800))
+    assert counts == pytest.approx(np.full(40, 200), abs=60)
+
+
+@pytest.fixture
+def run(new_folder, write_raw):
+    """Sample {arm: settings} from rows of (instruction, perplexity, cluster) in one length group; files of one arm."""
+
+    def stage(rows, arms, arm="ours", control=None):
+        folder, count = new_folder(), len(rows)
+        raw = write_raw([instruction for instruction, _, _ in rows])
+        ids = list(read_table(raw)["id"])
+        ppls = [ppl for _, ppl, _ in rows]
+        write_table(folder / "ppl", {"id": ids, "tokens": [9] * count, "nll": ppls, "ppl": ppls}, PPL)
+        cells = {"id": ids, "length_group": [0] * count, "cluster": [c for _, _, c in rows], "distance": [0.0] * count}
+        write_table(folder / "clusters", cells, CLUSTERS)
+        params = Params.model_validate({"arms": arms, "control": control or arm})
+        out, why = folder / "ours.jsonl", folder / "ours.parquet"
+        sample(params, arm, raw, folder / "ppl", folder / "clusters", out, why)
+        return read_table(raw), read_jsonl(out), read_table(why)
+
+    return stage
+
+
+def arm(method, fraction=None, seed=1):
+    settings = {"method": method, "seed": seed}
+    return {"ours": settings if fraction is None else settings | {"fraction": fraction}}
+
+
+TABLE = [(f"{n}번 질문", float(100 - n % 7), n % 3) for n in range(60)]
+METHODS = [("spread", 0.2), ("highest", 0.2), ("random", 0.2), ("all", None)]
+
+
+@pytest.mark.parametrize(("method", "fraction"), METHODS)
+def test_the_rows_of_an_arm_are_those_of_raw_in_its_order(method, fraction, run):
+    raw, chosen, why = run(TABLE, arm(method, fraction))
+    assert chosen == raw[why["selected"].to_numpy()].to_dict("records")
+    assert len(chosen) == (60 if fraction is None else 12)
+    assert list(why["id"]) == list(raw["id"])
+    assert set(why.loc[why["selected"], "reason"]) == {"selected"}
+    assert set(why.loc[~why["selected"], "reason"]) <= {"outside the quota"}
+
+
+def test_every_cell_gives_its_quota_by_perplexity(run):
+    _, _, why = run(TABLE, arm("highest", 0.2))
+    for _, rows in why.groupby("cluster"):
+        order = sorted(rows.index, key=lambda row: (rows["score"][row], row))
+        assert rows.loc[order, "rank"].tolist() == list(range(20))
+        assert sorted(rows.index[rows["selected"]]) == sorted(order[-4:])
+
+
+def test_spread_takes_low_and_high_alike(run):
+    rows = [(f"{n}번 질문", float(1 + n * 17 % 100), 0) for n in range(100)]
+    _, _, why = run(rows, arm("spread", 0.05))
+    assert sorted(why.loc[why["selected"], "rank"]) == [10, 30, 50, 70, 90]
+
+
+@pytest.mark.parametrize(("method", "fraction"), METHODS)
+def test_a_repeated_instruction_and_a_row_without_perplexity_are_no_candidates(method, fraction, run):
+    rows = [*TABLE, ("0번 질문", 100.0, 1), ("값이 없는 질문", None, 0), ("값이 없는 질문", 5.0, 0)]
+    _, chosen, why = run(rows, arm(method, fraction))
+    assert list(why["reason"][60:62]) == ["repeated instruction", "no perplexity"]
+    assert why["rank"][60:62].isna().all()
+    assert not why["selected"][60:62].any()
+    assert why["reason"][62] in ("selected", "outside the quota")
+    assert len(chosen) == (61 if fraction is None else 12)
+
+
+def test_all_takes_every_candidate(run):
+    _, chosen, why = run([*TABLE, ("값이 없는 질문", None, 0)], arm("all"))
+    assert (len(chosen), int(why["selected"].sum())) == (60, 60)
+
+
+@pytest.mark.parametrize(("method", "fraction"), [("spread", 0.01), ("random", 0.001)])
+def test_an_arm_without_a_row_stops_by_name(method, fraction, run):
+    with pytest.raises(Stop, match=rf"arms\.ours: no row: fraction {fraction} of 60 candidates .*raise the fraction"):
+        run(TABLE, arm(method, fraction))
+
+
+def test_scores_of_another_merge_stop_the_stage(new_folder, write_raw):
+    folder, raw = new_folder(), write_raw(["가", "나"])
+    write_table(folder / "ppl", {"id": ["row0", "rowX"], "tokens": [1, 1], "nll": [1.0, 1.0], "ppl": [3.0, 3.0]}, PPL)
+    cells = {"id": ["row0", "row1"], "length_group": [0, 0], "cluster": [0, 0], "distance": [0.0, 0.0]}
+    write_table(folder / "clusters", cells, CLUSTERS)
+    params = Params.model_validate({"arms": arm("all"), "control": "ours"})
+    with pytest.raises(Stop, match="ppl has rowX in row 1, not row1 as raw"):
+        sample(params, "ours", raw, folder / "ppl", folder / "clusters", folder / "a", folder / "b")
+
+
+def test_arms_of_one_fraction_have_one_size(run):
+    sizes = {method: len(run(TABLE, arm(method, 0.29))[1]) for method in ("spread", "highest", "random")}
+    assert sizes == {"spread": 17, "highest": 17, "random": 17}

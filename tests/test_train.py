@@ -1,0 +1,208 @@
+"""Fine-tuning: on answers only, the same budget for every arm, the same bits every time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from stages.lib.artifacts import read_json, read_table, write_jsonl
+from stages.lib.prompt import encode, render
+from stages.lib.stop import Stop
+from stages.train import IGNORED, Params, arguments, to_features, train
+
+SETTINGS = {
+    "budget": {"unit": "steps", "amount": 12},
+    "batch": 4,
+    "micro_batch": 4,
+    "learning_rate": 2e-2,
+    "schedule": "linear",
+    "warmup": 0,
+    "max_tokens": 128,
+    "dtype": "fp32",
+    "held_out_batch_tokens": 256,
+}
+
+
+def with_ids(rows):
+    return [{"id": f"row{n}", "source": ("life", "faq")[n % 2]} | row for n, row in enumerate(rows)]
+
+
+def settings(seed=1, **changes):
+    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": seed, "method": "all"}}}
+    return Params.model_validate(params)
+
+
+@pytest.fixture(scope="module")
+def base(build, save, tokenizer):
+    """A base model that has something to learn: its weights are small."""
+    return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", initializer_range=0.02), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def run(new_folder, base):
+    """Train on rows; return the folder with model/, report.json and losses.parquet."""
+
+    def stage(rows, held_out=({"instruction": "바다는 왜 짤까?", "output": "소금 때문입니다."},), **changes):
+        folder = new_folder()
+        write_jsonl(folder / "samples.jsonl", with_ids(rows))
+        write_jsonl(folder / "held_out.jsonl", with_ids(held_out))
+        train(
+            settings(**changes),
+            "ours",
+            folder / "samples.jsonl",
+            folder / "held_out.jsonl",
+            base,
+            folder / "model",
+            folder / "report.json",
+            folder / "losses.parquet",
+        )
+        return folder
+
+    return stage
+
+
+@pytest.fixture(scope="module")
+def trained(run, rows):
+    return run(rows[:16], held_out=rows[30:])
+
+
+def test_training_twice_gives_the_same_bytes(trained, run, rows):
+    again = run(rows[:16], held_out=rows[30:])
+    names = sorted(path.relative_to(trained) for path in trained.rglob("*") if path.is_file())
+    assert [str(name) for name in names if name.suffix == ".safetensors"] == ["model/model.safetensors"]
+    for name in names:
+        assert (again / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_labels_are_the_answer_and_the_end_of_text(tokenizer, rows):
+    examples = encode(tokenizer, [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
+    for row, example in zip(rows, examples, strict=True):
+        features = to_features(example)
+        labels = [label for label in features["labels"] if label != IGNORED]
+        assert tokenizer.decode(labels[:-1]) == row["output"]
+        assert labels[-1] == tokenizer.eos_token_id
+        assert features["labels"][-len(labels) :] == features["input_ids"][-len(labels) :] == labels
+        assert set(features["attention_mask"]) == {1}
+        assert len(features["labels"]) == len(features["input_ids"]) == len(features["attention_mask"])
+
+
+def test_the_prompt_of_use_is_the_prefix_of_the_example(tokenizer, rows):
+    examples = encode(tokenizer, [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
+    for row, example in zip(rows, examples, strict=True):
+        prompt = tokenizer(render(row["instruction"]))["input_ids"]
+        assert example.ids[: example.start] == prompt
+        assert row["instruction"] in tokenizer.decode(prompt)
+
+
+def test_an_example_is_cut_and_a_long_prompt_leaves_no_answer(tokenizer, rows):
+    instruction, output = rows[4]["instruction"], rows[4]["output"]
+    prompt, (whole,) = len(tokenizer(render(instruction))["input_ids"]), encode(tokenizer, [instruction], [output], 500)
+    for most in (prompt - 1, prompt, prompt + 1, len(whole.ids) - 1, len(whole.ids)):
+        (example,) = encode(tokenizer, [instruction], [output], most)
+        assert example.ids == whole.ids[:most]
+        assert example.start == min(prompt, most)
+
+
+def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_counted(run, rows, tokenizer):
+    lengths = [len(tokenizer(render(row["instruction"]))["input_ids"]) for row in rows]
+    most = sorted(lengths)[len(lengths) // 2]
+    found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "report.json")
+    assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= most for length in lengths))
+    assert 0 < found["rows_without_answer"] < 40
+
+
+def test_no_row_with_an_answer_stops_the_stage(run, rows):
+    with pytest.raises(Stop, match=r"samples\.jsonl: train\.max_tokens \(8\) leaves no answer token in any of 40 rows"):
+        run(rows, max_tokens=8)
+
+
+def test_a_budget_of_steps_is_the_same_for_a_small_and_a_large_arm(run, rows, trained):
+    small, large = read_json(run(rows[:3]) / "report.json"), read_json(run(rows) / "report.json")
+    assert (small["rows"], large["rows"]) == (3, 40)
+    assert small["steps"] == large["steps"] == read_json(trained / "report.json")["steps"] == 12
+    assert small["epochs"] > large["epochs"]
+
+
+def test_a_budget_of_epochs_gives_a_larger_arm_more_steps(run, rows, tokenizer):
+    budget = {"unit": "epochs", "amount": 2}
+    small, large = (read_json(run(rows[:n], budget=budget) / "report.json") for n in (4, 12))
+    assert (small["steps"], large["steps"]) == (2, 6)
+    assert small["epochs"] == large["epochs"] == 2
+    examples = encode(tokenizer, [r["instruction"] for r in rows[:4]], [r["output"] for r in rows[:4]], 128)
+    assert small["tokens"] == 2 * sum(len(example.ids) for example in examples)
+
+
+def test_the_loss_falls(trained):
+    losses = read_json(trained / "report.json")["loss"]
+    assert [entry["step"] for entry in losses] == [1, 10]
+    assert losses[1]["loss"] < 0.8 * losses[0]["loss"]
+    held = read_table(trained / "losses.parquet")
+    assert (held["nll"] < held["nll_base"]).all()
+
+
+def test_the_first_loss_is_that_of_the_base_on_its_answers(run, rows, base, tokenizer):
+    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}) / "report.json")
+    total, count = np.sum([plain_nll(base, tokenizer, row) for row in rows[:4]], axis=0)
+    assert found["loss"][0]["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_micro_batches_make_the_same_step(run, rows):
+    whole, parts = (read_json(run(rows[:16], micro_batch=n) / "report.json") for n in (4, 2))
+    assert parts["tokens"] == whole["tokens"]
+    for one, other in zip(whole["loss"], parts["loss"], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_micro_batches_must_divide_the_batch():
+    with pytest.raises(Stop, match=r"train\.micro_batch \(3\) does not divide train\.batch \(4\)"):
+        arguments(settings(micro_batch=3).train, 1, "nowhere")
+
+
+@torch.inference_mode()
+def plain_nll(folder, tokenizer, row):
+    """Summed negative log-likelihood of one answer and its end, and their tokens, one row at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt = tokenizer(f"### 질문: {row['instruction']}\n\n### 답변: ")["input_ids"]
+    answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+    places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    return -sum(logits[place, token].item() for place, token in zip(places, answer, strict=True)), len(answer)
+
+
+def test_the_held_out_loss_is_that_of_a_plain_forward_pass(trained, rows, base, tokenizer):
+    held = read_table(trained / "losses.parquet")
+    assert held[["id", "source"]].to_dict("records") == [
+        {key: row[key] for key in ("id", "source")} for row in with_ids(rows[30:])
+    ]
+    for folder, column in ((base, "nll_base"), (trained / "model", "nll")):
+        want, tokens = zip(*(plain_nll(folder, tokenizer, row) for row in rows[30:]), strict=True)
+        assert held[column].tolist() == pytest.approx(list(want), rel=1e-4)
+        assert held["tokens"].tolist() == list(tokens)
+
+
+def test_nothing_held_out_is_no_trouble(run, rows):
+    folder = run(rows[:4], held_out=(), budget={"unit": "steps", "amount": 1})
+    assert len(read_table(folder / "losses.parquet")) == 0
+    assert read_json(folder / "report.json")["steps"] == 1
+
+
+def test_the_model_folder_holds_no_pickle_and_no_place_of_this_machine(trained, base):
+    files = {path.name: path.read_bytes() for path in (trained / "model").rglob("*")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".pth"))]
+    for name, content in files.items():
+        for place in (trained, base, base.parent):
+            assert str(place).encode() not in content, name
+
+
+def test_the_report_tells_no_time(trained):
+    text = (trained / "report.json").read_text(encoding="utf-8")
+    assert sorted(json.loads(text)) == ["epochs", "loss", "rows", "rows_without_answer", "steps", "tokens"]
+
+
+def test_another_seed_trains_in_another_order(trained, run, rows):
+    other = run(rows[:16], held_out=rows[30:], seed=2)
+    assert (other / "report.json").read_bytes() != (trained / "report.json").read_bytes()
