@@ -67,6 +67,8 @@ def done(two_clones: list[Path]) -> Path:
 def project(done: Path) -> Iterator[Path]:
     """The reproduced clone; what a test changes in it is undone."""
     yield done
+    for path in (done / "params.yaml", *(done / "stages").glob("*.py")):
+        path.touch()  # a change of one second's age and of no size escapes git once dvc has staged its lock
     run(done, "git", "reset", "-q", "--hard")
     run(done, "git", "clean", "-fdq")
     run(done, "dvc", "checkout", "-q", "--force")
@@ -90,13 +92,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
     assert UP_TO_DATE in run(project, "dvc", "repro")
 
 
-def test_a_changed_fraction_reruns_that_arm_alone(project: Path) -> None:
-    change_params(project, arms__spread__fraction=0.2)
-    wanted = {"sample@spread", "train@spread", "evaluate@spread", "compare@spread", "report"}
-    assert ran(run(project, "dvc", "repro")) == wanted
-
-
-def test_a_changed_fraction_of_the_control_reruns_every_comparison(project: Path) -> None:
+def test_a_changed_fraction_of_the_control_reruns_that_arm_and_every_comparison(project: Path) -> None:
     change_params(project, arms__random__fraction=0.2)
     wanted = {"sample@random", "train@random", "evaluate@random", *each("compare"), "report"}
     assert ran(run(project, "dvc", "repro")) == wanted
