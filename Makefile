@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help repro test check default clean
+.PHONY: help env repro test check default clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -16,6 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+env: $(READY) ## Set up the environment alone
 
 repro: $(READY) ## Run every stage that changed, raw files to summary
 	python -m tools.check params.yaml

@@ -1,6 +1,6 @@
 """Set one arm beside the control and the base: all that `report` tells of it.
 
-data/samples/<arm>.{jsonl,parquet}, data/train/<arm>.{json,parquet}, data/train/<control>.parquet,
+data/samples/<arm>.parquet, data/train/<arm>.{json,parquet}, data/train/<control>.parquet,
 data/eval/{<arm>,<control>,base} -> metrics/arms/<arm>.json
 """
 

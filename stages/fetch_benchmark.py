@@ -44,14 +44,16 @@ class Params(Section):
 
 def fetch_benchmark(params: Params, inputs: Path, benchmark: Path) -> None:
     settings = params.fetch_benchmark
+    hub = settings.from_ == "hub"
+    local = snapshot("dataset", "fetch_benchmark", settings.name, settings.revision) if hub else inputs
     with atomic(benchmark) as scratch:
         for task, columns in COLUMNS.items():
             for split in SPLITS:
-                if settings.from_ == "files":
-                    rows = read_items(inputs / task / f"{split}.jsonl")
+                if hub:
+                    rows = list(load_split("fetch_benchmark", settings.name, local, task, split))
                 else:
-                    rows = hub_items(settings, task, split)
-                check(rows, columns, f"{task}/{split}")
+                    rows = read_items(local / task / f"{split}.jsonl")
+                check(rows, columns, f"{task}/{split}", labels=4 if task == "hellaswag" else 2)
                 write_jsonl(scratch / task / f"{split}.jsonl", [{c: r[c] for c in columns} for r in rows])
             log.info("%s: %d test items", task, len(rows))
 
@@ -65,13 +67,8 @@ def read_items(path: Path) -> list[dict[str, object]]:
         raise Stop(f"{path}: not JSON Lines in UTF-8: {error}") from error
 
 
-def hub_items(settings: FetchBenchmark, task: str, split: str) -> list[dict[str, object]]:
-    local = snapshot("dataset", "fetch_benchmark", settings.name, settings.revision)
-    return list(load_split("fetch_benchmark", settings.name, local, task, split))
-
-
-def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str) -> None:
-    """Raise Stop where an item lacks a column, or the split has no item."""
+def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str, labels: int) -> None:
+    """Raise Stop where an item lacks a column or its label is none of 0..labels-1, or the split has no item."""
     if not rows:
         raise Stop(f"benchmark {where}: no items")
     for number, row in enumerate(rows, 1):
@@ -83,6 +80,8 @@ def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str) -
                 f"benchmark {where}, item {number}: lacks {', '.join(missing)}; "
                 f"wanted {', '.join(columns)}, got {', '.join(row)}"
             )
+        if row["label"] not in range(labels):
+            raise Stop(f"benchmark {where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
 
 
 if __name__ == "__main__":

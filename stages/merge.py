@@ -77,6 +77,7 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
     settings = params.merge
     check_sources(sources, [source.name for source in settings.sources])
     rows = pd.concat([read_source(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
+    check_names(rows)
     rows["id"] = row_ids(rows)
     rows["reason"] = reasons(rows, settings.drop)
 
@@ -93,6 +94,11 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
     ids = bad["id"].where(bad["reason"] != "unreadable", None)
     write_table(dropped, bad.assign(id=ids, text=bad["raw_text"]), DROPPED)
     say_counts(rows, kept, clean[held])
+
+
+def check_names(rows: pd.DataFrame) -> None:
+    if (rows["source"] == "all").any():
+        raise Stop("merge.sources: a source is called `all`, which in the summary means every source; rename it")
 
 
 def check_sources(sources: Path, names: list[str]) -> None:
@@ -190,12 +196,15 @@ def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Series:
             f"params.yaml: merge.held_out.sources: no row has the source {', '.join(unknown)}; "
             f"there are {', '.join(sorted(set(clean['source'])))}"
         )
-    rows_of = clean["instruction"].value_counts()
+    rows_of = clean["instruction"].value_counts().to_dict()
     pool = clean.loc[clean["source"].isin(settings.sources), "instruction"].drop_duplicates()
     order = pd.Series(dice(list(pool), "held_out", settings.seed), index=list(pool)).sort_values(kind="stable")
-    drawn = order[order < settings.share].index
-    fits = rows_of.reindex(drawn).cumsum() <= settings.max_rows
-    return clean["instruction"].isin(set(drawn[fits.to_numpy(dtype=bool)]))
+    drawn, room = set(), settings.max_rows
+    for instruction in order[order < settings.share].index:
+        if rows_of[instruction] <= room:  # an instruction of more rows is passed over, the next ones may fit
+            drawn.add(instruction)
+            room -= rows_of[instruction]
+    return clean["instruction"].isin(drawn)
 
 
 def say_counts(rows: pd.DataFrame, kept: pd.DataFrame, held: pd.DataFrame) -> None:

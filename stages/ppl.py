@@ -66,8 +66,13 @@ def score(texts: list[str], scorer: Path, params: Params) -> pd.DataFrame:
         ids = [[tokenizer.bos_token_id, *row] for row in ids]
     tokens = np.array([max(len(row) - 1, 0) for row in ids])
     sums = nll_sums(model, ids, [1] * len(ids), settings.batch_tokens, "perplexity, batches")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        nll = pd.array(sums / tokens, dtype="float64")
+    lost = int((~np.isfinite(sums)).sum())
+    if lost:
+        raise Stop(
+            f"{scorer}: {lost} of {len(sums)} perplexities are no numbers in {settings.dtype}; try ppl.dtype: fp32"
+        )
+    with np.errstate(invalid="ignore"):
+        nll = sums / tokens
     return pd.DataFrame({"tokens": tokens, "nll": nll, "ppl": np.exp(nll)})
 
 

@@ -78,9 +78,8 @@ def rows_by_source(raw: pd.DataFrame, held_out: pd.DataFrame, dropped: pd.DataFr
     """Return rows read, raw, held out and dropped by reason, for every source and over all."""
     held = held_out["source"] if len(held_out) else pd.Series(dtype=str)
     names = sorted({*raw["source"], *held, *dropped["source"]})
-    everything = {"all": slice(None)}
     found: dict[str, Any] = {}
-    for name in [*everything, *names]:
+    for name in ["all", *names]:
         kept, out, bad = (c if name == "all" else c[c == name] for c in (raw["source"], held, dropped["source"]))
         reasons = dropped.loc[bad.index, "reason"].value_counts().sort_index()
         found[name] = {

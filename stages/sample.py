@@ -55,8 +55,9 @@ class Params(Section):
         """DVC itself would fail only at `compare`, after all training."""
         if self.arms and self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} names no arm; there are {', '.join(self.arms)}")
-        if "base" in self.arms:
-            raise ValueError("arms.base: `base` is the model before any tuning; name the arm otherwise")
+        taken = {"base", "hub"} & set(self.arms)
+        if taken:
+            raise ValueError(f"arms.{taken.pop()}: models/ has a folder of that name already; name the arm otherwise")
         return self
 
 
@@ -73,6 +74,8 @@ def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, sampl
     rows.loc[candidate, "selected"] = select(rows[candidate], settings.method, settings.fraction or 1, settings.seed)
     rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
 
+    if not candidate.any():
+        raise Stop(f"{ppl}: no candidate among {len(rows)} rows: {rows['reason'].value_counts().to_dict()}")
     chosen = rows["selected"].to_numpy()
     if not chosen.any():
         raise Stop(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from stages.lib.artifacts import atomic, read_jsonl, write_json, write_table
 from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
@@ -58,6 +59,12 @@ class Train(Section):
     max_tokens: Positive
     dtype: Dtype
     held_out_batch_tokens: Positive
+
+    @model_validator(mode="after")
+    def micro_batch_divides(self) -> "Train":
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch ({self.micro_batch}) does not divide batch ({self.batch})")
+        return self
 
 
 class ArmSeed(Section):
@@ -150,12 +157,8 @@ def arguments(settings: Train, seed: int, folder: str) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    if settings.batch % settings.micro_batch:
-        raise Stop(
-            f"params.yaml: train.micro_batch ({settings.micro_batch}) does not divide train.batch ({settings.batch})"
-        )
     steps = settings.budget.unit == "steps"
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=folder,
         max_steps=settings.budget.amount if steps else -1,
         num_train_epochs=1 if steps else settings.budget.amount,
@@ -174,6 +177,9 @@ def arguments(settings: Train, seed: int, folder: str) -> Any:
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
     )
+    if found.n_gpu > 1:  # the Trainer would multiply the batch, and with it the budget
+        raise Stop(f"train uses one GPU, and {found.n_gpu} are visible; set CUDA_VISIBLE_DEVICES=0")
+    return found
 
 
 def summary(history: list[dict[str, float]], examples: list[Example], usable: int) -> dict[str, Any]:

@@ -293,10 +293,6 @@ CASES = {
         lambda world: tune(world, GOOD, max_tokens=4),
         ["tiny.jsonl", "train.max_tokens (4)", "3 rows"],
     ),
-    "micro-batches that do not fit": (
-        lambda world: tune(world, GOOD, micro_batch=3),
-        ["train.micro_batch (3)", "train.batch (4)"],
-    ),
     "more tokens than positions": (
         lambda world: tune(world, GOOD, max_tokens=999),
         ["train.max_tokens: 999", "256 positions"],

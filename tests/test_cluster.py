@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from stages.cluster import Params, cluster, length_groups
 from stages.lib.artifacts import read_table
-from stages.lib.kmeans import fit, hashed_start
+from stages.lib.kmeans import centroids, fit, hashed_start
 from stages.lib.stop import Stop
 
 SPREADS = (0.5, 2.0, 6.0)
@@ -154,3 +154,10 @@ def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_ve
             vectors,
             new_folder() / "c",
         )
+
+
+def test_centroids_are_the_means_of_their_rows():
+    dice = np.random.default_rng(5)
+    rows, label = dice.normal(size=(50, 4)).astype(np.float32), dice.integers(0, 3, 50)
+    means = np.stack([rows[label == cluster].mean(axis=0) for cluster in range(3)])
+    assert np.allclose(centroids(rows, label, 3), means, atol=1e-6)

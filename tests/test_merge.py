@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.lib.stop import Stop
+
 TEXTS = ["한라산의 높이는?", "시를 써 줘", "김치찌개 끓이는 법", "장보고는 누구인가요?", "와이파이가 느려요", "전세란?"]
 NOISE = ["", " \n", "hello there", "12 + 34", "가나다 " * 80, unicodedata.normalize("NFD", TEXTS[0]), f" {TEXTS[1]}\n"]
 TABLES = st.dictionaries(
@@ -261,3 +263,21 @@ def test_a_newline_in_a_quoted_csv_field_stays(run_merge):
     csv.writer(text).writerows([["instruction", "output"], ["시를 써 줘", "첫째 줄\n둘째 줄"]])
     raw = run_merge({"faq": (".csv", text.getvalue().encode("utf-8-sig"))}).raw
     assert list(raw["output"]) == ["첫째 줄\n둘째 줄"]
+
+
+def test_an_instruction_of_many_rows_does_not_starve_the_held_out_rows(run_merge):
+    often = pairs([("자주 묻는 질문입니다", f"답 {n}") for n in range(60)])
+    for seed in range(8):
+        held_out = {"sources": ["life"], "share": 0.5, "max_rows": 40, "seed": seed}
+        merged = run_merge({"life": [*often, *many("생활", 200)]}, held_out=held_out)
+        assert len(merged.held_out) == 40
+
+
+def test_a_source_called_all_stops(run_merge):
+    with pytest.raises(Stop, match="called `all`"):
+        run_merge({"all": many("생활", 3)})
+
+
+def test_a_column_that_stands_twice_in_a_csv_header_stops(run_merge):
+    with pytest.raises(Stop, match="the column output stands in the header more than once"):
+        run_merge({"life": (".csv", "instruction,output,output\n질문,답,답\n".encode())})

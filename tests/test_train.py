@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from stages.lib.artifacts import read_json, read_table, write_jsonl
 from stages.lib.prompt import encode, render
 from stages.lib.stop import Stop
-from stages.train import IGNORED, Params, arguments, to_features, train
+from stages.train import IGNORED, Params, to_features, train
 
 SETTINGS = {
     "budget": {"unit": "steps", "amount": 12},
@@ -155,8 +156,8 @@ def test_micro_batches_make_the_same_step(run, rows):
 
 
 def test_micro_batches_must_divide_the_batch():
-    with pytest.raises(Stop, match=r"train\.micro_batch \(3\) does not divide train\.batch \(4\)"):
-        arguments(settings(micro_batch=3).train, 1, "nowhere")
+    with pytest.raises(ValidationError, match=r"micro_batch \(3\) does not divide batch \(4\)"):
+        settings(micro_batch=3)
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
     N rows, D width, K clusters
 
-`hashed` starts from k-means++ whose dice are the rows' own hashes (DESIGN: an added row throws no dice but its own),
+`hashed` starts from k-means++ whose dice are the rows' own hashes, so that an added row throws no dice but its own,
 over the `20 * K` rows of lowest hash; `k-means++` is scikit-learn's, with a seed, as in KoQuality.
 """
 
@@ -35,8 +35,15 @@ def fit(vectors_ND: NDArray[np.float32], ids: list[str], k: int, init: Init, n_i
     else:
         model = KMeans(k, init="k-means++", n_init=n_init, random_state=seed)
     label = model.fit(vectors_ND).labels_.astype(np.int64)
-    distance = np.linalg.norm(vectors_ND.astype(np.float64) - model.cluster_centers_[label], axis=1)
+    distance = np.linalg.norm(vectors_ND - centroids(vectors_ND, label, k)[label], axis=1)
     return Clusters(label, distance, float(np.square(distance).sum()))
+
+
+def centroids(vectors_ND: NDArray[np.float32], label: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Return the clusters' means [K, D], summed in row order: scikit-learn's sums depend on which thread ends first."""
+    sums = np.zeros((k, vectors_ND.shape[1]))
+    np.add.at(sums, label, vectors_ND)
+    return sums / np.maximum(np.bincount(label, minlength=k), 1)[:, None]
 
 
 def hashed_start(vectors_ND: NDArray[np.float32], ids: list[str], k: int, seed: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Figures of a benchmark, and plain paired differences.
+"""Figures of a benchmark, and their differences.
 
 acc, macro-F1 and acc_norm are those of lm-evaluation-harness (EleutherAI, lm_eval/tasks/kobest): macro-F1 is the mean
 of the classes' F1 over the classes that occur in gold or prediction.

@@ -1,4 +1,4 @@
-"""The one text that a model sees, in training as in use.
+"""The prompt of instruction tuning, the same in training, held-out loss and use; the benchmark has its own.
 
 KoAlpaca v1.1's format (Beomi/KoAlpaca, train_v1.1b/README.md); the end-of-text token is the tokenizer's own.
 """

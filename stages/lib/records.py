@@ -70,6 +70,9 @@ def csv_file(path: Path, encoding: str) -> Iterator[Record]:
     text = path.read_bytes().decode(encoding)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(reader, [])
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise ValueError(f"the column {', '.join(twice)} stands in the header more than once")
     for number, fields in enumerate(filter(None, reader), 1):
         if len(fields) == len(header):
             yield Record(number, dict(zip(header, fields, strict=True)), "")

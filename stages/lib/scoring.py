@@ -3,7 +3,7 @@
     B rows of a batch, T tokens, V vocabulary, P predicted positions of a chunk
 
 The head and the cross-entropy run over the predicted positions only, in chunks of one constant size, so that no fp32
-[B, T, V] tensor ever exists.
+[B, T, V] tensor exists, but for models whose logits are no plain head (`split_model`).
 """
 
 from collections.abc import Callable, Sequence

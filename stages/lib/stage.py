@@ -16,7 +16,8 @@ from stages.lib.stop import Stop
 
 log = logging.getLogger("stages")
 
-# Nothing here may reach for the network by itself; `fetch*` turn this off where params name the hub.
+# Nothing but `fetch*` may reach for the network. Libraries read these when they are imported, which is one reason why
+# stages import torch and its kin inside functions; the other is that a mistake in params should not wait for them.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
