@@ -70,11 +70,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def describe(error: Any) -> str:
     """Return one pydantic error as `arms.spread.fraction: what (got 2)`."""
-    where = ".".join(str(part) for part in error["loc"]) or "params"
+    where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key (got {error['input']!r})"
     if error["type"] == "missing":
         return f"{where}: missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     got = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{where}: {message}{got}"
+    return f"{where}: {message}{got}" if where else f"{message}{got}"

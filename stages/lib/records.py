@@ -29,10 +29,10 @@ def read_records(path: Path, encoding: str) -> list[Record]:
 
     Raises Stop where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
     """
-    encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding  # with or without BOM
     readers = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
     try:
-        records = list(readers[path.suffix](path, encoding))
+        records = list(readers[path.suffix](path, codec))
     except UnicodeDecodeError as error:
         raise Stop(
             f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
