@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from stages.lib.artifacts import read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.params import Section
-from stages.lib.selection import Method, select
+from stages.lib.selection import Allocation, Method, pool, select
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -36,6 +35,8 @@ class Arm(Section):
     method: Method
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the candidates; `all` has none, it takes every candidate."""
+    allocation: Allocation = "exact"
+    """`exact`: one size for all arms of a fraction. `koquality`: the original's picks, repeated instructions too."""
     seed: int
     """Draws the rows of `random`, and trains every arm."""
 
@@ -43,6 +44,8 @@ class Arm(Section):
     def all_has_no_fraction(self) -> "Arm":
         if (self.method == "all") != (self.fraction is None):
             raise ValueError("every method but `all` states a fraction")
+        if self.allocation == "koquality" and self.method not in ("spread", "highest"):
+            raise ValueError("allocation: koquality is one of `spread` and `highest`")
         return self
 
 
@@ -66,12 +69,13 @@ def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, sampl
     scores, cells = read_table(ppl, "id", "ppl"), read_table(clusters, "id", "length_group", "cluster")
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
 
-    rows = cells.assign(score=scores["ppl"], reason=outside(corpus["instruction"], scores["ppl"]))
-    candidate = rows["reason"].isna().to_numpy()
-    rows["rank"] = ranks(rows[candidate]).reindex(rows.index)
-    rows["selected"] = False
     settings = params.arms[arm]
-    rows.loc[candidate, "selected"] = select(rows[candidate], settings.method, settings.fraction or 1, settings.seed)
+    rows = pool(corpus, scores["ppl"], cells, repeated=settings.allocation == "koquality")
+    candidate = rows["reason"].isna().to_numpy()
+    rows["selected"] = False
+    rows.loc[candidate, "selected"] = select(
+        rows[candidate], settings.method, settings.allocation, settings.fraction or 1, settings.seed
+    )
     rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
 
     if not candidate.any():
@@ -85,22 +89,6 @@ def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, sampl
     write_jsonl(samples, corpus[chosen].to_dict("records"))
     write_table(why, rows.astype({"rank": "Int64"}), SAMPLE)
     log.info("%s: %s of %s candidates", arm, f"{chosen.sum():,}", f"{candidate.sum():,}")
-
-
-def outside(instructions: pd.Series, ppl: pd.Series) -> pd.Series:
-    """Return why a row is no candidate, or null."""
-    scored = instructions.where(ppl.notna())
-    repeated = scored.duplicated() & scored.notna()
-    reason = pd.Series(None, index=ppl.index, dtype=object)
-    reason[repeated] = "repeated instruction"
-    reason[ppl.isna()] = "no perplexity"
-    return reason
-
-
-def ranks(candidates: pd.DataFrame) -> pd.Series:
-    """Return every candidate's place in its cell by (perplexity, raw order), from 0."""
-    ordered = candidates.sort_values("score", kind="stable")
-    return ordered.groupby(["length_group", "cluster"]).cumcount()
 
 
 if __name__ == "__main__":

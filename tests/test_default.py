@@ -204,6 +204,18 @@ def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
     assert (np.concatenate(parts) == raw["nll"].to_numpy()).all()
 
 
+def test_why_tells_of_selected_dropped_and_held_out_rows(default: Path, raw: pd.DataFrame) -> None:
+    told = run(default, "python", "-m", "tools.why", raw["id"][0])
+    assert raw["instruction"][0][:40] in told
+    assert all(f"  {arm}: " in told for arm in ("spread", "random", "full"))
+    assert "full: IN (selected; cell " in told
+    held = read_jsonl(default / "data/held_out.jsonl")[0]
+    assert "held out: in no arm" in run(default, "python", "-m", "tools.why", held["id"])
+    told = run(default, "python", "-m", "tools.why", "How do I make a good cup of coffee")
+    assert "dropped by merge: not_korean, row" in told
+    assert "no row has the id" in run(default, "python", "-m", "tools.why", "없는 글", code=1)
+
+
 def test_outputs_hold_no_path_of_the_machine(default: Path) -> None:
     for folder in ("data", "models", "metrics"):
         for path in (default / folder).rglob("*"):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.cluster import CLUSTERS
+from stages.lib import selection
 from stages.lib.artifacts import read_jsonl, read_table, write_table
-from stages.lib.selection import positions, quotas, select, total
+from stages.lib.selection import BINS, pool, quotas, total
 from stages.lib.stop import Stop
 from stages.ppl import PPL
 from stages.sample import Params, sample
@@ -20,9 +21,16 @@ FRACTIONS = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
 
 
-def cells(sizes):
-    index = pd.MultiIndex.from_tuples([divmod(n, 4) for n in range(len(sizes))], names=["length_group", "cluster"])
-    return pd.Series(sizes, index=index)
+def select(rows, method, fraction, seed):
+    return selection.select(rows, method, "exact", fraction, seed)
+
+
+def places(method, quota, size):
+    """Which ranks of one cell a method takes; the fraction asks for exactly `quota`."""
+    rows = candidates(size, groups=1)
+    return np.flatnonzero(
+        select(rows, method, float(np.nextafter(quota / size, 1)) if quota < size else 1.0, 1)
+    ).tolist()
 
 
 def decimal(fraction):
@@ -35,6 +43,8 @@ def candidates(count, start=0, groups=3):
     rows = pd.DataFrame({"id": [f"row{n}" for n in range(start, start + count)]})
     rows["length_group"], rows["cluster"] = rows.index % groups, 0
     rows["rank"] = rows.groupby("length_group").cumcount()
+    rows["score"], rows["characters"] = rows["rank"] + 1.0, rows.index % 7
+    rows["instruction"] = [f"{n}번 질문" for n in rows.index]
     return rows
 
 
@@ -48,13 +58,13 @@ def test_a_fraction_is_read_as_it_is_written(size, fraction, rows):
 
 @given(SIZES, FRACTIONS)
 def test_quotas_add_up_to_the_whole(sizes, fraction):
-    found = quotas(cells(sizes), fraction)
+    found = quotas(np.array(sizes), fraction)
     assert found.sum() == floor(decimal(fraction) * sum(sizes)) == total(sum(sizes), fraction)
 
 
 @given(SIZES, FRACTIONS)
 def test_every_quota_is_within_one_of_its_share(sizes, fraction):
-    for quota, size in zip(quotas(cells(sizes), fraction), sizes, strict=True):
+    for quota, size in zip(quotas(np.array(sizes), fraction).tolist(), sizes, strict=True):
         assert abs(quota - decimal(fraction) * size) < 1
         assert 0 <= quota <= size
 
@@ -65,13 +75,13 @@ def test_the_largest_remainders_get_the_rows_that_are_left(sizes, fraction):
     order = sorted(range(len(sizes)), key=lambda n: (-(shares[n] - floor(shares[n])), n))
     left = floor(sum(shares)) - sum(map(floor, shares))
     wanted = [floor(share) + (n in order[:left]) for n, share in enumerate(shares)]
-    assert quotas(cells(sizes), fraction).tolist() == wanted
+    assert quotas(np.array(sizes), fraction).tolist() == wanted
 
 
 @given(st.integers(1, 400), st.data())
 def test_spread_positions_are_distinct_and_even(size, data):
     quota = data.draw(st.integers(1, size))
-    found = positions("spread", quota, size).tolist()
+    found = places("spread", quota, size)
     assert found == [(2 * j + 1) * size // (2 * quota) for j in range(quota)]
     assert len(set(found)) == quota
     assert 0 <= min(found) <= max(found) < size
@@ -81,10 +91,16 @@ def test_spread_positions_are_distinct_and_even(size, data):
 @given(st.integers(1, 400), st.data())
 def test_highest_takes_the_last(size, data):
     quota = data.draw(st.integers(1, size))
-    assert positions("highest", quota, size).tolist() == list(range(size))[-quota:]
+    assert places("highest", quota, size) == list(range(size))[-quota:]
 
 
-@given(st.integers(1, 60), st.sampled_from(["spread", "highest", "random"]), FRACTIONS)
+@given(st.integers(1, 400), st.data())
+def test_middle_leaves_as_many_below_as_above(size, data):
+    quota = data.draw(st.integers(1, size))
+    assert places("middle", quota, size) == [(size - quota) // 2 + j for j in range(quota)]
+
+
+@given(st.integers(1, 60), st.sampled_from(["spread", "highest", "middle", "steady", "random", "longest"]), FRACTIONS)
 def test_an_arm_has_exactly_its_fraction(count, method, fraction):
     assert select(candidates(count), method, fraction, 1).sum() == floor(decimal(fraction) * count)
 
@@ -140,7 +156,8 @@ def arm(method, fraction=None, seed=1):
 
 
 TABLE = [(f"{n}번 질문", float(100 - n % 7), n % 3) for n in range(60)]
-METHODS = [("spread", 0.2), ("highest", 0.2), ("random", 0.2), ("all", None)]
+ALL_BUT_ALL = ("spread", "highest", "middle", "steady", "random", "longest")
+METHODS = [*((method, 0.2) for method in ALL_BUT_ALL), ("all", None)]
 
 
 @pytest.mark.parametrize(("method", "fraction"), METHODS)
@@ -200,5 +217,63 @@ def test_scores_of_another_merge_stop_the_stage(new_folder, write_raw):
 
 
 def test_arms_of_one_fraction_have_one_size(run):
-    sizes = {method: len(run(TABLE, arm(method, 0.29))[1]) for method in ("spread", "highest", "random")}
-    assert sizes == {"spread": 17, "highest": 17, "random": 17}
+    sizes = {method: len(run(TABLE, arm(method, 0.29))[1]) for method in ALL_BUT_ALL}
+    assert set(sizes.values()) == {17}
+
+
+def test_longest_takes_the_most_characters_of_output():
+    rows = candidates(70)
+    taken = select(rows, "longest", 0.2, 1)
+    assert rows["characters"][taken].min() >= rows["characters"][~taken].max()
+
+
+def test_steady_takes_its_share_of_every_stratum():
+    rows = candidates(900)
+    taken = select(rows, "steady", 0.1, 1)
+    strata = [rows["length_group"], rows["rank"] * BINS // 300]
+    assert set(pd.Series(taken).groupby(strata).sum()) <= {9, 10, 11}
+
+
+@given(st.integers(0, 400), st.integers(0, 20))
+def test_a_row_more_replaces_few_rows_of_steady(place, seed):
+    rows = candidates(400, groups=1)
+    more = candidates(401, groups=1).assign(id=[*rows["id"][:place], "new", *rows["id"][place:]])
+    before = set(rows["id"][select(rows, "steady", 0.1, seed)])
+    after = set(more["id"][select(more, "steady", 0.1, seed)])
+    assert len(before - after) <= 4  # one row crosses each border of a stratum, and one makes room
+
+
+def originals(rows, fraction, method):
+    """KoQuality's picks, written plainly from the description of proceed_sampling_dataset.py; returns raw places."""
+    table = rows.assign(place=range(len(rows)), length=rows["instruction"].str.len(), ppl=rows["score"].round(2))
+    picked = []
+    for _, cell in table.sort_values(["length", "place"]).groupby(["length_group", "cluster"]):
+        cell = cell.sort_values("ppl", kind="stable")
+        if method == "spread":
+            picked += list(cell["place"].iloc[:: int(1 / fraction)])
+        elif count := int(fraction * len(cell)):
+            picked += list(cell.drop_duplicates("instruction")["place"].tail(count))
+    return sorted(picked)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 25), st.sampled_from([1.0, 2.004, 2.0, 9.5])), min_size=1),
+    st.sampled_from([0.01, 0.05, 0.1, 0.5]),
+    st.sampled_from(["spread", "highest"]),
+)
+def test_allocation_koquality_picks_what_the_original_picks(table, fraction, method):
+    scores = {text: score for _, text, score in table}  # one instruction has one perplexity and one cell
+    homes = {text: cell for cell, text, _ in table}
+    texts = [text for _, text, _ in table]
+    corpus = pd.DataFrame({"instruction": [f"{'질문' * (text % 5)}{text}" for text in texts], "output": "답"})
+    cells = pd.DataFrame({"id": [str(n) for n in range(len(texts))], "length_group": 0})
+    cells["cluster"] = [homes[text] for text in texts]
+    rows = pool(corpus, pd.Series([scores[text] for text in texts]), cells, repeated=True)
+    taken = selection.select(rows, method, "koquality", fraction, 1)
+    assert np.flatnonzero(taken).tolist() == originals(rows, fraction, method)
+
+
+def test_koquality_is_an_allocation_of_its_own_methods_only():
+    settings = {"method": "random", "fraction": 0.1, "seed": 1, "allocation": "koquality"}
+    with pytest.raises(ValueError, match="allocation: koquality is one of"):
+        Params.model_validate({"arms": {"ours": settings}, "control": "ours"})

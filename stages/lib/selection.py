@@ -1,7 +1,19 @@
-"""Which rows of the candidates an arm takes.
+"""Which rows an arm takes.
 
-A cell is one cluster of one length group. `spread` and `highest` take a quota from every cell, by perplexity
-(KoQuality's `ppl` and `ppl_h`); `random` and `all` know no cells.
+A cell is one cluster of one length group; q is a cell's quota, n its candidates, sorted by (perplexity, raw order).
+
+- `spread` takes places floor((2j+1)n / 2q), j = 0..q-1: evenly over the perplexities of every cell (KoQuality's `ppl`).
+- `highest` takes the last q (KoQuality's `ppl_h`), `middle` places floor((n-q)/2) + j (Marion et al. 2023,
+  arXiv 2309.04564).
+- `steady` covers like `spread` and stays when rows are added: strata are cells x BINS bins of the relative rank in the
+  cell, and the lowest keys are taken, where a candidate's key is (its place by hash in the stratum + the stratum's
+  fixed fraction of 1) / the stratum's size (permanent random numbers: Ohlsson 1995, Coordination of samples using
+  permanent random numbers).
+- `random` takes the lowest hashes, `longest` the most characters of the output (Zhao et al. 2024, arXiv 2402.04833),
+  `all` every candidate. These know no cells.
+
+Allocation `exact` gives every arm of a fraction the same number of rows; `koquality` picks as the original does
+(nayohan/KoQuality, proceed_sampling_dataset.py), for parity.
 """
 
 from decimal import Decimal
@@ -13,8 +25,48 @@ from numpy.typing import NDArray
 
 from stages.lib.hashes import dice
 
-Method = Literal["spread", "highest", "random", "all"]
-CELLS = ("spread", "highest")
+Method = Literal["spread", "highest", "middle", "steady", "random", "longest", "all"]
+Allocation = Literal["exact", "koquality"]
+Mask = NDArray[np.bool_]
+CELL = ["length_group", "cluster"]
+BINS = 3
+"""Bins of perplexity rank in a cell of `steady`."""
+
+
+def pool(corpus: pd.DataFrame, ppl: pd.Series, cells: pd.DataFrame, repeated: bool = False) -> pd.DataFrame:
+    """Return every row of raw with its cell, its score, its rank in the cell and why it is no candidate, or null.
+
+    A candidate has a perplexity and is the first of its instruction; with `repeated` the others count too. Rank is the
+    place among the candidates of the cell by (perplexity, raw order), from 0.
+    """
+    rows = cells[["id", *CELL]].assign(
+        instruction=corpus["instruction"],
+        characters=corpus["output"].str.len(),
+        score=ppl,
+        reason=pd.Series(None, index=cells.index, dtype=object),
+    )
+    rows.loc[ppl.isna(), "reason"] = "no perplexity"
+    if not repeated:
+        scored = corpus["instruction"].where(ppl.notna())
+        rows.loc[scored.duplicated() & scored.notna(), "reason"] = "repeated instruction"
+    candidates = rows[rows["reason"].isna()]
+    rows["rank"] = candidates.sort_values("score", kind="stable").groupby(CELL).cumcount()
+    return rows
+
+
+def select(rows: pd.DataFrame, method: Method, allocation: Allocation, fraction: float, seed: int) -> Mask:
+    """Return which of the candidates are taken [N].
+
+    `rows` are those rows of `pool` without a reason.
+    """
+    if allocation == "koquality":
+        return original(rows, method, fraction)
+    if method == "all":
+        return np.ones(len(rows), dtype=bool)
+    if method in ("spread", "highest", "middle"):
+        return by_quota(rows, method, fraction)
+    keys = {"steady": steady_keys, "random": random_keys, "longest": longest_keys}[method](rows, seed)
+    return lowest(keys, total(len(rows), fraction))
 
 
 def total(candidates: int, fraction: float) -> int:
@@ -22,10 +74,40 @@ def total(candidates: int, fraction: float) -> int:
     return int(Decimal(str(fraction)) * candidates)
 
 
-def quotas(sizes: pd.Series, fraction: float) -> pd.Series:
+def lowest(keys: NDArray[np.float64], count: int) -> Mask:
+    """Return where the `count` lowest keys are; of equal keys the first in raw order."""
+    taken = np.zeros(len(keys), dtype=bool)
+    taken[np.argsort(keys, kind="stable")[:count]] = True
+    return taken
+
+
+def by_quota(rows: pd.DataFrame, method: Method, fraction: float) -> Mask:
+    cell, sizes = cells_of(rows)
+    rank, q, n = rows["rank"].to_numpy(dtype=np.int64), quotas(sizes, fraction)[cell], sizes[cell]
+    if method == "spread":
+        mask: Mask = places_up_to(rank, q, n) > places_up_to(rank - 1, q, n)
+    else:
+        start = n - q if method == "highest" else (n - q) // 2
+        mask = (start <= rank) & (rank < start + q)
+    return mask
+
+
+def places_up_to(rank: NDArray[np.int64], q: NDArray[np.int64], n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many j in 0..q-1 have floor((2j+1)n / 2q) <= rank, that is (2j+1)n < 2q (rank+1)."""
+    count: NDArray[np.int64] = np.clip(-((n - 2 * q * (rank + 1)) // (2 * n)), 0, q)
+    return count
+
+
+def cells_of(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return every row's cell number [N], in (length group, cluster) order, and the cells' sizes."""
+    cell = rows.groupby(CELL, sort=True).ngroup().to_numpy()
+    return cell, np.bincount(cell)
+
+
+def quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
     """Return how many rows each cell gives: floors of fraction x size, then largest remainders, ties by cell order.
 
-    `sizes` is indexed by (length group, cluster), sorted; the sum is `total` of all candidates.
+    The sum is `total` of all candidates.
     """
     exact = [Decimal(str(fraction)) * int(size) for size in sizes]
     floors = [int(value) for value in exact]
@@ -33,34 +115,46 @@ def quotas(sizes: pd.Series, fraction: float) -> pd.Series:
     by_remainder = sorted(range(len(exact)), key=lambda i: (floors[i] - exact[i], i))
     for i in by_remainder[:missing]:
         floors[i] += 1
-    return pd.Series(floors, index=sizes.index)
+    return np.array(floors, dtype=np.int64)
 
 
-def positions(method: Method, quota: int, size: int) -> NDArray[np.int64]:
-    """Return which places of a cell's candidates, sorted by perplexity, are taken [quota]."""
-    j = np.arange(quota)
-    if method == "spread":
-        return (2 * j + 1) * size // (2 * quota)
-    return size - quota + j
+def steady_keys(rows: pd.DataFrame, seed: int) -> NDArray[np.float64]:
+    """Return every candidate's key [N]; a stratum's keys are evenly spaced, so the lowest take its share."""
+    cell, sizes = cells_of(rows)
+    part = rows["rank"].to_numpy() * BINS // sizes[cell]
+    names = [f"{g}.{c}.{p}" for g, c, p in zip(rows["length_group"], rows["cluster"], part, strict=True)]
+    stratum, labels = pd.factorize(np.array(names, dtype=object))
+    hashes = pd.Series(dice(list(rows["id"]), "steady", seed))
+    place = hashes.groupby(stratum).rank(method="first").to_numpy(dtype=np.float64) - 1
+    keys: NDArray[np.float64] = (place + dice(list(labels), "stratum", seed)[stratum]) / np.bincount(stratum)[stratum]
+    return keys
 
 
-def select(candidates: pd.DataFrame, method: Method, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Return which candidates are taken [N].
+def random_keys(rows: pd.DataFrame, seed: int) -> NDArray[np.float64]:
+    return dice(list(rows["id"]), "random", seed)
 
-    `candidates` is in raw order with the columns id, length_group, cluster and rank (0 is the lowest perplexity of
-    the cell).
+
+def longest_keys(rows: pd.DataFrame, _seed: int) -> NDArray[np.float64]:
+    keys: NDArray[np.float64] = -rows["characters"].to_numpy(dtype=np.float64)
+    return keys
+
+
+def original(rows: pd.DataFrame, method: Method, fraction: float) -> Mask:
+    """Pick as KoQuality does: perplexities of 2 decimals, ties by the instruction's characters, then raw order.
+
+    `spread`: places 0, s, 2s, ... of each cell, s = int(1 / fraction), so every cell gives a row. `highest`:
+    int(fraction x size) rows of each cell, the size taken before repeated instructions are left out.
     """
-    taken = np.zeros(len(candidates), dtype=bool)
-    if method == "all":
-        taken[:] = True
-    elif method == "random":
-        order = np.argsort(dice(list(candidates["id"]), "random", seed), kind="stable")
-        taken[order[: total(len(candidates), fraction)]] = True
+    order = rows.assign(score=rows["score"].round(2), length=rows["instruction"].str.len())
+    order = order.sort_values(["score", "length"], kind="stable")
+    taken = pd.Series(False, index=order.index)
+    cells = order.groupby(CELL, sort=False)
+    if method == "spread":
+        taken = cells.cumcount() % int(1 / fraction) == 0
     else:
-        cells = candidates.groupby(["length_group", "cluster"], sort=True)
-        sizes = cells.size()
-        wanted = quotas(sizes, fraction)
-        for cell, index in cells.indices.items():
-            places = positions(method, int(wanted[cell]), int(sizes[cell]))
-            taken[index[np.isin(candidates["rank"].to_numpy()[index], places)]] = True
-    return taken
+        quota = (fraction * cells["score"].transform("size")).astype(int)
+        single = order[~order.duplicated([*CELL, "instruction"])]
+        from_top = single.groupby(CELL, sort=False).cumcount(ascending=False)
+        taken.loc[single.index] = from_top < quota.loc[single.index]
+    mask: Mask = taken.reindex(rows.index).to_numpy(dtype=bool)
+    return mask
