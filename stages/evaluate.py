@@ -65,11 +65,11 @@ def evaluate(params: Params, arm: str, model: Path, benchmark: Path, items: Path
     check_folder(model)
     device = start_torch(params.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = list(answers(params.evaluate, device, model, benchmark, Path(scratch)))
+        rows = pd.DataFrame(answers(params.evaluate, device, model, benchmark, Path(scratch)))
     with atomic(items) as folder:
-        write_table(folder / "items.parquet", pd.DataFrame(rows), ITEMS)
-    table = pd.DataFrame(rows).groupby(["shots", "task"])["correct"].mean()
-    log.info("%s: accuracy\n%s", arm, table.unstack().round(3).to_string())
+        write_table(folder / "items.parquet", rows, ITEMS)
+    accuracy = rows.groupby(["shots", "task"])["correct"].mean().unstack()
+    log.info("%s: accuracy\n%s", arm, accuracy.round(3).to_string())
 
 
 def answers(settings: Evaluate, device: str, model: Path, benchmark: Path, scratch: Path) -> Iterator[dict[str, Any]]:

@@ -46,21 +46,21 @@ def report(
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     scored = corpus.assign(ppl=scores["ppl"], tokens=scores["tokens"])
     base = read_table(base_items / "items.parquet")
+    base_scores, floor_scores = by_task(base), by_task(base, floor)
     found = read_arms(arms, list(params.arms))
 
-    sources = rows_by_source(corpus, pd.DataFrame(read_jsonl(held_out)), read_table(dropped))
     content = {
-        "rows": sources,
+        "rows": rows_by_source(corpus, pd.DataFrame(read_jsonl(held_out)), read_table(dropped)),
         "ppl": {"all": quantiles(scored), **{str(s): quantiles(g) for s, g in scored.groupby("source")}},
         "cells": cell_facts(cells),
-        "base": {"scores": by_task(base)},
-        "floor": by_task(base, floor),
+        "base": {"scores": base_scores},
+        "floor": floor_scores,
         "arms": {name: without_series(arm) for name, arm in found.items()},
     }
     write_json(summary, content)
     with atomic(plots) as folder:
         folder.mkdir()
-        for name, table in plot_tables(scored, found, base).items():
+        for name, table in plot_tables(scored, found, {"base": base_scores, "(floor)": floor_scores}).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     say(found, params.control)
 
@@ -115,10 +115,11 @@ def without_series(arm: Any) -> Any:
     return {key: without_series(value) for key, value in arm.items() if not isinstance(value, list)}
 
 
-def plot_tables(scored: pd.DataFrame, arms: Arms, base: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def plot_tables(scored: pd.DataFrame, arms: Arms, marks: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Return the tables behind the plots; `marks` are scores to set beside those of the arms."""
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
-    figures = {"base": by_task(base), "(floor)": by_task(base, floor), **{n: arm["scores"] for n, arm in arms.items()}}
+    figures = marks | {name: arm["scores"] for name, arm in arms.items()}
     scores = [
         {"arm": name, "shots": shots, "task": task, "macro_f1": values["macro_f1"], "accuracy": values["accuracy"]}
         for name, by_shots in figures.items()

@@ -72,14 +72,14 @@ def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, sampl
     settings = params.arms[arm]
     rows = pool(corpus, scores["ppl"], cells, repeated=settings.allocation == "koquality")
     candidate = rows["reason"].isna().to_numpy()
+    if not candidate.any():
+        raise Stop(f"{ppl}: no candidate among {len(rows)} rows: {rows['reason'].value_counts().to_dict()}")
     rows["selected"] = False
     rows.loc[candidate, "selected"] = select(
         rows[candidate], settings.method, settings.allocation, settings.fraction or 1, settings.seed
     )
     rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
 
-    if not candidate.any():
-        raise Stop(f"{ppl}: no candidate among {len(rows)} rows: {rows['reason'].value_counts().to_dict()}")
     chosen = rows["selected"].to_numpy()
     if not chosen.any():
         raise Stop(

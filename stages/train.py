@@ -7,6 +7,7 @@ Full fine-tuning with the Trainer of transformers; the loss is on answers only. 
 """
 
 import logging
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,8 +153,6 @@ def to_features(example: Example) -> dict[str, list[int]]:
 
 
 def arguments(settings: Train, seed: int, folder: str) -> Any:
-    import sys
-
     import torch
     from transformers import TrainingArguments
 

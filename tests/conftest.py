@@ -14,10 +14,10 @@ import pytest
 
 from stages import merge
 from stages.lib.artifacts import read_jsonl, read_table, write_table
-from stages.lib.stage import OFFLINE, QUIET
+from stages.lib.stage import ALWAYS, IN_A_LOG, OFFLINE
 
 HF_HOME = Path(tempfile.mkdtemp(prefix="hf-home-"))  # read when the libraries are imported, so set here
-os.environ.update(OFFLINE | QUIET | {"HF_HOME": str(HF_HOME), "HF_HUB_CACHE": str(HF_HOME / "hub")})
+os.environ.update(ALWAYS | IN_A_LOG | OFFLINE | {"HF_HOME": str(HF_HOME), "HF_HUB_CACHE": str(HF_HOME / "hub")})
 
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("tests")

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stages.lib.artifacts import read_jsonl
 from stages.lib.params import read_params
 from stages.ppl import Params, score
-from tests.project import ROOT, copy_project, run
+from tests.project import ROOT, UP_TO_DATE, copy_project, run
 from tools.make_default import Row, compose, shuffle_words, write_all
 
-UP_TO_DATE = "Data and pipelines are up to date."
+GROUPS = {"computing": "assistant", "science": "assistant", "summary": "assistant"}  # from the ids' prefixes
 TOPICS = 8
 
 
@@ -119,16 +119,14 @@ def test_rows_read_are_raw_plus_held_out_plus_dropped(default: Path, composed: l
     )
     written = [*pd.read_parquet(data / "raw.parquet")["source"], *pd.read_parquet(data / "dropped.parquet")["source"]]
     written += [row["source"] for row in read_jsonl(data / "held_out.jsonl")]
-    groups = {"computing": "assistant", "science": "assistant", "summary": "assistant"}  # from the ids' prefixes
-    assert Counter(groups.get(source, source) for source in written) == read
+    assert Counter(GROUPS.get(source, source) for source in written) == read
     assert sum(read.values()) == len(composed)
 
 
 def test_every_planted_row_is_dropped_for_its_reason_and_no_clean_row_is(default: Path) -> None:
     dropped = pd.read_parquet(default / "data/dropped.parquet")
-    groups = {"computing": "assistant", "science": "assistant", "summary": "assistant"}
     found = {
-        (groups.get(source, source), line): reason
+        (GROUPS.get(source, source), line): reason
         for source, line, reason in zip(dropped["source"], dropped["line"], dropped["reason"], strict=True)
     }
     with (ROOT / "tests/planted.csv").open(encoding="utf-8") as file:

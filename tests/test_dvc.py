@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import change_params, commit, copy_project, ran, run, shrink
+from tests.project import UP_TO_DATE, change_params, commit, copy_project, ran, run, shrink
 
-UP_TO_DATE = "Data and pipelines are up to date."
 ARMS = {"spread", "random", "full"}
 STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
 

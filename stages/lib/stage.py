@@ -23,11 +23,10 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
 }
-QUIET = {
+ALWAYS = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+IN_A_LOG = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_MININTERVAL": "5",  # in a log a bar is a line every so often
+    "TQDM_MININTERVAL": "5",  # a bar is a line every so often
 }
 
 
@@ -35,9 +34,7 @@ def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True
     """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    os.environ.update({} if sys.stderr.isatty() else QUIET)
-    if offline:
-        os.environ.update(OFFLINE)
+    os.environ.update(ALWAYS | (OFFLINE if offline else {}) | ({} if sys.stderr.isatty() else IN_A_LOG))
     started = time.monotonic()
     try:
         stage(read_params(model), *arguments(stage, sys.argv[1:]))
