@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env repro test check default clean
+.PHONY: help env repro test slow check bench default clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -23,13 +23,26 @@ repro: $(READY) ## Run every stage that changed, raw files to summary
 	python -m tools.check params.yaml
 	dvc repro
 
+# Two processes share the cores, and threads that spin while they wait would starve the other's.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
+
+slow: $(READY) ## Run the tests that take minutes each
+	python -m pytest -m slow -s
 
 check: $(READY) ## Format, lint and types
 	ruff format --check .
 	ruff check .
 	mypy
+
+bench: $(READY) ## Measure speed, memory and growth (an hour or two); models and rows of `make repro`
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	python -m benchmarks.scoring
+	python -m benchmarks.embedding
+	python -m benchmarks.clusters
+	python -m benchmarks.growth
+	python -m benchmarks.selection
 
 default: $(READY) ## Compose the bundled data again from tools/default
 	python -m tools.make_default

@@ -1,8 +1,6 @@
 """Embed every instruction: a unit vector.
 
-data/raw.parquet, models/hub/encoder -> data/embeddings.parquet
-
-B rows of a batch, T tokens, D width
+data/raw.parquet, models/hub/encoder -> data/embeddings.parquet (.checkpoints/embed: vectors known before)
 """
 
 import logging
@@ -14,13 +12,19 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.lib.artifacts import read_table, write_table
-from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
+from stages.lib.artifacts import read_table, write_arrow
+from stages.lib.fingerprint import made_by
+from stages.lib.models import Dtype, check_length, load_model, load_tokenizer, positions, tokenize
 from stages.lib.params import Positive, Section
+from stages.lib.processes import rank, world
 from stages.lib.stage import run
+from stages.lib.store import Batches, Store, complete, stamped
 
 log = logging.getLogger("stages")
 Pooling = Literal["mean", "cls", "pooler"]
+HERE = Path(__file__).parent
+CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("attention", "batching", "models", "vectors"))]
+"""What a vector depends on."""
 
 
 class Embed(Section):
@@ -37,29 +41,44 @@ class Params(Section):
     embed: Embed
 
 
-def embed(params: Params, raw: Path, encoder: Path, embeddings: Path) -> None:
+def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embeddings: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    vectors = encode(list(texts), encoder, params)[place]
-    width = vectors.shape[1]
-    schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width)
-    write_table(embeddings, {"id": corpus["id"], "vector": column}, schema)
-    log.info("%s rows, %s distinct instructions, %d numbers each", f"{len(corpus):,}", f"{len(texts):,}", width)
+    make = made_by(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
+    store = Store(checkpoints, make, columns, ["vector"], embeddings)
+    vectors = complete(store, list(texts), lambda missing: encode(missing, encoder, params))
+    if vectors is None:
+        return
+    rows = vectors.take(place).add_column(0, "id", pa.array(corpus["id"]))
+    write_arrow(embeddings, stamped(rows, make))
+    width = rows.schema.field("vector").type.list_size
+    log.info("%s rows, %s distinct instructions, %d numbers each", f"{len(rows):,}", f"{len(texts):,}", width)
 
 
-def encode(texts: list[str], encoder: Path, params: Params) -> NDArray[np.float32]:
-    """Return unit vectors [N, D]."""
+def encode(texts: list[str], encoder: Path, params: Params) -> Batches:
+    """Yield the rows of every batch and their unit vectors [n, D]; texts without a token get zeros."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)
     model = load_model(encoder, "AutoModel", settings.dtype, params.threads)
 
-    from stages.lib.vectors import unit_vectors
+    import torch
+
+    from stages.lib.batching import canonical_batches
+    from stages.lib.progress import progress
+    from stages.lib.vectors import embed_batches
 
     check_length(model, settings.max_tokens, "embed.max_tokens")
-    ids = tokenizer(texts, truncation=True, max_length=settings.max_tokens)["input_ids"]
-    return unit_vectors(model, ids, settings.pooling, settings.batch_tokens)
+    ids = tokenize(tokenizer, texts, max_length=settings.max_tokens)
+    silent = [row for row, tokens in enumerate(ids) if not len(tokens)]
+    if silent and rank() == 0:
+        yield silent, torch.zeros((len(silent), model.config.hidden_size), device=model.device)
+    batches = canonical_batches([len(row) for row in ids], settings.batch_tokens, positions(model))[rank() :: world()]
+    yield from embed_batches(model, ids, settings.pooling, progress(batches, len(batches), "embeddings, batches"))
+
+
+def columns(vectors_ND: NDArray[np.float32]) -> dict[str, pa.Array]:
+    return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])}
 
 
 if __name__ == "__main__":
-    run(embed, Params)
+    run(embed, Params, several=True)

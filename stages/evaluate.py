@@ -1,30 +1,36 @@
 """Evaluate one model on the benchmark, item by item.
 
-    models/<arm> or models/hub/base, data/benchmark -> data/eval/<arm>/items.parquet
+    models/<arm> (or models/hub/base), models/hub/base, data/benchmark -> data/eval/<arm>/items.parquet
 
 lm-evaluation-harness by its Python API, offline, one model load for all tasks and shots. The prompts are the
-harness's own (lm_eval/tasks/kobest); only the data set and the offline form of macro-F1 are ours.
+harness's own (lm_eval/tasks); only the data set and the offline form of macro-F1 are ours. The model may be whole, an
+adapter on the base, or either of them with the weights in 4 bits.
 """
 
 import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
 from stages.lib.artifacts import atomic, write_table
-from stages.lib.models import Dtype, check_folder, start_torch
+from stages.lib.models import Dtype, check_folder, load_tokenizer, start_torch
 from stages.lib.params import Count, Positive, Section
+from stages.lib.processes import rank
 from stages.lib.stage import run
 from stages.lib.stop import Stop
+from stages.lib.tasks import Task, find_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("stages")
-SPLITS = ("train", "validation", "test")
 METRICS = """\
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
@@ -44,16 +50,23 @@ ITEMS = pa.schema(
         ("correct", pa.bool_()),
         ("correct_norm", pa.bool_()),
         ("log_likelihoods", pa.list_(pa.float64())),
+        ("truncated", pa.bool_()),
     ]
 )
+"""`correct_norm`: by log-likelihood per character, null where the task has no acc_norm. `truncated`: the prompt and a
+choice were longer than the model, which saw the end of them."""
 
 
 class Evaluate(Section):
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """KoBEST's by their own names, any other multiple-choice task by the harness's; data/benchmark/<task> holds it."""
     shots: Annotated[list[Count], Field(min_length=1)]
-    """Examples before each item, from the task's train split."""
+    """Examples before each item, from the split that the harness takes them from (KoBEST: train)."""
     batch: Positive
     """Requests of a batch, fixed: an automatic one would depend on the device."""
     dtype: Dtype
+    quantize: Literal["nf4"] | None
+    """Weights of the base and of every arm in 4 bits, scales quantized too (Dettmers et al. 2023, arXiv 2305.14314)."""
 
 
 class Params(Section):
@@ -61,67 +74,139 @@ class Params(Section):
     evaluate: Evaluate
 
 
-def evaluate(params: Params, arm: str, model: Path, benchmark: Path, items: Path) -> None:
-    check_folder(model)
+def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, items: Path) -> None:
+    settings = params.evaluate
+    tasks = [find_task(name) for name in settings.tasks]
     device = start_torch(params.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = pd.DataFrame(answers(params.evaluate, device, model, benchmark, Path(scratch)))
+
+    from stages.lib.harness import templates_compiled_once
+
+    with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
+        write_tasks(tasks, benchmark.resolve(), Path(scratch))
+        check_tasks(tasks, max(settings.shots), Path(scratch))
+        network = load(settings, device, model, base)
+        rows = pd.DataFrame(answers(settings, network, model, Path(scratch)))
+    if rank() != 0:
+        return
     with atomic(items) as folder:
         write_table(folder / "items.parquet", rows, ITEMS)
-    accuracy = rows.groupby(["shots", "task"])["correct"].mean().unstack()
-    log.info("%s: accuracy\n%s", arm, accuracy.round(3).to_string())
+    say(arm, rows)
 
 
-def answers(settings: Evaluate, device: str, model: Path, benchmark: Path, scratch: Path) -> Iterator[dict[str, Any]]:
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # it warns of every num_fewshot
-    names = write_tasks(benchmark.resolve(), scratch)
-    network = HFLM(
-        pretrained=str(model),
-        device=device,
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[settings.dtype],
-        batch_size=settings.batch,
-        add_bos_token=False,
-    )
-    tasks = TaskManager(include_path=str(scratch), include_defaults=False)
-    for shots in settings.shots:
-        log.info("%s: %d-shot", model, shots)
-        found = simple_evaluate(network, tasks=names, num_fewshot=shots, task_manager=tasks, bootstrap_iters=0)
-        for name in names:
-            yield from (item_row(name, shots, sample) for sample in found["samples"][name])
-
-
-def write_tasks(benchmark: Path, scratch: Path) -> list[str]:
-    """Write one task file of the harness for every folder of the benchmark; return the tasks' names."""
-    import lm_eval
-
-    theirs = Path(lm_eval.__file__).parent / "tasks" / "kobest"
-    names = []
-    for folder in sorted(path for path in benchmark.iterdir() if path.is_dir()):
-        upstream = theirs / f"kobest_{folder.name}.yaml"
-        if not upstream.is_file():
-            raise Stop(f"{folder}: the harness has no task kobest_{folder.name}")
+def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
+    """Write the harness's task files once more, for the local copies of their data."""
+    for task in tasks:
+        files = {split: benchmark / task.name / f"{split}.jsonl" for split in task.splits}
+        for path in files.values():
+            if not path.is_file():
+                raise Stop(f"{path}: missing; the harness's {task.name} reads {', '.join(task.splits)}")
         data = {
-            "include": str(upstream),
-            "task": folder.name,
+            "include": str(task.path),
+            "task": task.name,
+            "num_fewshot": None,  # where a task fixes it, the harness would not take ours
             "dataset_path": "json",
             "dataset_name": None,
             "dataset_kwargs": {
                 "cache_dir": str(scratch / "cache"),
-                "data_files": {split: str(folder / f"{split}.jsonl") for split in SPLITS},
+                "data_files": {split: str(path) for split, path in files.items()},
             },
         }
         lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in data.items()]  # JSON is YAML
-        text = "".join(lines) + METRICS + (ACC_NORM if folder.name == "hellaswag" else "")
-        (scratch / f"{folder.name}.yaml").write_text(text, encoding="utf-8")
-        names.append(folder.name)
-    return names
+        text = "".join(lines) + METRICS + (ACC_NORM if "acc_norm" in task.metrics else "")
+        (scratch / f"{task.name}.yaml").write_text(text, encoding="utf-8")
 
 
-def item_row(task: str, shots: int, sample: dict[str, Any]) -> dict[str, Any]:
+def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> None:
+    """Raise Stop for what the harness would meet hours later, or pass over: columns, examples, right answers."""
+    from jinja2 import UndefinedError
+
+    loader = manager(scratch)
+    for name in (task.name for task in tasks):
+        try:
+            check_items(name, loader.load([name])["tasks"][name], shots)
+        except (IndexError, KeyError, ValueError, UndefinedError) as error:
+            raise Stop(f"benchmark {name}: not in the columns that the harness reads: {error}") from error
+
+
+def check_items(name: str, task: Any, shots: int) -> None:
+    """Raise Stop where a task has too few examples to give, or an item no right answer."""
+    pool = len(task.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split) if shots else 0
+    if shots > pool:
+        raise Stop(f"params.yaml: evaluate.shots: {shots}, but {name} has only {pool} examples to give")
+    for number, item in enumerate(task.eval_docs):
+        gold, choices = task.doc_to_target(item), task.doc_to_choice(item)
+        if gold not in (choices if isinstance(gold, str) else range(len(choices))):
+            raise Stop(f"benchmark {name}, item {number}: the answer is {gold!r}, none of {', '.join(choices)}")
+
+
+def manager(scratch: Path) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(scratch), include_defaults=False)
+
+
+def load(settings: Evaluate, device: str, model: Path, base: Path) -> "PreTrainedModel":
+    """Return the model that the folder holds, or the base with the adapter that it holds; in 4 bits where asked."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    adapter = (model / "adapter_config.json").is_file()
+    whole = base if adapter else model
+    check_folder(whole)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
+    network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        whole,
+        dtype=dtype,
+        device_map={"": device},
+        use_safetensors=True,
+        quantization_config=four_bits(dtype) if settings.quantize else None,
+    )
+    if adapter:
+        network = with_adapter(network, model, device)
+    return network.eval()
+
+
+def four_bits(dtype: Any) -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise Stop(
+            "params.yaml: evaluate.quantize: nf4 wants bitsandbytes; pip install -c constraints.txt -e '.[4bit]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def with_adapter(network: "PreTrainedModel", folder: Path, device: str) -> Any:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise Stop(f"{folder}: it has adapter_config.json, but no adapter_model.safetensors; run `dvc repro`")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(network, str(folder), torch_device=device)
+
+
+def answers(settings: Evaluate, network: "PreTrainedModel", model: Path, scratch: Path) -> Iterator[dict[str, Any]]:
+    from lm_eval import simple_evaluate
+
+    from stages.lib.harness import SharedLM
+
+    for name in ("evaluator", "models.huggingface"):  # they warn of every num_fewshot, and of every request they cut
+        logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)
+    shared = SharedLM(network, load_tokenizer(model), settings.batch)
+    tasks = manager(scratch)
+    for shots in settings.shots:
+        log.info("%s: %d-shot", model, shots)
+        found = simple_evaluate(shared, tasks=settings.tasks, num_fewshot=shots, task_manager=tasks, bootstrap_iters=0)
+        if rank() == 0:
+            for name in settings.tasks:
+                yield from (item_row(name, shots, sample, shared.cut) for sample in found["samples"][name])
+
+
+def item_row(task: str, shots: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
     gold, prediction = sample["f1"]
     return {
         "task": task,
@@ -132,8 +217,19 @@ def item_row(task: str, shots: int, sample: dict[str, Any]) -> dict[str, Any]:
         "correct": bool(sample["acc"]),
         "correct_norm": bool(sample["acc_norm"]) if "acc_norm" in sample else None,
         "log_likelihoods": [float(response[0]) for response in sample["filtered_resps"]],
+        "truncated": any(tuple(texts) in cut for texts in sample["arguments"]),
     }
 
 
+def say(arm: str, rows: pd.DataFrame) -> None:
+    groups = rows.groupby(["shots", "task"])
+    log.info("%s: accuracy\n%s", arm, groups["correct"].mean().unstack().round(3).to_string())
+    for (shots, task), count in groups["truncated"].sum().items():
+        if count:
+            log.warning(
+                "%s: %s, %d-shot: %d items are longer than the model, which saw only their end", arm, task, shots, count
+            )
+
+
 if __name__ == "__main__":
-    run(evaluate, Params)
+    run(evaluate, Params, several=True)

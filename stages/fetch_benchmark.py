@@ -1,13 +1,15 @@
-"""Bring the benchmark: five tasks in KoBEST's columns, three splits each.
+"""Bring the benchmark: the files that its tasks read.
 
     data/benchmark_inputs/<task>/<split>.jsonl or the hub -> data/benchmark/<task>/<split>.jsonl
 
-KoBEST: Kim et al. 2022, arXiv 2204.04541; `skt/kobest_v1` on the hub, one JSONL a split.
+KoBEST: Kim et al. 2022, arXiv 2204.04541; `skt/kobest_v1` on the hub. What any other task reads, lm-evaluation-harness
+says: HAE-RAE `HAERAE-HUB/HAE_RAE_BENCH`, KMMLU `HAERAE-HUB/KMMLU`, CLIcK `EunsuKim/CLIcK`.
 """
 
 import logging
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,9 +18,9 @@ from stages.lib.hub import load_split, snapshot
 from stages.lib.params import Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
+from stages.lib.tasks import Task, find_task
 
 log = logging.getLogger("stages")
-SPLITS = ("train", "validation", "test")
 COLUMNS = {
     "boolq": ("paragraph", "question", "label"),
     "copa": ("premise", "question", "alternative_1", "alternative_2", "label"),
@@ -26,62 +28,79 @@ COLUMNS = {
     "sentineg": ("sentence", "label"),
     "wic": ("word", "context_1", "context_2", "label"),
 }
+"""KoBEST's, all that is kept of it; the items of other tasks are kept whole."""
+Items = list[dict[str, Any]]
 
 
 class FetchBenchmark(Section):
     from_: Literal["files", "hub"] = Field(alias="from")
     inputs: str
     """Folder that holds <task>/<split>.jsonl; for the hub any folder in git."""
-    name: str | None
-    """Repository of the hub."""
-    revision: str | None
-    """Commit hash, for the hub."""
+    revisions: dict[str, str | None]
+    """For the hub: the commit hash of every repository that a task comes from."""
+
+
+class Tasks(Section):
+    model_config = Section.model_config | {"extra": "ignore"}
+    tasks: Annotated[list[str], Field(min_length=1)]
 
 
 class Params(Section):
     fetch_benchmark: FetchBenchmark
+    evaluate: Tasks
 
 
 def fetch_benchmark(params: Params, inputs: Path, benchmark: Path) -> None:
     settings = params.fetch_benchmark
-    hub = settings.from_ == "hub"
-    local = snapshot("dataset", "fetch_benchmark", settings.name, settings.revision) if hub else inputs
+
+    @cache
+    def local(repository: str) -> Path:
+        where = f"fetch_benchmark.revisions.{repository}"
+        return snapshot("dataset", where, repository, settings.revisions.get(repository))
+
+    def items(task: Task, split: str) -> Items:
+        if settings.from_ == "files":
+            return read_items(inputs, task, split)
+        return list(load_split("fetch_benchmark", task.repository, local(task.repository), task.config, split))
+
     with atomic(benchmark) as scratch:
-        for task, columns in COLUMNS.items():
-            for split in SPLITS:
-                if hub:
-                    rows = list(load_split("fetch_benchmark", settings.name, local, task, split))
-                else:
-                    rows = read_items(local / task / f"{split}.jsonl")
-                check(rows, columns, f"{task}/{split}", labels=4 if task == "hellaswag" else 2)
-                write_jsonl(scratch / task / f"{split}.jsonl", [{c: r[c] for c in columns} for r in rows])
-            log.info("%s: %d test items", task, len(rows))
+        for task in map(find_task, params.evaluate.tasks):
+            for split in task.splits:
+                rows = checked(items(task, split), task.name, split)
+                write_jsonl(scratch / task.name / f"{split}.jsonl", rows)
+                log.info("%s, %s: %d items", task.name, split, len(rows))
 
 
-def read_items(path: Path) -> list[dict[str, object]]:
+def read_items(inputs: Path, task: Task, split: str) -> Items:
+    path = inputs / task.name / f"{split}.jsonl"
     try:
         return read_jsonl(path)
     except FileNotFoundError:
-        raise Stop(f"{path}: missing; fetch_benchmark.inputs needs <task>/{{train,validation,test}}.jsonl") from None
+        files = f"<task>/{{{','.join(task.splits)}}}.jsonl"
+        raise Stop(f"{path}: missing; fetch_benchmark.inputs needs {files}") from None
     except ValueError as error:
         raise Stop(f"{path}: not JSON Lines in UTF-8: {error}") from error
 
 
-def check(rows: list[dict[str, object]], columns: tuple[str, ...], where: str, labels: int) -> None:
-    """Raise Stop where an item lacks a column or its label is none of 0..labels-1, or the split has no item."""
+def checked(rows: Items, task: str, split: str) -> Items:
+    """Return the items, of KoBEST with its columns alone.
+
+    Raises Stop where an item lacks one, or its label is none of 0..labels-1, or the split has no item.
+    """
+    where, columns, labels = f"benchmark {task}/{split}", COLUMNS.get(task, ()), 4 if task == "hellaswag" else 2
     if not rows:
-        raise Stop(f"benchmark {where}: no items")
+        raise Stop(f"{where}: no items")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise Stop(f"benchmark {where}, item {number}: wanted an object with {', '.join(columns)}, got {row!r}")
+            raise Stop(f"{where}, item {number}: wanted an object with {', '.join(columns) or 'columns'}, got {row!r}")
         missing = [column for column in columns if row.get(column) is None]
         if missing:
             raise Stop(
-                f"benchmark {where}, item {number}: lacks {', '.join(missing)}; "
-                f"wanted {', '.join(columns)}, got {', '.join(row)}"
+                f"{where}, item {number}: lacks {', '.join(missing)}; wanted {', '.join(columns)}, got {', '.join(row)}"
             )
-        if row["label"] not in range(labels):
-            raise Stop(f"benchmark {where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
+        if columns and row["label"] not in range(labels):
+            raise Stop(f"{where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
+    return [{column: row[column] for column in columns or row} for row in rows]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,15 @@ Rows read = raw + held out + dropped, for every source. Only this stage orders o
 """
 
 import logging
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -27,6 +32,21 @@ RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
 DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
+HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
+PIECE = 100_000
+"""Rows that are held as Python's objects at once."""
+
+
+class Row(NamedTuple):
+    source: str
+    line: int
+    instruction: str
+    output: str
+    text: str
+    """Hash of source, instruction and output."""
+    readable: bool
+    unread: str
+    """The row as it stands, where it is unreadable."""
 
 
 class Source(Section):
@@ -81,19 +101,19 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
     rows["id"] = row_ids(rows)
     rows["reason"] = reasons(rows, settings.drop)
 
-    clean, bad = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
-    held = pd.Series(False, index=clean.index) if clean.empty else draw_held_out(clean, settings.held_out)
-    kept = clean[~held]
+    clean = rows.loc[rows["reason"].isna(), ["source", "instruction"]]
+    held = draw_held_out(clean, settings.held_out)
+    kept, drawn = rows.loc[clean.index.drop(held), COLUMNS], rows.loc[held, COLUMNS]
+    bad = rows[rows["reason"].notna()]
     if kept.empty:
         raise Stop(
-            f"params.yaml: merge: no row is left of {len(rows)}: {int(held.sum())} held out, dropped "
+            f"params.yaml: merge: no row is left of {len(rows)}: {len(drawn)} held out, dropped "
             f"{dict(Counter(bad['reason']))}; look at merge.drop and merge.held_out"
         )
     write_table(raw, kept, RAW)
-    write_jsonl(held_out, clean[held][COLUMNS].to_dict("records"))
-    ids = bad["id"].where(bad["reason"] != "unreadable", None)
-    write_table(dropped, bad.assign(id=ids, text=bad["raw_text"]), DROPPED)
-    say_counts(rows, kept, clean[held])
+    write_jsonl(held_out, drawn.to_dict("records"))
+    write_table(dropped, bad.assign(id=bad["id"].where(bad["readable"], None), text=dropped_text(bad)), DROPPED)
+    say_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
 
 
 def check_names(rows: pd.DataFrame) -> None:
@@ -111,22 +131,28 @@ def check_sources(sources: Path, names: list[str]) -> None:
 
 
 def read_source(folder: Path, source: Source, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source: source, line, instruction, output, raw_text, readable."""
+    """Return the rows of one source, the columns those of `Row`."""
     path = next(path for path in folder.iterdir() if path.stem == source.name)
-    records = read_records(path, source.encoding)
-    bad = [record for record in records if record.values is None]
-    if len(bad) > drop.max_unreadable * len(records):
+    columns: set[str] = set()
+    rows = to_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
+    bad = rows[~rows["readable"]]
+    if len(bad) > drop.max_unreadable * len(rows):
         raise Stop(
-            f"{path}: {len(bad)} of {len(records)} rows are unreadable, more than merge.drop.max_unreadable allows "
-            f"({drop.max_unreadable}); the first is row {bad[0].line}: {bad[0].raw[:80]!r}. "
+            f"{path}: {len(bad)} of {len(rows)} rows are unreadable, more than merge.drop.max_unreadable allows "
+            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['unread'].iloc[0][:80]!r}. "
             f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
         )
-    check_columns(path, source, records)
-    return pd.DataFrame([to_row(record, source) for record in records])
+    check_columns(path, source, columns)
+    return rows
 
 
-def check_columns(path: Path, source: Source, records: list[Record]) -> None:
-    there = {column for record in records if record.values is not None for column in record.values}
+def to_table(rows: Iterator[Row]) -> pd.DataFrame:
+    """Build the table piece by piece, so that few rows at a time are Python's objects."""
+    pieces = iter(lambda: list(islice(rows, PIECE)), [])
+    return pd.concat([pd.DataFrame(piece, columns=Row._fields) for piece in pieces], ignore_index=True)
+
+
+def check_columns(path: Path, source: Source, there: set[str]) -> None:
     wanted = [*source.instruction, source.output, *([source.source] if source.source else [])]
     missing = [column for column in wanted if column not in there]
     if missing:
@@ -134,17 +160,18 @@ def check_columns(path: Path, source: Source, records: list[Record]) -> None:
         raise Stop(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
-def to_row(record: Record, source: Source) -> dict[str, object]:
-    values = record.values
-    row = {"source": source.name, "line": record.line, "readable": values is not None}
-    if values is None:
-        return row | {"instruction": "", "output": "", "raw_text": record.raw}
-    parts = [clean_text(values.get(column, "")) for column in source.instruction]
-    instruction = " ".join(part for part in parts if part)
-    output = clean_text(values.get(source.output, ""))
-    if source.source:
-        row["source"] = clean_text(values.get(source.source, "")).split("_")[0] or source.name
-    return row | {"instruction": instruction, "output": output, "raw_text": f"{instruction}\n\n{output}".strip()}
+def to_row(record: Record, source: Source, columns: set[str]) -> Row:
+    """Return a record as a row; its columns are added to `columns`."""
+    name, instruction, output = source.name, "", ""
+    if record.values is not None:
+        columns.update(record.values)
+        parts = [clean_text(record.values.get(column, "")) for column in source.instruction]
+        instruction = " ".join(part for part in parts if part)
+        output = clean_text(record.values.get(source.output, ""))
+        if source.source:
+            name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
+    text = text_hash(name, instruction, output)
+    return Row(name, record.line, instruction, output, text, record.values is not None, record.raw)
 
 
 def clean_text(text: str) -> str:
@@ -153,11 +180,11 @@ def clean_text(text: str) -> str:
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
     """Return an id for every row: a hash of source, instruction, output and, for a repeat, its number."""
-    seen: Counter[tuple[str, str, str]] = Counter()
-    ids = []
-    for key in zip(rows["source"], rows["instruction"], rows["output"], strict=True):
-        ids.append(text_hash(*key, *([str(seen[key])] if seen[key] else [])))
-        seen[key] += 1
+    ids = list(rows["text"])
+    number = rows.groupby("text").cumcount()
+    again = rows.loc[number > 0, ["source", "instruction", "output"]]
+    for row, *key in again.itertuples(name=None):
+        ids[row] = text_hash(*key, str(number[row]))
     return ids
 
 
@@ -176,47 +203,55 @@ def reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
     if drop.min_hangul is not None:
         mark("not_korean", rows["instruction"].map(hangul_share) < drop.min_hangul)
     if drop.duplicate:
-        left = rows[reason.isna()]
-        mark("duplicate", left.duplicated(["instruction", "output"]).reindex(rows.index, fill_value=False))
+        left = rows.loc[reason.isna(), ["instruction", "output"]]
+        mark("duplicate", left.duplicated().reindex(rows.index, fill_value=False))
     return reason
 
 
 def hangul_share(text: str) -> float:
     """Return the share of Hangul (syllables and jamo) among the letters; 0 where there is no letter."""
-    letters = [character for character in text if character.isalpha()]
-    hangul = sum("\uac00" <= c <= "\ud7a3" or "\u3131" <= c <= "\u318e" or "\u1100" <= c <= "\u11ff" for c in letters)
-    return hangul / len(letters) if letters else 0.0
+    letters = sum(map(str.isalpha, text))
+    return sum(map(len, HANGUL.findall(text))) / letters if letters else 0.0
 
 
-def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Series:
-    """Return which rows are held out: a drawn instruction takes all its rows, whatever their source."""
+def dropped_text(bad: pd.DataFrame) -> list[str]:
+    """Return what stood there: the row as it was where it is unreadable, else instruction and output."""
+    rows = zip(bad["readable"], bad["unread"], bad["instruction"], bad["output"], strict=True)
+    return [f"{instruction}\n\n{output}".strip() if readable else raw for readable, raw, instruction, output in rows]
+
+
+def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:
+    """Return the labels of the rows held out: a drawn instruction takes all its rows, whatever their source."""
+    if clean.empty:
+        return clean.index
     unknown = sorted(set(settings.sources) - set(clean["source"]))
     if unknown:
         raise Stop(
             f"params.yaml: merge.held_out.sources: no row has the source {', '.join(unknown)}; "
             f"there are {', '.join(sorted(set(clean['source'])))}"
         )
-    rows_of = clean["instruction"].value_counts().to_dict()
-    pool = clean.loc[clean["source"].isin(settings.sources), "instruction"].drop_duplicates()
-    order = pd.Series(dice(list(pool), "held_out", settings.seed), index=list(pool)).sort_values(kind="stable")
-    drawn, room = set(), settings.max_rows
+    text, texts = pd.factorize(clean["instruction"])
+    sizes = np.bincount(text)
+    pool = pd.unique(text[clean["source"].isin(settings.sources)])
+    order = pd.Series(dice(list(texts[pool]), "held_out", settings.seed), index=pool).sort_values(kind="stable")
+    drawn, room = [], settings.max_rows
     for instruction in order[order < settings.share].index:
-        if rows_of[instruction] <= room:  # an instruction of more rows is passed over, the next ones may fit
-            drawn.add(instruction)
-            room -= rows_of[instruction]
-    return clean["instruction"].isin(drawn)
+        if sizes[instruction] <= room:  # an instruction of more rows is passed over, the next ones may fit
+            drawn.append(instruction)
+            room -= sizes[instruction]
+    return clean.index[np.isin(text, drawn)]
 
 
-def say_counts(rows: pd.DataFrame, kept: pd.DataFrame, held: pd.DataFrame) -> None:
-    for source, group in rows.groupby("source", sort=False):
-        raw, out = int((kept["source"] == source).sum()), int((held["source"] == source).sum())
-        why = dict(sorted(Counter(group["reason"].dropna()).items()))
-        if len(group) != raw + out + sum(why.values()):
-            raise AssertionError(f"{source}: {len(group)} rows read, but {raw} + {out} + {why} written")
+def say_counts(rows: pd.DataFrame, kept: pd.Series, held: pd.Series) -> None:
+    for source, reason in rows.groupby("source", sort=False)["reason"]:
+        raw, out = int((kept == source).sum()), int((held == source).sum())
+        why = dict(sorted(Counter(reason.dropna()).items()))
+        if len(reason) != raw + out + sum(why.values()):
+            raise AssertionError(f"{source}: {len(reason)} rows read, but {raw} + {out} + {why} written")
         log.info(
             "%s: %d rows read = %d raw + %d held out + %d dropped %s",
             source,
-            len(group),
+            len(reason),
             raw,
             out,
             sum(why.values()),

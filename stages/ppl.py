@@ -1,6 +1,6 @@
 """Score every instruction: its perplexity under the scorer.
 
-    data/raw.parquet, models/hub/scorer -> data/ppl.parquet
+    data/raw.parquet, models/hub/scorer -> data/ppl.parquet (.checkpoints/ppl: scores known before)
 
 Perplexity is exp of the mean negative log-likelihood, in nats, of the predicted tokens of the instruction alone, cut
 at `max_tokens`, without special tokens (KoQuality: nayohan/KoQuality, generate_perplexity.py).
@@ -12,15 +12,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from stages.lib.artifacts import read_table, write_table
-from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
+from stages.lib.artifacts import read_table, write_arrow
+from stages.lib.fingerprint import made_by
+from stages.lib.models import Dtype, check_length, load_model, load_tokenizer, tokenize
 from stages.lib.params import Positive, Section
+from stages.lib.processes import rank, world
 from stages.lib.stage import run
 from stages.lib.stop import Stop
+from stages.lib.store import Batches, Store, complete, stamped
 
 log = logging.getLogger("stages")
-PPL = pa.schema([("id", pa.string()), ("tokens", pa.int64()), ("nll", pa.float64()), ("ppl", pa.float64())])
+HERE = Path(__file__).parent
+CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("attention", "batching", "models", "scoring"))]
+"""What a score depends on."""
+PPL = pa.schema(
+    [("id", pa.string()), ("text", pa.string()), ("tokens", pa.int64()), ("nll", pa.float64()), ("ppl", pa.float64())]
+)
+"""`text`: a hash of the instruction, by which its score is found again."""
 
 
 class Ppl(Section):
@@ -38,43 +48,64 @@ class Params(Section):
     ppl: Ppl
 
 
-def ppl(params: Params, raw: Path, scorer: Path, ppl: Path) -> None:
+def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
-    texts = corpus["instruction"].drop_duplicates()
-    scores = score(list(texts), scorer, params).set_index(texts)
-    rows = scores.loc[corpus["instruction"]].reset_index(drop=True)
-    write_table(ppl, rows.assign(id=corpus["id"]), PPL)
+    place, texts = pd.factorize(corpus["instruction"])
+    make = made_by(scorer, params.ppl.model_dump() | {"threads": params.threads}, CODE)
+    store = Store(checkpoints, make, lambda scores: columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
+    scores = complete(store, list(texts), lambda missing: score(missing, scorer, params))
+    if scores is None:
+        return
+    rows = scores.take(place).add_column(0, "id", pa.array(corpus["id"]))
+    write_arrow(ppl, stamped(rows.cast(PPL), make))
+    median = rows["ppl"].to_pandas().median()
     log.info(
         "%s rows, %s distinct instructions, %s predicted tokens; perplexity: median %.1f",
-        f"{len(rows):,}", f"{len(scores):,}", f"{scores['tokens'].sum():,}", rows["ppl"].median(),
+        f"{len(rows):,}", f"{len(texts):,}", f"{scores['tokens'].to_numpy().sum():,}", median,
     )  # fmt: skip
 
 
-def score(texts: list[str], scorer: Path, params: Params) -> pd.DataFrame:
-    """Return tokens, nll and ppl of every text; both null where no token is predicted."""
+def score(texts: list[str], scorer: Path, params: Params) -> Batches:
+    """Yield the rows of every batch and, for each, how many tokens are predicted and their mean -log p [n, 2]."""
     settings = params.ppl
     tokenizer = load_tokenizer(scorer)
     model = load_model(scorer, "AutoModelForCausalLM", settings.dtype, params.threads)
 
-    from stages.lib.scoring import nll_sums
+    import torch
+
+    from stages.lib.batching import send
+    from stages.lib.progress import progress
+    from stages.lib.scoring import predicting_batches, score_batches
 
     check_length(model, settings.max_tokens + settings.add_bos, "ppl.max_tokens")
-    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=settings.max_tokens)["input_ids"]
+    ids = tokenize(tokenizer, texts, add_special_tokens=False, max_length=settings.max_tokens)
     if settings.add_bos:
         if tokenizer.bos_token_id is None:
             raise Stop(f"params.yaml: ppl.add_bos: the tokenizer of {scorer} has no bos token")
-        ids = [[tokenizer.bos_token_id, *row] for row in ids]
-    tokens = np.array([max(len(row) - 1, 0) for row in ids])
-    sums = nll_sums(model, ids, [1] * len(ids), settings.batch_tokens, "perplexity, batches")
-    lost = int((~np.isfinite(sums)).sum())
+        ids = [np.concatenate([[tokenizer.bos_token_id], row]) for row in ids]
+    starts = [1] * len(ids)
+    silent = [row for row, tokens in enumerate(ids) if len(tokens) < 2]
+    if silent and rank() == 0:
+        yield silent, torch.zeros((len(silent), 2), dtype=torch.float64, device=model.device)
+    batches = predicting_batches(model, ids, starts, settings.batch_tokens)[rank() :: world()]
+    for rows, sums in score_batches(model, ids, starts, progress(batches, len(batches), "perplexity, batches")):
+        tokens = send(torch.tensor([len(ids[row]) - 1 for row in rows], dtype=torch.float64), model.device)
+        yield rows, torch.stack([tokens, sums / tokens], dim=1)
+
+
+def columns(scores: NDArray[np.float64], scorer: Path) -> dict[str, pa.Array]:
+    """Return tokens, nll and ppl; the last two null where no token is predicted."""
+    tokens, nll = scores.T
+    lost = int((~np.isfinite(nll)).sum())
     if lost:
-        raise Stop(
-            f"{scorer}: {lost} of {len(sums)} perplexities are no numbers in {settings.dtype}; try ppl.dtype: fp32"
-        )
-    with np.errstate(invalid="ignore"):
-        nll = sums / tokens
-    return pd.DataFrame({"tokens": tokens, "nll": nll, "ppl": np.exp(nll)})
+        raise Stop(f"{scorer}: {lost} of {len(nll)} perplexities are no numbers in its dtype; try ppl.dtype: fp32")
+    without = tokens == 0
+    return {
+        "tokens": pa.array(tokens.astype(np.int64)),
+        "nll": pa.array(nll, mask=without),
+        "ppl": pa.array(np.exp(nll), mask=without),
+    }
 
 
 if __name__ == "__main__":
-    run(ppl, Params)
+    run(ppl, Params, several=True)

@@ -1,10 +1,15 @@
 """Tell it all: one summary of rows, perplexities, cells, arms and differences, and the tables behind the plots.
 
-metrics/arms/*, data/eval/base, data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/ppl.parquet,
-data/clusters.parquet -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
+metrics/{arms,items}/*, data/eval/base, data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/ppl.parquet,
+data/clusters.parquet, data/stability.json, data/leaks.parquet, models/hub/{scorer,encoder,base}.json
+    -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
+
+Where a method and the control have two runs or more, arms and their replicates, it answers whether the method helps
+(`methods`); from one run of each it can only be said whether two models differ.
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,11 @@ import numpy as np
 import pandas as pd
 
 from stages.lib.artifacts import atomic, read_json, read_jsonl, read_table, require_same_rows, write_json
-from stages.lib.metrics import by_task, floor
+from stages.lib.cost import Size, arm_costs, selection_cost
+from stages.lib.methods import difference
+from stages.lib.metrics import by_task, floor, without_leaks
 from stages.lib.params import Section
+from stages.lib.selection import DRAWN
 from stages.lib.stage import run
 
 log = logging.getLogger("stages")
@@ -23,46 +31,71 @@ Arms = dict[str, Any]
 
 class AnyArm(Section):
     model_config = Section.model_config | {"extra": "ignore"}
+    method: str
+    replicate: str | None = None
+
+
+class AnyBudget(Section):
+    model_config = Section.model_config | {"extra": "ignore"}
+    unit: str
+
+
+class AnyTrain(Section):
+    model_config = Section.model_config | {"extra": "ignore"}
+    budget: AnyBudget
 
 
 class Params(Section):
     arms: dict[str, AnyArm]
     control: str | None
+    train: AnyTrain
 
 
 def report(
     params: Params,
     arms: Path,
+    items: Path,
     base_items: Path,
     raw: Path,
     held_out: Path,
     dropped: Path,
     ppl: Path,
     clusters: Path,
+    stability: Path,
+    leaks: Path,
+    scorer: Path,
+    encoder: Path,
+    base_model: Path,
     summary: Path,
     plots: Path,
 ) -> None:
     corpus, scores, cells = read_table(raw, "id", "source"), read_table(ppl), read_table(clusters)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     scored = corpus.assign(ppl=scores["ppl"], tokens=scores["tokens"])
-    base = read_table(base_items / "items.parquet")
+    base, leaked = read_table(base_items / "items.parquet"), read_table(leaks)
     base_scores, floor_scores = by_task(base), by_task(base, floor)
-    found = read_arms(arms, list(params.arms))
+    found, answered = (read_arms(folder, list(params.arms)) for folder in (arms, items))
+    compared = methods(params, answered)
 
     content = {
         "rows": rows_by_source(corpus, pd.DataFrame(read_jsonl(held_out)), read_table(dropped)),
         "ppl": {"all": quantiles(scored), **{str(s): quantiles(g) for s, g in scored.groupby("source")}},
         "cells": cell_facts(cells),
-        "base": {"scores": base_scores},
+        "stability": read_json(stability),
+        "leaks": leak_facts(leaked),
+        "cost": cost_facts(params, scores, found, *(Size(**read_json(path)) for path in (scorer, encoder, base_model))),
+        "base": {"scores": base_scores, "scores_without_leaks": without_leaks(base, leaked)},
         "floor": floor_scores,
         "arms": {name: without_series(arm) for name, arm in found.items()},
+        "methods": compared,
     }
     write_json(summary, content)
     with atomic(plots) as folder:
         folder.mkdir()
         for name, table in plot_tables(scored, found, {"base": base_scores, "(floor)": floor_scores}).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    say(found, params.control)
+    for line in sentences(params, found, compared):
+        log.info("%s", line)
 
 
 def read_arms(folder: Path, names: list[str]) -> Arms:
@@ -108,6 +141,29 @@ def cell_facts(cells: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def leak_facts(leaks: pd.DataFrame) -> dict[str, Any]:
+    """Return how many rows have an item of the benchmark, and rows and items by task and split, items by kind too."""
+    found: dict[str, Any] = {"rows": leaks["id"].nunique(), "rows_dropped": leaks.loc[leaks["drop"], "id"].nunique()}
+    for (task, split), group in leaks.groupby(["task", "split"]):
+        kinds = group.groupby("kind")["item"].nunique().to_dict()
+        counts = {"rows": group["id"].nunique(), "items": group["item"].nunique()} | kinds
+        found.setdefault(task, {})[split] = counts
+    return found
+
+
+def cost_facts(
+    params: Params, scores: pd.DataFrame, arms: Arms, scorer: Size, encoder: Size, base: Size
+) -> dict[str, Any]:
+    selection = selection_cost(scores, scorer, encoder)
+    methods, unit = {name: arm.method for name, arm in params.arms.items()}, params.train.budget.unit
+    if unit != "epochs":
+        log.info("cost: the budget is in %s, one for all arms, so a smaller arm saves no training", unit)
+    return {
+        "selection": selection,
+        "arms": arm_costs(arms, methods, params.control, unit, selection["flops"], base),
+    }
+
+
 def without_series(arm: Any) -> Any:
     """Leave out lists: what `dvc metrics diff` cannot show stands in metrics/arms and in the plots."""
     if not isinstance(arm, dict):
@@ -146,13 +202,57 @@ def histogram(scored: pd.DataFrame, bins: int = 40) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def say(arms: Arms, control: str | None) -> None:
-    for name, arm in arms.items():
-        if name == control:
+def methods(params: Params, answered: Arms) -> dict[str, Any]:
+    """Return every method that can be compared with the control over runs and items: both have two runs or more."""
+    groups = runs_of(params)
+    theirs = groups.get(str(params.control), [])
+    return {
+        name: {
+            "runs": len(ours),
+            "control_runs": len(theirs),
+            "draws_rows": int(params.arms[name].method in DRAWN),
+            "vs_control": difference([answered[run] for run in ours], [answered[run] for run in theirs]),
+        }
+        for name, ours in groups.items()
+        if name != params.control and min(len(ours), len(theirs)) > 1
+    }
+
+
+def runs_of(params: Params) -> dict[str, list[str]]:
+    """Return the arms of every method: one in its own right, and its replicates."""
+    groups: dict[str, list[str]] = {}
+    for name, arm in params.arms.items():
+        groups.setdefault(arm.replicate or name, []).append(name)
+    return groups
+
+
+def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
+    """Yield what is found of every method, in the mean macro-F1 of each shots and in held-out loss."""
+    groups = runs_of(params)
+    for name, ours in groups.items():
+        if name == params.control:
             continue
-        for shots, tasks in arm["vs_control"]["scores"].items():
-            est = tasks["mean"]["macro_f1"]["est"]
-            log.info("%s minus %s, %s, mean macro-F1: %+.4f (one seed, no interval)", name, control, shots, est)
+        told = (compared.get(name) or arms[name])["vs_control"]
+        both = f"over {len(ours)} and {len(groups[str(params.control)])} runs and items"
+        scope = both if name in compared else "over items alone"
+        found = [(f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1) for shots, tasks in told["scores"].items()]
+        found += [("held-out loss", one, -1) for source, one in told["held_out_loss"].items() if source == "all"]
+        for what, one, better in found:
+            figures = f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}] {scope}"
+            yield f"{name} minus {params.control}, {what}: {figures}: {verdict(one, better, name in compared)}"
+        if len(ours) > 1 and params.arms[name].method not in DRAWN:
+            yield f"{name}: its seeds only train, for {params.arms[name].method} draws no rows"
+
+
+def verdict(one: dict[str, float], better: int, of_methods: bool) -> str:
+    """Return what a difference says; `better` is the sign of a better one."""
+    side = (one["lo"] > 0) - (one["hi"] < 0)
+    if "too_few" in one:
+        return "too few items differ to say anything"
+    if not of_methods:
+        says = "these two models differ" if side else "no difference found between these two models"
+        return f"{says}; the noise of training is not in the interval"
+    return {better: "the method beats the control", 0: "no finding", -better: "the control beats the method"}[side]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Take the rows of one arm, and say for every row why it is in or out.
 
-data/raw.parquet, data/ppl.parquet, data/clusters.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
+data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet
+    -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
 """
 
 import logging
@@ -38,7 +39,9 @@ class Arm(Section):
     allocation: Allocation = "exact"
     """`exact`: one size for all arms of a fraction. `koquality`: the original's picks, repeated instructions too."""
     seed: int
-    """Draws the rows of `random`, and trains every arm."""
+    """Draws the rows of `random` and `steady`, and trains every arm."""
+    replicate: str | None = None
+    """The arm of which this is another run: all but the seed is equal."""
 
     @model_validator(mode="after")
     def all_has_no_fraction(self) -> "Arm":
@@ -58,19 +61,40 @@ class Params(Section):
         """DVC itself would fail only at `compare`, after all training."""
         if self.arms and self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} names no arm; there are {', '.join(self.arms)}")
+        if self.arms and self.arms[str(self.control)].replicate:
+            raise ValueError(f"control: {self.control} is a replicate; name the arm that it replicates")
         taken = {"base", "hub"} & set(self.arms)
         if taken:
             raise ValueError(f"arms.{taken.pop()}: models/ has a folder of that name already; name the arm otherwise")
         return self
 
+    @model_validator(mode="after")
+    def replicates_differ_in_the_seed_alone(self) -> "Params":
+        for name, arm in self.arms.items():
+            if arm.replicate is None:
+                continue
+            first = self.arms.get(arm.replicate)
+            if first is None or first.replicate:
+                raise ValueError(f"arms.{name}.replicate: {arm.replicate!r} names no arm that is itself no replicate")
+            runs = [self.arms[run].seed for run in self.arms if arm.replicate in (run, self.arms[run].replicate)]
+            if runs.count(arm.seed) > 1:
+                raise ValueError(f"arms.{name}: seed {arm.seed} is that of another run of {arm.replicate}")
+            other = [key for key in ("method", "fraction", "allocation") if getattr(arm, key) != getattr(first, key)]
+            if other:
+                raise ValueError(f"arms.{name}: a replicate of {arm.replicate} has its {' and '.join(other)} too")
+        return self
 
-def sample(params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, samples: Path, why: Path) -> None:
+
+def sample(
+    params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, leaks: Path, samples: Path, why: Path
+) -> None:
     corpus = read_table(raw)
     scores, cells = read_table(ppl, "id", "ppl"), read_table(clusters, "id", "length_group", "cluster")
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
 
-    settings = params.arms[arm]
-    rows = pool(corpus, scores["ppl"], cells, repeated=settings.allocation == "koquality")
+    settings, found = params.arms[arm], read_table(leaks, "id", "drop")
+    leaked = set(found.loc[found["drop"], "id"])
+    rows = pool(corpus, scores["ppl"], cells, leaked, repeated=settings.allocation == "koquality")
     candidate = rows["reason"].isna().to_numpy()
     if not candidate.any():
         raise Stop(f"{ppl}: no candidate among {len(rows)} rows: {rows['reason'].value_counts().to_dict()}")

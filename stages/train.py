@@ -1,34 +1,40 @@
 """Fine-tune the base model on one arm.
 
     data/samples/<arm>.jsonl, data/held_out.jsonl, models/hub/base
-        -> models/<arm>/, data/train/<arm>.json, data/train/<arm>.parquet
+        -> models/<arm>/, data/train/<arm>.json, data/train/<arm>.parquet (.checkpoints/train: killed trainings)
 
-Full fine-tuning with the Trainer of transformers; the loss is on answers only. Every arm gets the same budget.
+The Trainer of transformers, on all weights or on an adapter, in one process or in several. Every arm gets the same
+budget.
 """
 
 import logging
+import os
 import sys
-import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from stages.lib.artifacts import atomic, read_jsonl, write_json, write_table
-from stages.lib.models import Dtype, check_length, load_model, load_tokenizer
+from stages.lib.adapters import Adapter, Form, attach, load, merge, tidy
+from stages.lib.artifacts import atomic, read_jsonl, remove, write_json, write_table
+from stages.lib.budget import Budget, epochs, presented
+from stages.lib.fingerprint import hash_file, made_by, short
+from stages.lib.models import check_length, load_tokenizer
 from stages.lib.params import Count, Positive, Section
-from stages.lib.prompt import Example, encode
+from stages.lib.processes import barrier, rank, world
+from stages.lib.prompt import Example, FormatName, chat_template, encode
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 log = logging.getLogger("stages")
+HERE = Path(__file__).parent
+CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("adapters", "budget", "models", "prompt", "rows"))]
+"""What trained weights depend on."""
 HELD_OUT = pa.schema(
     [
         ("id", pa.string()),
@@ -38,34 +44,54 @@ HELD_OUT = pa.schema(
         ("nll", pa.float64()),
     ]
 )
-IGNORED = -100
-"""The label that transformers leaves out of the loss."""
-
-
-class Budget(Section):
-    unit: Literal["steps", "epochs"]
-    """Optimiser steps are one number for all arms; epochs give a larger arm more training."""
-    amount: Positive
 
 
 class Train(Section):
     budget: Budget
     batch: Positive
-    """Rows of an optimiser step."""
+    """Rows (packs, where rows are packed) of an optimiser step, over all devices."""
     micro_batch: Positive
-    """Rows of a forward pass; divides `batch`."""
+    """Rows of a forward pass on one device; times the devices it divides `batch`."""
     learning_rate: float
     schedule: Literal["linear", "cosine", "constant"]
     warmup: Count
     max_tokens: Positive
-    dtype: Dtype
+    format: FormatName
+    loss_on: Literal["answers", "all"]
+    """Whether prompts are learned too."""
+    packing: bool
+    """Whether rows share sequences of `max_tokens`; none sees another."""
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Of the computation; weights that are trained are kept in fp32."""
+    gradient_checkpointing: bool
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    adapter: Adapter | None
+    """LoRA in place of training all weights."""
+    quantize: Literal["nf4"] | None
+    """The base in 4 bits, under an adapter."""
+    deepspeed: dict[str, Any] | None
+    """DeepSpeed's own configuration."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"]
     held_out_batch_tokens: Positive
 
     @model_validator(mode="after")
-    def micro_batch_divides(self) -> "Train":
+    def parts_fit(self) -> "Train":
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) does not divide batch ({self.batch})")
+        if self.quantize and (self.adapter is None or self.deepspeed is not None):
+            raise ValueError("quantize: 4-bit weights are not trained themselves: wants an adapter, and no deepspeed")
         return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def deepspeed_leaves_to_us_what_is_ours(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+        ours = sorted({"train_batch_size", "optimizer", "scheduler"} & set(config or {}))
+        if ours:
+            raise ValueError(f"leave out {', '.join(ours)}: the other keys of `train` say it")
+        zero = (config or {}).get("zero_optimization", {})
+        if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            raise ValueError("stage 3 wants stage3_gather_16bit_weights_on_model_save: true, or no model is saved")
+        return config
 
 
 class ArmSeed(Section):
@@ -80,119 +106,209 @@ class Params(Section):
 
 
 def train(
-    params: Params, arm: str, samples: Path, held_out: Path, base: Path, model: Path, report: Path, losses: Path
+    params: Params,
+    arm: str,
+    samples: Path,
+    held_out: Path,
+    base: Path,
+    checkpoints: Path,
+    model: Path,
+    report: Path,
+    losses: Path,
 ) -> None:
-    settings, rows, held = params.train, read_jsonl(samples), read_jsonl(held_out)
+    settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     tokenizer = load_tokenizer(base)
     if tokenizer.eos_token_id is None:
         raise Stop(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
-    network = load_model(base, "AutoModelForCausalLM", "fp32", params.threads)
-    check_length(network, settings.max_tokens, "train.max_tokens")
-    examples = encode(tokenizer, *columns(rows), settings.max_tokens)
-    usable = [example for example in examples if len(example.ids) > example.start]
-    tests = encode(tokenizer, *columns(held), settings.max_tokens)
+    tokenizer.chat_template = chat_template(settings.format)
+    tests = encode(tokenizer, settings.format, *columns(held), settings.max_tokens)
+    examples = to_learn(tokenizer, read_jsonl(samples), settings)
+    usable = [example for example in examples if example.learns()]
     if not usable:
         raise Stop(
-            f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(rows)} rows"
+            f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(examples)} rows"
         )
+    make = made_by(base, {"rows": hash_file(samples), "arm": arm, "seed": seed, "threads": params.threads}, CODE)
+    make |= {"settings": settings.model_dump_json(), "processes": str(world())}
+    checkpoints = checkpoints / short(make)
 
-    before = answer_nll(network, tests, settings)
-    history = fit(network, usable, settings, params.arms[arm].seed)
-    after = answer_nll(network.eval(), tests, settings)
-
-    tokens = [len(test.ids) - test.start for test in tests]
-    held_rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
-    write_table(losses, held_rows.assign(nll_base=before, nll=after), HELD_OUT)
-    write_json(report, summary(history, examples, len(usable)))
-    with atomic(model) as scratch:
-        network.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+    before = answer_nll(base, tests, params) if rank() == 0 else None
+    barrier()
+    with atomic(model) if rank() == 0 else nullcontext(model) as folder:
+        done = fit(params, base, usable, seed, checkpoints, folder)
+        if rank() > 0:
+            return
+        finish(params, folder)
+        tokenizer.save_pretrained(folder)
+        after = answer_nll(folder, tests, params)
+        tokens = [len(test.ids) - test.start for test in tests]
+        rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
+        write_table(losses, rows.assign(nll_base=before, nll=after), HELD_OUT)
+        write_json(report, done | {"rows": len(examples), "rows_without_answer": len(examples) - len(usable)})
+    remove(checkpoints)
 
 
 def columns(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return [row["instruction"] for row in rows], [row["output"] for row in rows]
 
 
-def answer_nll(network: "PreTrainedModel", tests: list[Example], settings: Train) -> NDArray[np.float64]:
+def to_learn(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
+    examples = encode(tokenizer, settings.format, *columns(rows), settings.max_tokens)
+    return [Example(ids, 0) for ids, _ in examples] if settings.loss_on == "all" else examples
+
+
+def trained_form(settings: Train) -> Form:
+    """Return how the network is held in training: what is trained in fp32, a base under an adapter in `dtype`."""
+    dtype = settings.dtype if settings.adapter else "fp32"
+    return Form(dtype=dtype, quantize=settings.quantize, attn_implementation=settings.attn_implementation)
+
+
+def written_form(settings: Train) -> Form:
+    """Return how the network is held when it is scored: merged weights are no longer of 4 bits.
+
+    Flash attention would neither take fp32 nor keep a row's bits apart from its neighbours.
+    """
+    form = trained_form(settings)
+    merged = settings.adapter is not None and settings.adapter.merge
+    attention = "sdpa" if form.attn_implementation == "flash_attention_2" else form.attn_implementation
+    return form.model_copy(update={"quantize": None if merged else form.quantize, "attn_implementation": attention})
+
+
+def answer_nll(folder: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
     """Return the summed negative log-likelihood, in nats, of every held-out answer [N]."""
+    if not tests:
+        return np.zeros(0)
     from stages.lib.scoring import nll_sums
 
-    starts = [test.start for test in tests]
-    return nll_sums(network, [t.ids for t in tests], starts, settings.held_out_batch_tokens, "held-out loss, batches")
+    network = load(folder, written_form(params.train), params.threads)
+    check_length(network, params.train.max_tokens, "train.max_tokens")
+    ids, starts = [test.ids for test in tests], [test.start for test in tests]
+    return nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
 
 
-def fit(network: "PreTrainedModel", examples: list[Example], settings: Train, seed: int) -> list[dict[str, float]]:
-    """Train in place; return the log of the Trainer."""
-    import torch
-    from transformers import Trainer, set_seed
+def fit(
+    params: Params, base: Path, examples: list[Example], seed: int, checkpoints: Path, folder: Path
+) -> dict[str, Any]:
+    """Train, from the last checkpoint on; write the network into the folder and return what happened."""
+    from transformers import PrinterCallback, Trainer, set_seed
 
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        fillers = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-        return {
-            name: torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
-            for name, filler in fillers.items()
-        }
+    from stages.lib.checkpoints import Checkpoints, newest
+    from stages.lib.pace import Pace
+    from stages.lib.rows import joined, pack, padded, tokens
 
+    settings = params.train
+    packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
+    order = presented(settings.budget, [len(p) for p in packs], [tokens(p) for p in packs], settings.batch, seed)
+    steps = [[packs[number] for number in step] for step in order]
+    spent = [sum(map(tokens, step)) for step in steps]
+    arguments = to_arguments(settings, seed, len(steps), checkpoints)  # ZeRO-3 wants it before there is a network
+    saved = newest(checkpoints)
     set_seed(seed)
-    with tempfile.TemporaryDirectory() as nothing_is_saved:
-        trainer = Trainer(
-            model=network,
-            args=arguments(settings, seed, nothing_is_saved),
-            train_dataset=[to_features(example) for example in examples],
-            data_collator=collate,
-        )
-        trainer.train()
-    history: list[dict[str, float]] = trainer.state.log_history
-    return history
+    trainer = Trainer(
+        model=to_train(params, base, saved),
+        args=arguments,
+        train_dataset=[pack for step in steps for pack in step + [[]] * (settings.batch - len(step))],
+        data_collator=joined if settings.packing else padded,
+        callbacks=[Checkpoints(checkpoints), Pace(spent)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+    write_network(trainer, folder)
+    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "steps": len(steps),
+        "epochs": epochs(len(steps), len(packs), settings.batch),
+        "tokens": sum(spent),
+        "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
+    }
 
 
-def to_features(example: Example) -> dict[str, list[int]]:
-    labels = [IGNORED] * example.start + example.ids[example.start :]
-    return {"input_ids": example.ids, "attention_mask": [1] * len(example.ids), "labels": labels}
+def to_train(params: Params, base: Path, saved: Path | None) -> Any:
+    """Return the network, with the weights of the checkpoint where there is one.
+
+    The Trainer would leave the head of a GPT-NeoX as it finds it, for it is saved under another name than it has in
+    memory (huggingface/transformers issue 43701). Adapters it loads.
+    """
+    settings = params.train
+    network = load((not settings.adapter and saved) or base, trained_form(settings), params.threads).train()
+    check_length(network, settings.max_tokens, "train.max_tokens")
+    return attach(network, settings.adapter) if settings.adapter else network
 
 
-def arguments(settings: Train, seed: int, folder: str) -> Any:
+def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    steps = settings.budget.unit == "steps"
+    from stages.lib import pace
+
+    gpu = torch.cuda.is_available()
+    if settings.batch % (settings.micro_batch * world()):
+        raise Stop(
+            f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
+            f"batch ({settings.batch}); it is the same on any number of devices"
+        )
+    if settings.dtype == "fp16" and not gpu:
+        raise Stop("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
+    if settings.deepspeed is not None and world() == 1:  # it wants a launcher's variables
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
     found = TrainingArguments(
-        output_dir=folder,
-        max_steps=settings.budget.amount if steps else -1,
-        num_train_epochs=1 if steps else settings.budget.amount,
+        output_dir=str(folder),
+        max_steps=steps,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch // settings.micro_batch,
+        gradient_accumulation_steps=settings.batch // (settings.micro_batch * world()),
+        train_sampling_strategy="sequential",
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup,
         bf16=settings.dtype == "bf16",
+        fp16=settings.dtype == "fp16",
+        average_tokens_across_devices=True,
+        deepspeed=settings.deepspeed,
         seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        include_num_input_tokens_seen="non_padding",
-        logging_steps=10,
+        use_cpu=not gpu,
+        logging_steps=pace.EVERY,
         logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
+        save_strategy="no",  # but where `Checkpoints` says so
+        report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
+        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
     )
     if found.n_gpu > 1:  # the Trainer would multiply the batch, and with it the budget
-        raise Stop(f"train uses one GPU, and {found.n_gpu} are visible; set CUDA_VISIBLE_DEVICES=0")
+        raise Stop(
+            f"{found.n_gpu} GPUs are visible to one process; set PET_NPROC_PER_NODE={found.n_gpu} to train on all of "
+            "them, or CUDA_VISIBLE_DEVICES=0"
+        )
     return found
 
 
-def summary(history: list[dict[str, float]], examples: list[Example], usable: int) -> dict[str, Any]:
-    """Return what happened, without times."""
-    steps = [entry for entry in history if "loss" in entry]
-    return {
-        "rows": len(examples),
-        "rows_without_answer": len(examples) - usable,
-        "steps": int(history[-1]["step"]),
-        "epochs": history[-1]["epoch"],
-        "tokens": int(history[-1]["num_input_tokens_seen"]),
-        "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in steps],
-    }
+def write_network(trainer: Any, folder: Path) -> None:
+    """Write the weights, gathered from all processes, in the first."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if rank() == 0:
+        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=weights)
+
+
+def finish(params: Params, folder: Path) -> None:
+    """Leave in the folder what models/<arm> is to hold, and free the memory that training took."""
+    import gc
+
+    import torch
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # else ZeRO-3 would load the next network in parts too
+    gc.collect()
+    torch.cuda.empty_cache()
+    if params.train.adapter:
+        tidy(folder)
+    if params.train.adapter and params.train.adapter.merge:
+        merge(folder, written_form(params.train), params.threads)
 
 
 if __name__ == "__main__":
-    run(train, Params)
+    run(train, Params, several=True)

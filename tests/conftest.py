@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from stages import merge
+from stages import decontaminate, merge
 from stages.lib.artifacts import read_jsonl, read_table, write_table
 from stages.lib.stage import ALWAYS, IN_A_LOG, OFFLINE
 
@@ -111,6 +111,20 @@ def write_raw(new_folder):
 
 
 @pytest.fixture(scope="session")
+def write_leaks(new_folder):
+    """Write leaks.parquet of (id, task, split, item, kind, drop)."""
+
+    def write(*leaks):
+        path = new_folder() / "leaks.parquet"
+        columns = ["id", "task", "split", "item", "kind", "drop"]
+        rows = pd.DataFrame(leaks, columns=columns).assign(share=1.0, text="행", item_text="문항")
+        write_table(path, rows, decontaminate.LEAKS)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def write_vectors(new_folder):
     """Write embeddings.parquet beside nothing else."""
 
@@ -181,6 +195,12 @@ def save(new_folder):
 def lm(build, save, tokenizer):
     """Folder of a tiny random GPT-NeoX."""
     return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def base(build, save, tokenizer):
+    """A base model that has something to learn: its weights are small."""
+    return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", initializer_range=0.02), tokenizer)
 
 
 @pytest.fixture(scope="session")

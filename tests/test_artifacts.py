@@ -183,6 +183,14 @@ def test_rows_of_different_merges_are_told_apart():
         require_same_rows(raw=["a", "b"], ppl=["a", "b", "c"])
 
 
+def test_the_parts_of_a_table_leave_no_mark(tmp_path):
+    texts, schema = pa.array([f"{n} 한글 " * 20 for n in range(20_000)]), pa.schema([("text", pa.string())])
+    parts = pa.chunked_array([texts[:7_001], texts[7_001:]])
+    for name, column in (("whole", texts), ("parts", parts)):
+        write_table(tmp_path / name, {"text": column}, schema)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+
+
 def test_a_hash_knows_where_one_text_ends():
     assert text_hash("ab", "c") != text_hash("a", "bc") != text_hash("abc")
     assert re.fullmatch("[0-9a-f]{16}", text_hash("한글"))

@@ -15,9 +15,12 @@ from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model
 from stages.cluster import CLUSTERS
 from stages.lib.artifacts import write_jsonl, write_table
 from stages.lib.stop import Stop
+from stages.lib.tasks import KOBEST
 from stages.ppl import PPL
+from tests import training
 
 ROOT = Path(__file__).parent.parent
+HISTORY = {"query": "조선을 세운 이는? (A) 이성계 (B) 왕건 (C) 온조 (D) 주몽 (E) 대조영", "answer": "(A)"}
 GOOD = [{"instruction": f"{n}번 질문은 무엇인가요?", "output": "답입니다."} for n in range(3)]
 SMALL = dict.fromkeys(("layers", "width", "heads", "steps", "warmup", "seed"), 1) | {
     "vocabulary": 300,
@@ -29,7 +32,7 @@ SMALL = dict.fromkeys(("layers", "width", "heads", "steps", "warmup", "seed"), 1
 
 
 @pytest.fixture
-def world(tmp_path, run_merge, write_raw, write_vectors, benchmark, lm, encoder, jsonl):
+def world(tmp_path, run_merge, write_raw, write_leaks, write_vectors, benchmark, lm, encoder, jsonl):
     """Good inputs for a case to spoil, and `out`, where nothing may be left."""
     inputs = tmp_path / "inputs"
     inputs.mkdir()
@@ -42,6 +45,7 @@ def world(tmp_path, run_merge, write_raw, write_vectors, benchmark, lm, encoder,
         model=tmp_path / "model",
         encoder=tmp_path / "encoder",
         raw=write_raw([row["instruction"] for row in GOOD]),
+        leaks=write_leaks(),
         out=tmp_path / "out",
         merge=lambda files, **settings: run_merge(files, out=tmp_path / "out", **settings),
         write_vectors=write_vectors,
@@ -70,9 +74,10 @@ def json_lines_in_another_encoding(world):
     world.merge({"life": (".jsonl", world.jsonl(GOOD).decode().encode("cp949"))})
 
 
-def get_benchmark(world):
-    settings = {"from": "files", "inputs": "data", "name": None, "revision": None}
-    params = fetch_benchmark.Params.model_validate({"fetch_benchmark": settings})
+def get_benchmark(world, tasks=KOBEST):
+    settings = {"from": "files", "inputs": "data", "revisions": {}}
+    params = {"fetch_benchmark": settings, "evaluate": {"tasks": list(tasks)}}
+    params = fetch_benchmark.Params.model_validate(params)
     fetch_benchmark.fetch_benchmark(params, world.benchmark, world.out / "benchmark")
 
 
@@ -106,7 +111,7 @@ def small_model_from(name, content):
 def score(world):
     settings = {"max_tokens": 16, "add_bos": False, "batch_tokens": 64, "dtype": "fp32"}
     params = ppl.Params.model_validate({"threads": 1, "ppl": settings})
-    ppl.ppl(params, world.raw, world.model, world.out / "ppl.parquet")
+    ppl.ppl(params, world.raw, world.model, world.out / "checkpoints", world.out / "ppl.parquet")
 
 
 def score_a_cut_table(world):
@@ -133,7 +138,7 @@ def score_without_a_tokenizer(world):
 def embed_rows(world):
     settings = {"max_tokens": 16, "pooling": "mean", "batch_tokens": 64, "dtype": "fp32"}
     params = embed.Params.model_validate({"threads": 1, "embed": settings})
-    embed.embed(params, world.raw, world.encoder, world.out / "embeddings.parquet")
+    embed.embed(params, world.raw, world.encoder, world.out / "checkpoints", world.out / "embeddings.parquet")
 
 
 def embed_without_a_config(world):
@@ -148,7 +153,15 @@ def embed_without_a_tokenizer(world):
 
 
 def more_topics_than_rows(world):
-    settings = {"length_groups": 1, "clusters": 4, "init": "hashed", "n_init": 1, "seed": 1}
+    settings = {
+        "length_groups": 1,
+        "clusters": 4,
+        "small_groups": "stop",
+        "algorithm": "lloyd",
+        "init": "hashed",
+        "n_init": 1,
+        "seed": 1,
+    }
     vectors = world.write_vectors(["row0", "row1", "row2"], np.eye(3))
     params = cluster.Params.model_validate({"threads": 1, "cluster": settings})
     cluster.cluster(params, world.raw, vectors, world.out / "clusters.parquet")
@@ -156,40 +169,51 @@ def more_topics_than_rows(world):
 
 def an_arm_without_rows(world):
     ids, arms = ["row0", "row1", "row2"], {"tiny": {"method": "spread", "fraction": 0.25, "seed": 1}}
-    write_table(world.inputs / "ppl", {"id": ids, "tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3}, PPL)
+    write_table(
+        world.inputs / "ppl", {"id": ids, "text": ids, "tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3}, PPL
+    )
     cells = {"id": ids, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
     write_table(world.inputs / "clusters", cells, CLUSTERS)
     params = sample.Params.model_validate({"arms": arms, "control": "tiny"})
     outs = world.out / "tiny.jsonl", world.out / "tiny.parquet"
-    sample.sample(params, "tiny", world.raw, world.inputs / "ppl", world.inputs / "clusters", *outs)
+    sample.sample(params, "tiny", world.raw, world.inputs / "ppl", world.inputs / "clusters", world.leaks, *outs)
 
 
 def tune(world, rows, **changes):
-    settings = {
-        "budget": {"unit": "steps", "amount": 1},
-        "batch": 4,
-        "micro_batch": 4,
-        "learning_rate": 1e-3,
-        "schedule": "linear",
-        "warmup": 0,
-        "max_tokens": 64,
-        "dtype": "fp32",
-        "held_out_batch_tokens": 64,
-    }
-    params = {"threads": 1, "train": settings | changes, "arms": {"tiny": {"seed": 1}}}
     rows = [{"id": f"row{n}", "source": "life"} | row for n, row in enumerate(rows)]
     samples, held_out = world.inputs / "tiny.jsonl", world.inputs / "held_out.jsonl"
     write_jsonl(samples, rows)
     write_jsonl(held_out, rows[:1])
     outs = world.out / "model", world.out / "tiny.json", world.out / "tiny.parquet"
-    train.train(train.Params.model_validate(params), "tiny", samples, held_out, world.model, *outs)
+    params = training.settings(**{"max_tokens": 64, "held_out_batch_tokens": 64} | changes)
+    train.train(params, "ours", samples, held_out, world.model, world.out / "checkpoints", *outs)
 
 
-def a_benchmark_of_another_name(world):
-    shutil.copytree(world.benchmark / "copa", world.benchmark / "opinion")
-    settings = {"shots": [0], "batch": 8, "dtype": "fp32"}
-    params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
-    evaluate.evaluate(params, "base", world.model, world.benchmark, world.out / "base")
+def evaluation(*tasks, spoil=None, **changes):
+    def case(world):
+        if spoil:
+            spoil(world)
+        settings = {"tasks": list(tasks), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
+        params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
+        evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, world.out / "tiny")
+
+    return case
+
+
+def write_items(name, *items):
+    return lambda world: write_jsonl(world.benchmark / name, items)
+
+
+def without_bitsandbytes(world):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "find_spec", lambda _: None)
+        shutil.copytree(world.model, world.inputs, dirs_exist_ok=True)
+        evaluation("copa", quantize="nf4")(world)
+
+
+def an_adapter_that_is_pickled(world):
+    (world.inputs / "adapter_config.json").write_text("{}")
+    (world.inputs / "adapter_model.bin").write_bytes(b"pickle")
 
 
 CASES = {
@@ -268,8 +292,46 @@ CASES = {
     ),
     "a benchmark file is empty": (benchmark_with("sentineg/test.jsonl", b""), ["sentineg/test", "no items"]),
     "a benchmark that the harness does not know": (
-        a_benchmark_of_another_name,
-        ["opinion", "the harness has no task kobest_opinion"],
+        lambda world: get_benchmark(world, ["haerae_opinion"]),
+        ["evaluate.tasks: haerae_opinion: the harness has no task haerae_opinion"],
+    ),
+    "a group of benchmarks": (
+        lambda world: get_benchmark(world, ["haerae"]),
+        ["evaluate.tasks: haerae: a group", "haerae_general_knowledge, haerae_history"],
+    ),
+    "a benchmark without choices": (
+        lambda world: get_benchmark(world, ["kmmlu_direct_accounting"]),
+        ["evaluate.tasks: kmmlu_direct_accounting: only multiple-choice tasks"],
+    ),
+    "a benchmark that was not fetched": (
+        evaluation("kmmlu_accounting"),
+        ["kmmlu_accounting/test.jsonl: missing", "reads test, dev"],
+    ),
+    "more shots than examples": (
+        evaluation("copa", shots=[0, 7]),
+        ["evaluate.shots: 7", "copa has only 6 examples"],
+    ),
+    "more shots than examples beside the item itself": (
+        evaluation("haerae_history", shots=[1], spoil=write_items("haerae_history/test.jsonl", HISTORY)),
+        ["evaluate.shots: 1", "haerae_history has only 0 examples"],
+    ),
+    "an answer that is no choice": (
+        evaluation(
+            "haerae_history", spoil=write_items("haerae_history/test.jsonl", HISTORY, HISTORY | {"answer": "(F)"})
+        ),
+        ["benchmark haerae_history, item 1: the answer is '(F)'", "none of (A), (B)"],
+    ),
+    "a column that the harness needs": (
+        evaluation("haerae_history", spoil=write_items("haerae_history/test.jsonl", {"answer": "(A)"})),
+        ["benchmark haerae_history: not in the columns that the harness reads", "'query' is undefined"],
+    ),
+    "an adapter that is pickled": (
+        evaluation("copa", spoil=an_adapter_that_is_pickled),
+        ["inputs: it has adapter_config.json, but no adapter_model.safetensors"],
+    ),
+    "4 bits without bitsandbytes": (
+        without_bitsandbytes,
+        ["evaluate.quantize: nf4 wants bitsandbytes", "pip install"],
     ),
     "no text for a small model": (small_model_from("a.md", b""), ["inputs", "no *.txt and no *.jsonl"]),
     "too little text for a small model": (small_model_from("a.txt", "가나".encode()), ["tokens", "context", "16"]),

@@ -1,9 +1,12 @@
 """Batches of canonical shape: a row's batch looks the same whatever else is scored."""
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.batching import canonical_batches, canonical_length, pad
+from stages.lib.batching import canonical_batches, canonical_length, pad, run_batches
+from stages.lib.stop import Stop
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
 BUDGETS = st.integers(1, 2048)
@@ -61,3 +64,27 @@ def test_padding_leaves_the_rows_alone(sequences, budget):
         dummies = slice(len(batch.rows), None)
         assert not ids[dummies].any()
         assert mask[dummies].all()  # a row that attends to nothing would be NaN
+
+
+def memory_for(tokens):
+    """A step that runs out of memory above so many tokens."""
+
+    def step(batch):
+        if batch.height * batch.length > tokens:
+            raise torch.OutOfMemoryError
+        return torch.zeros(len(batch.rows))
+
+    return step
+
+
+def test_out_of_memory_stops_and_names_a_budget_that_fits():
+    batches = canonical_batches([30] * 100, 1024)
+    with pytest.raises(Stop, match=r"a batch of 34 x 30 tokens; a budget of 240 tokens fits"):
+        list(run_batches(batches, memory_for(300)))
+    fits = canonical_batches([30] * 100, 240)
+    assert [row for rows, _ in run_batches(fits, memory_for(300)) for row in rows] == list(range(100))
+
+
+def test_out_of_memory_with_one_row_asks_for_fewer_tokens():
+    with pytest.raises(Stop, match="lower max_tokens"):
+        list(run_batches(canonical_batches([500], 1024), memory_for(300)))

@@ -38,6 +38,7 @@ def items(folder, predictions, gold=GOLD):
             "correct": predictions[task][number] == right,
             "correct_norm": predictions[task][number] == right if task == "hellaswag" else None,
             "log_likelihoods": [-1.0, -2.0],
+            "truncated": shots == 2 and number == 3,
         }
         for shots in (0, 2)
         for task, golds in gold.items()
@@ -54,7 +55,7 @@ def losses(path, nll, ids=("h0", "h1", "h2")):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, write_leaks):
     """All that compare reads of an arm and a control, as the stages before write it."""
     why = {
         "id": ["a", "b", "c", "d"],
@@ -75,14 +76,18 @@ def files(tmp_path):
         "items": items(tmp_path / "eval" / "spread", ARM),
         "control_items": items(tmp_path / "eval" / "random", CONTROL),
         "base_items": items(tmp_path / "eval" / "base", BASE),
+        "leaks": write_leaks(),
     }
 
 
 @pytest.fixture
 def compare(tmp_path):
     def run(arm, files):
-        path = tmp_path / "metrics" / "arms" / f"{arm}.json"
-        comparing.compare(comparing.Params(control="random"), arm, metrics=path, **files)
+        folder = tmp_path / "metrics"
+        path, outcome = folder / "arms" / f"{arm}.json", folder / "items" / f"{arm}.json"
+        settings = {"resamples": 200, "randomisations": 200, "seed": 1}
+        params = comparing.Params.model_validate({"compare": settings, "control": "random"})
+        comparing.compare(params, arm, metrics=path, outcome=outcome, **files)
         return read_json(path)
 
     return run
@@ -91,7 +96,9 @@ def compare(tmp_path):
 def test_scores_are_those_of_the_items(compare, files):
     scores = compare("spread", files)["scores"]
     assert list(scores) == ["0-shot", "2-shot"]
-    assert scores["0-shot"]["copa"] == {"accuracy": 0.75, "macro_f1": pytest.approx((2 / 3 + 0.8) / 2), "n": 4}
+    expected = {"accuracy": 0.75, "macro_f1": pytest.approx((2 / 3 + 0.8) / 2), "n": 4, "truncated": 0}
+    assert scores["0-shot"]["copa"] == expected
+    assert scores["2-shot"]["copa"] == expected | {"truncated": 1}
     assert scores["0-shot"]["hellaswag"]["acc_norm"] == 0.75
     assert scores["0-shot"]["mean"]["accuracy"] == 0.75
 
@@ -99,18 +106,56 @@ def test_scores_are_those_of_the_items(compare, files):
 def test_differences_are_the_arm_minus_the_other(compare, files):
     found = compare("spread", files)
     for task, control, base in (("copa", 0.5, 0.5), ("hellaswag", 0.5, 0.25), ("mean", 0.5, 0.375)):
-        assert found["vs_control"]["scores"]["2-shot"][task]["accuracy"] == {"est": 0.75 - control}
-        assert found["vs_base"]["scores"]["2-shot"][task]["accuracy"] == {"est": 0.75 - base}
+        assert found["vs_control"]["scores"]["2-shot"][task]["accuracy"]["est"] == 0.75 - control
+        assert found["vs_base"]["scores"]["2-shot"][task]["accuracy"]["est"] == 0.75 - base
     assert found["held_out_loss"] == {"all": 140 / 60, "life": 90 / 40, "faq": 50 / 20}
-    assert found["vs_control"]["held_out_loss"]["all"] == {"est": pytest.approx((140 - 185) / 60)}
-    assert found["vs_base"]["held_out_loss"]["faq"] == {"est": pytest.approx((50 - 80) / 20)}
+    assert found["vs_control"]["held_out_loss"]["all"]["est"] == pytest.approx((140 - 185) / 60)
+    assert found["vs_base"]["held_out_loss"]["faq"]["est"] == pytest.approx((50 - 80) / 20)
+
+
+def test_every_difference_of_the_arms_scores_is_that_of_their_figures(compare, files):
+    found = compare("spread", files)
+    control = compare("random", files | {"losses": files["control_losses"], "items": files["control_items"]})
+    for shots, tasks in found["vs_control"]["scores"].items():
+        for task, metrics in tasks.items():
+            assert metrics.keys() == found["scores"][shots][task].keys() - {"n", "truncated"}
+            for metric, one in metrics.items():
+                gap = found["scores"][shots][task][metric] - control["scores"][shots][task][metric]
+                assert one["est"] == pytest.approx(gap, abs=1e-12)
+                assert one["lo"] <= one["est"] <= one["hi"]
+                assert one["too_few"] == 1
+                assert 0 < one["p"] <= one.get("p_holm", 1) <= 1
+
+
+def test_what_a_comparison_draws_of_a_task_does_not_depend_on_other_tasks(compare, files, tmp_path):
+    both = compare("spread", files)
+    gold = {"copa": GOLD["copa"]}
+    alone = {
+        name: items(tmp_path / "copa" / name, answers, gold)
+        for name, answers in (("items", ARM), ("control_items", CONTROL), ("base_items", BASE))
+    }
+    one, other = (
+        run["vs_control"]["scores"]["0-shot"]["copa"]["macro_f1"] for run in (both, compare("spread", files | alone))
+    )
+    assert {key: one[key] for key in ("lo", "hi", "p")} == {key: other[key] for key in ("lo", "hi", "p")}
+
+
+def test_what_git_keeps_of_the_answers_is_what_was_answered(compare, files, tmp_path):
+    compare("spread", files)
+    kept = read_json(tmp_path / "metrics" / "items" / "spread.json")
+    assert kept["items"]["2-shot"]["copa"] == {"gold": "0101", "prediction": "0100"}
+    assert kept["items"]["0-shot"]["hellaswag"] == {"gold": "0123", "prediction": "0120", "correct_norm": "1110"}
+    assert kept["held_out"] == {
+        "nll": {"h0": 30.0, "h1": 60.0, "h2": 50.0},
+        "tokens": {"h0": 10, "h1": 30, "h2": 20},
+    }
 
 
 def test_the_control_is_not_compared_with_itself(compare, files):
     ours = files | {"losses": files["control_losses"], "items": files["control_items"]}
     found = compare("random", ours)
     assert "vs_control" not in found
-    assert found["vs_base"]["scores"]["0-shot"]["hellaswag"]["accuracy"] == {"est": 0.25}
+    assert found["vs_base"]["scores"]["0-shot"]["hellaswag"]["accuracy"]["est"] == 0.25
 
 
 def test_cells_count_candidates_and_selected_rows(compare, files):
@@ -123,6 +168,34 @@ def test_cells_count_candidates_and_selected_rows(compare, files):
             {"cell": "1.2", "candidates": 1, "selected": 1},
         ],
     }
+
+
+LEAKS = [
+    ("r1", "copa", "test", 0, "exact", True),
+    ("r1", "copa", "test", 3, "near", True),
+    ("r2", "copa", "test", 3, "exact", True),
+    ("r2", "hellaswag", "train", 1, "contained", True),  # a few-shot example, which is not scored
+    ("r4", "copa", "test", 9, "exact", False),  # an item that this benchmark was cut before
+]
+
+
+def test_scores_without_leaks_are_those_of_the_items_that_no_row_has(compare, files, write_leaks):
+    found = compare("spread", files | {"leaks": write_leaks(*LEAKS)})
+    without = found["scores_without_leaks"]
+    assert list(without["0-shot"]) == ["copa", "mean"]
+    assert without["0-shot"]["copa"] == {"accuracy": 1.0, "macro_f1": 1.0, "n": 2, "truncated": 0}
+    assert without["0-shot"]["mean"]["accuracy"] == (1 + 0.75) / 2
+    assert found["scores"]["0-shot"]["copa"]["n"] == 4
+
+
+def test_without_a_leaked_test_item_there_are_no_scores_without_leaks(compare, files, write_leaks):
+    assert compare("spread", files | {"leaks": write_leaks(*LEAKS[3:])})["scores_without_leaks"] == {}
+
+
+def test_a_task_whose_every_item_is_leaked_has_no_score_without(compare, files, write_leaks):
+    leaks = [("r0", "copa", "test", number, "exact", True) for number in range(4)]
+    without = compare("spread", files | {"leaks": write_leaks(*leaks)})["scores_without_leaks"]
+    assert without["0-shot"] == {"mean": {"accuracy": 0.75, "macro_f1": pytest.approx(2 / 3)}}
 
 
 def test_nothing_held_out_leaves_no_loss(compare, files, tmp_path):
@@ -143,7 +216,7 @@ def test_arms_of_other_items_or_rows_are_not_compared(compare, files, tmp_path):
 
 
 @pytest.fixture
-def corpus(tmp_path):
+def corpus(tmp_path, write_leaks):
     """What report reads of the data: ten rows of two sources, three held out, four dropped."""
     ids, sources = [f"r{n}" for n in range(10)], ["life"] * 6 + ["faq"] * 4
     ppls = [None, *(float(2**n) for n in range(1, 10))]
@@ -157,21 +230,30 @@ def corpus(tmp_path):
         "text": list("abcd"),
     }
     write_table(tmp_path / "dropped", dropped | {"reason": ["empty", "duplicate", "empty", "empty"]}, DROPPED)
-    write_table(tmp_path / "ppl", {"id": ids, "tokens": [0] + [5] * 9, "nll": ppls, "ppl": ppls}, PPL)
+    write_table(tmp_path / "ppl", {"id": ids, "text": ids, "tokens": [0] + [5] * 9, "nll": ppls, "ppl": ppls}, PPL)
     cells = {"id": ids, "length_group": [0] * 5 + [1] * 5, "cluster": [0, 0, 1, 1, 1] * 2, "distance": [0.5] * 10}
     write_table(tmp_path / "clusters", cells, CLUSTERS)
-    return {name: tmp_path / name for name in ("raw", "held_out", "dropped", "ppl", "clusters")}
+    write_json(tmp_path / "stability", {"chance": 0.1, "methods": {"steady": {"luck": 0.4, "churn": {"2 rows": 0.0}}}})
+    paths = {name: tmp_path / name for name in ("raw", "held_out", "dropped", "ppl", "clusters", "stability")}
+    sizes = {"scorer": 100, "encoder": 10, "base_model": 1000}
+    for name, multiplied in sizes.items():
+        write_json(tmp_path / name, {"parameters": 5000, "multiplied": multiplied, "layers": 2, "width": 4})
+    return paths | {"leaks": write_leaks()} | {name: tmp_path / name for name in sizes}
 
 
 @pytest.fixture
 def report(tmp_path, corpus):
-    def run(arms, control, **changed):
-        params = reporting.Params.model_validate({"arms": {arm: {"seed": 1} for arm in arms}, "control": control})
-        folder, base, out = tmp_path / "metrics" / "arms", tmp_path / "eval" / "base", tmp_path / "report"
+    def run(arms, control, unit="steps", **changed):
+        settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
+        train = {"budget": {"unit": unit}}
+        params = reporting.Params.model_validate({"arms": settings, "control": control, "train": train})
+        folder, base, out = tmp_path / "metrics", tmp_path / "eval" / "base", tmp_path / "report"
         folder.mkdir(parents=True, exist_ok=True)
         items(base, BASE)
         paths = corpus | changed
-        reporting.report(params, folder, base, summary=out / "summary.json", plots=out / "plots", **paths)
+        reporting.report(
+            params, folder / "arms", folder / "items", base, summary=out / "summary.json", plots=out / "plots", **paths
+        )
         plots = {path.stem: pd.read_csv(path) for path in (out / "plots").glob("*.csv")}
         return SimpleNamespace(summary=read_json(out / "summary.json"), plots=plots, folder=out)
 
@@ -200,6 +282,31 @@ def test_rows_add_up_for_every_source(report):
         assert rows["all"][key] == sum(rows[source][key] for source in ("life", "faq", "chat"))
 
 
+def test_leaks_are_counted_by_task_split_and_kind(report, write_leaks):
+    summary = report([], None, leaks=write_leaks(*LEAKS)).summary
+    assert summary["leaks"] == {
+        "rows": 3,
+        "rows_dropped": 2,
+        "copa": {"test": {"rows": 3, "items": 3, "exact": 3, "near": 1}},
+        "hellaswag": {"train": {"rows": 1, "items": 1, "contained": 1}},
+    }
+    assert summary["base"]["scores_without_leaks"]["0-shot"]["copa"]["n"] == 2
+    assert report([], None).summary["leaks"] == {"rows": 0, "rows_dropped": 0}
+
+
+def test_a_budget_for_all_arms_saves_no_training_and_one_of_epochs_does(report, compared):
+    cost = report(["spread", "random"], "random").summary["cost"]
+    tokens, squares = 9 * 6 + 1, 9 * 36 + 1  # nine rows of five predicted tokens, one of none
+    ppl, embed = (2 * n * tokens + 4 * 2 * 4 * squares for n in (100, 10))
+    selection = {"rows": 10, "tokens": tokens, "ppl_flops": ppl, "embed_flops": embed, "flops": ppl + embed}
+    assert cost["selection"] == selection
+    trained = 3 * (2 * 1000 * 50 + 4 * 2 * 4 * 50**2 // 2)  # fifty tokens in two rows
+    arm = {"selection_flops": 0, "training_tokens": 50, "training_flops": trained, "saved_flops": 0}
+    assert cost["arms"] == {"spread": arm | {"selection_flops": ppl + embed}, "random": arm}
+    by_epochs = report(["spread", "random"], "random", unit="epochs").summary["cost"]["arms"]
+    assert by_epochs["spread"]["saved_flops"] == trained * 3 / 2 - trained  # two rows of three candidates
+
+
 def test_every_leaf_of_the_summary_is_a_finite_number(report, compared):
     found = leaves(report(["spread", "random"], "random").summary)
     assert len(found) > 100
@@ -209,10 +316,11 @@ def test_every_leaf_of_the_summary_is_a_finite_number(report, compared):
 def test_the_summary_tells_what_compare_found(report, compared):
     summary = report(["spread", "random"], "random").summary
     arm = summary["arms"]["spread"]
-    assert arm["vs_control"]["scores"]["0-shot"]["mean"]["accuracy"] == {"est": 0.25}
+    assert arm["vs_control"]["scores"]["0-shot"]["mean"]["accuracy"]["est"] == 0.25
     assert (arm["sample"]["rows"], arm["train"]["tokens"]) == (2, 50)
     assert summary["base"]["scores"]["0-shot"]["hellaswag"]["accuracy"] == 0.25
     assert summary["floor"]["0-shot"]["copa"]["accuracy"] == 0.5
+    assert summary["stability"]["methods"]["steady"]["luck"] == 0.4
     assert summary["cells"] == {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3, "mean_distance": 0.5}
 
 
@@ -259,7 +367,9 @@ def test_nothing_held_out_and_nothing_dropped_is_no_trouble(report, tmp_path):
 
 def test_rows_without_any_perplexity_are_no_trouble(report, tmp_path):
     ids = [f"r{n}" for n in range(10)]
-    write_table(tmp_path / "no_ppl", {"id": ids, "tokens": [0] * 10, "nll": [None] * 10, "ppl": [None] * 10}, PPL)
+    write_table(
+        tmp_path / "no_ppl", {"id": ids, "text": ids, "tokens": [0] * 10, "nll": [None] * 10, "ppl": [None] * 10}, PPL
+    )
     assert report([], None, ppl=tmp_path / "no_ppl").summary["ppl"]["all"] == {"without": 10, "tokens": 0}
 
 
@@ -271,6 +381,112 @@ def test_the_same_inputs_give_the_same_bytes(report, compared):
 
 def test_scores_of_another_merge_stop_the_report(report, tmp_path):
     ids = [*(f"r{n}" for n in range(9)), "rX"]
-    write_table(tmp_path / "other", {"id": ids, "tokens": [5] * 10, "nll": [1.0] * 10, "ppl": [2.0] * 10}, PPL)
+    write_table(
+        tmp_path / "other", {"id": ids, "text": ids, "tokens": [5] * 10, "nll": [1.0] * 10, "ppl": [2.0] * 10}, PPL
+    )
     with pytest.raises(Stop, match="ppl has rX in row 9, not r9 as raw"):
         report([], None, ppl=tmp_path / "other")
+
+
+RUNS = {
+    "spread": {"method": "spread", "fraction": 0.1, "seed": 1},
+    "random": {"method": "random", "fraction": 0.1, "seed": 1},
+    "spread_2": {"method": "spread", "fraction": 0.1, "seed": 2, "replicate": "spread"},
+    "random_2": {"method": "random", "fraction": 0.1, "seed": 2, "replicate": "random"},
+}
+"""Two runs of a method and of the control."""
+
+
+@pytest.fixture
+def runs_of_two_methods(compare, files, tmp_path):
+    """Runs over 80 items a task: those of `spread` get one item in ten wrong, those of `random` one in four."""
+    gold = {"copa": [0, 1] * 40, "hellaswag": [0, 1, 2, 3] * 20}
+
+    def answered(name, every, first):
+        wrong = {task: [(g + 1) % 2 if n % every == first else g for n, g in enumerate(gold[task])] for task in gold}
+        return items(tmp_path / "eval" / name, wrong, gold)
+
+    base = answered("none", 2, 0)
+    told = {"spread": (10, 0, 30.0), "spread_2": (10, 3, 31.0), "random": (4, 0, 40.0), "random_2": (4, 1, 41.0)}
+    for name, (every, first, nll) in told.items():
+        kept = losses(tmp_path / f"{name}.losses", [nll, 2 * nll + first, nll])
+        mine = {"items": answered(name, every, first), "losses": kept, "base_items": base}
+        control = {
+            "control_items": answered("random", 4, 0),
+            "control_losses": losses(tmp_path / "c", [40.0, 80.0, 40.0]),
+        }
+        compare(name, files | mine | control)
+
+
+def test_replicates_give_an_interval_over_runs_and_items(report, runs_of_two_methods):
+    found = report(RUNS, "random").summary["methods"]
+    assert list(found) == ["spread"]
+    assert (found["spread"]["runs"], found["spread"]["control_runs"], found["spread"]["draws_rows"]) == (2, 2, 0)
+    told = found["spread"]["vs_control"]["scores"]["2-shot"]
+    assert told["copa"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
+    assert told["mean"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
+    assert told["hellaswag"]["acc_norm"]["est"] == pytest.approx(0.9 - 0.75)
+    assert 0 < told["mean"]["accuracy"]["lo"] < told["copa"]["accuracy"]["est"] < told["mean"]["accuracy"]["hi"]
+    loss = found["spread"]["vs_control"]["held_out_loss"]["all"]
+    assert loss["est"] == pytest.approx((4 * 30.5 + 1.5 - 4 * 40.5 - 0.5) / 60)
+
+
+def test_only_runs_and_items_together_say_that_the_method_beats_the_control(report, runs_of_two_methods, caplog):
+    with caplog.at_level(logging.INFO, logger="stages"):
+        report(RUNS, "random")
+        several = caplog.text
+        caplog.clear()
+        report({name: RUNS[name] for name in ("spread", "random")}, "random")
+    assert "spread minus random, 0-shot mean macro-F1" in several
+    assert "over 2 and 2 runs and items: the method beats the control" in several
+    assert "spread: its seeds only train, for spread draws no rows" in several
+    assert "beats" not in caplog.text
+    assert "over items alone: these two models differ; the noise of training is not in the interval" in caplog.text
+
+
+def test_one_answer_that_differs_is_too_few_in_every_metric_and_equal_runs_are_told_too(
+    report, runs_of_two_methods, tmp_path
+):
+    folder = tmp_path / "metrics" / "items"
+    same = read_json(folder / "random.json")
+    for name in RUNS:
+        write_json(folder / f"{name}.json", same)
+    told = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]
+    assert told["held_out_loss"]["all"] == {
+        "est": 0,
+        "lo": 0,
+        "hi": 0,
+        "p": 1,
+        "resolves": 0,
+        "run_sd": 0,
+        "too_few": 1,
+    }
+    same["items"]["0-shot"]["copa"]["prediction"] = "0" + same["items"]["0-shot"]["copa"]["prediction"][1:]
+    write_json(folder / "spread.json", same)
+    told = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]["scores"]["0-shot"]
+    assert all(one["too_few"] == 1 for task in told.values() for one in task.values())
+    assert told["copa"]["macro_f1"]["lo"] < told["copa"]["macro_f1"]["hi"]
+
+
+def test_a_replicate_of_the_control_alone_makes_no_method(report, runs_of_two_methods):
+    arms = {name: RUNS[name] for name in ("spread", "random", "random_2")}
+    assert report(arms, "random").summary["methods"] == {}
+
+
+def test_runs_that_answered_other_items_stop_the_report(report, runs_of_two_methods, tmp_path):
+    path = tmp_path / "metrics" / "items" / "spread_2.json"
+    kept = read_json(path)
+    kept["items"]["0-shot"]["copa"]["gold"] = "1" * 80
+    write_json(path, kept)
+    with pytest.raises(Stop, match=r"metrics/items: runs answered different items.*dvc repro"):
+        report(RUNS, "random")
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "says"), [(0.1, 0.2, "the method"), (-0.1, 0.1, "no finding"), (-0.2, -0.1, "the control")]
+)
+def test_a_verdict_follows_the_interval_and_a_lower_loss_is_better(lo, hi, says):
+    assert reporting.verdict({"lo": lo, "hi": hi}, 1, True).startswith(says)
+    assert reporting.verdict({"lo": -hi, "hi": -lo}, -1, True).startswith(says)
+    assert "method" not in reporting.verdict({"lo": lo, "hi": hi}, 1, False)
+    assert "too few" in reporting.verdict({"lo": lo, "hi": hi, "too_few": 1}, 1, True)

@@ -81,8 +81,9 @@ def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_of_many_lengt
 
 def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
-    assert set(summary) == {"rows", "ppl", "cells", "base", "floor", "arms"}
-    assert set(summary["arms"]) == {"spread", "random", "full"}
+    told = {"rows", "ppl", "cells", "stability", "leaks", "cost", "base", "floor", "arms", "methods"}
+    assert set(summary) == told
+    assert set(summary["arms"]) == {"spread", "steady", "random", "full"}
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():
             assert set(by_shots) == {"boolq", "copa", "hellaswag", "sentineg", "wic", "mean"}
@@ -92,8 +93,8 @@ def test_the_summary_is_complete(default: Path) -> None:
 
 def test_arms_of_one_fraction_have_one_size_and_one_budget(default: Path) -> None:
     arms = json.loads((default / "metrics/summary.json").read_text())["arms"]
-    assert arms["spread"]["sample"]["rows"] == arms["random"]["sample"]["rows"]
-    assert arms["spread"]["train"]["steps"] == arms["random"]["train"]["steps"] == arms["full"]["train"]["steps"]
+    assert len({arms[name]["sample"]["rows"] for name in ("spread", "steady", "random")}) == 1
+    assert len({arm["train"]["steps"] for arm in arms.values()}) == 1
 
 
 def test_dag_metrics_and_plots_can_be_shown(default: Path) -> None:
@@ -148,14 +149,22 @@ def test_shuffled_rows_score_above_the_clean_rows_ninetieth_percentile(raw: pd.D
     assert above >= 0.9
 
 
+def mean_nll(texts: list[str], scorer: Path, params: Params) -> np.ndarray:
+    found = np.full(len(texts), np.nan)
+    for rows, scores in score(texts, scorer, params):
+        found[rows] = scores[:, 1]
+    return found
+
+
 def test_a_fluent_sentence_scores_below_its_shuffled_words(
     default: Path, raw: pd.DataFrame, composed: list[Row]
 ) -> None:
     fluent = [text for text in of_kind(raw, composed, "clean")["instruction"] if len(text.split()) >= 5]
     dice = random.Random(7)
     shuffled = [shuffle_words(dice, text) for text in fluent]
-    scores = score(fluent + shuffled, default / "models/hub/scorer", read_params(Params, default / "params.yaml"))
-    below = scores["nll"].to_numpy()[: len(fluent)] < scores["nll"].to_numpy()[len(fluent) :]
+    scorer, params = default / "models/hub/scorer", read_params(Params, default / "params.yaml")
+    nll = mean_nll(fluent + shuffled, scorer, params)
+    below = nll[: len(fluent)] < nll[len(fluent) :]
     print(f"{below.mean():.3f} of {len(fluent)} sentences")
     assert len(fluent) >= 300
     assert below.mean() >= 0.95
@@ -196,8 +205,8 @@ def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
     params, folder = read_params(Params, default / "params.yaml"), default / "models/hub/scorer"
     texts = list(raw["instruction"])
     order = random.Random(3).sample(range(len(texts)), len(texts))
-    reordered = score([texts[row] for row in order], folder, params)["nll"].to_numpy()
-    parts = [score(part, folder, params)["nll"].to_numpy() for part in (texts[:100], texts[100:])]
+    reordered = mean_nll([texts[row] for row in order], folder, params)
+    parts = [mean_nll(part, folder, params) for part in (texts[:100], texts[100:])]
     assert (reordered == raw["nll"].to_numpy()[order]).all()
     assert (np.concatenate(parts) == raw["nll"].to_numpy()).all()
 
@@ -205,7 +214,7 @@ def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
 def test_why_tells_of_selected_dropped_and_held_out_rows(default: Path, raw: pd.DataFrame) -> None:
     told = run(default, "python", "-m", "tools.why", raw["id"][0])
     assert raw["instruction"][0][:40] in told
-    assert all(f"  {arm}: " in told for arm in ("spread", "random", "full"))
+    assert all(f"  {arm}: " in told for arm in ("spread", "steady", "random", "full"))
     assert "full: IN (selected; cell " in told
     held = read_jsonl(default / "data/held_out.jsonl")[0]
     assert "held out: in no arm" in run(default, "python", "-m", "tools.why", held["id"])

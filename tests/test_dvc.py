@@ -15,7 +15,7 @@ import pytest
 
 from tests.project import UP_TO_DATE, change_params, commit, copy_project, ran, run, shrink
 
-ARMS = {"spread", "random", "full"}
+ARMS = {"spread", "steady", "random", "full"}
 STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
 
 
@@ -43,7 +43,7 @@ def clone(source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two fresh clones, reproduced side by side; the second as far as the control, which is every stage but report."""
+    """Two fresh clones, reproduced side by side; the second as far as the control."""
     clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
     targets: list[list[str]] = [[], ["compare@random"]]
     with ThreadPoolExecutor() as pool:
@@ -76,7 +76,7 @@ def project(done: Path) -> Iterator[Path]:
 def test_two_fresh_clones_have_equal_locks_and_metrics(two_clones: list[Path]) -> None:
     one, two = ((folder / "dvc.lock").read_text() for folder in two_clones)
     first, second = (dict(STAGE.findall(lock)) for lock in (one, two))
-    assert len(second) == 14
+    assert len(second) == 15
     assert second == {stage: first[stage] for stage in second}
     one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in two_clones)
     assert one == two
@@ -101,14 +101,14 @@ def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) ->
     change_params(project, cluster__clusters=5)
     assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", *each("sample")}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"train@spread", *each("compare"), "report"}
+    assert planned == {"stability", *each("train", {"spread", "steady"}), *each("compare"), "report"}
 
 
 def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {*each("sample"), "report"}
+    assert planned == {"weigh@scorer", *each("sample"), "stability", "report"}
 
 
 def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path) -> None:
@@ -124,10 +124,10 @@ def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: 
     }
     with (project / "data/inputs/life.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    wanted = {"fetch", "merge", "ppl", "embed", "cluster", *each("sample")}
+    wanted = {"fetch", "merge", "decontaminate", "ppl", "embed", "cluster", *each("sample")}
     assert ran(run(project, "dvc", "repro", *each("sample"))) == wanted
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert {"train@full", *each("compare"), "report"} <= planned
+    assert {"train@full", "stability", *each("compare"), "report"} <= planned
     assert not any(name.startswith("fetch_model") for name in planned)
 
 
@@ -181,17 +181,91 @@ def test_ones_own_folder_added_whole_works_unpulled_too(done: Path, tmp_path: Pa
     assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing", "sample@spread")) == {"sample@spread"}
 
 
+def add_rows(folder: Path, count: int, start: int = 0) -> None:
+    """Add instructions that no source has, each twice."""
+    rows = [
+        {"instruction": f"새로 온 질문 {start + n // 2}번은 무엇입니까?", "output": f"답 {n}"} for n in range(2 * count)
+    ]
+    with (folder / "data/inputs/assistant.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def computed(log: str) -> list[int]:
+    return [int(number) for number in re.findall(r"(\d+) to compute", log)]
+
+
+def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path, tmp_path: Path) -> None:
+    for name in ("here", "pulled", "unpulled"):
+        folder = clone(done, tmp_path / name)
+        run(folder, "dvc", "remote", "default", "-q", "team")
+        if name == "pulled":
+            run(folder, "dvc", "pull", "-q")
+        add_rows(folder, 5)
+        log = run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")
+        assert ran(log) == {"fetch", "merge", "ppl", "embed"}
+        assert computed(log) == [5, 5]
+    outs = [(tmp_path / name / "dvc.lock").read_bytes() for name in ("here", "pulled", "unpulled")]
+    assert len(set(outs)) == 1
+    add_rows(folder, 2, start=5)  # the store alone knows the five, for they are not committed
+    assert computed(run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")) == [2, 2]
+
+
+def test_params_that_come_back_find_their_scores_and_another_scorer_finds_none(project: Path) -> None:
+    change_params(project, ppl__max_tokens=9)
+    first = run(project, "dvc", "repro", "ppl")
+    assert "of another make: max_tokens (was 512, is 9)" in first
+    (every,) = computed(first)
+    change_params(project, ppl__max_tokens=512)
+    add_rows(project, 5)
+    assert computed(run(project, "dvc", "repro", "ppl")) == [5]
+    change_params(project, fetch_model__scorer__small__seed=7)
+    last = run(project, "dvc", "repro", "ppl")
+    assert re.search(r"of another make: weights \(was \w+, is \w+\)", last)
+    assert computed(last) == [every + 5]
+
+
+def test_a_damaged_score_in_the_cache_is_noticed_and_computed_again(project: Path) -> None:
+    shutil.rmtree(project / ".checkpoints", ignore_errors=True)
+    cached = (project / "data/ppl.parquet").read_bytes()
+    (path,) = [p for p in (project / ".dvc/cache").rglob("*") if p.is_file() and p.read_bytes() == cached]
+    path.chmod(0o644)
+    path.write_bytes(cached[:500] + bytes([cached[500] ^ 1]) + cached[501:])
+    add_rows(project, 3, start=100)  # others than before, else the run-cache restores the output
+    log = run(project, "dvc", "repro", "ppl")
+    path.write_bytes(cached)
+    assert "data/ppl.parquet is damaged in the cache or the remote" in log
+    assert computed(log)[0] > 800
+
+
 def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(project: Path) -> None:
     change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
     log = run(project, "dvc", "repro")
     assert ran(log) == {*each("sample", {"highest"}), "train@highest", "evaluate@highest", "compare@highest", "report"}
-    assert "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json" in log
+    assert (
+        "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json metrics/arms/steady.json"
+        in log
+    )
     assert set(json.loads((project / "metrics/summary.json").read_text())["arms"]) == {"highest"}
 
 
 def test_without_arms_the_base_alone_is_evaluated(project: Path) -> None:
     change_params(project, arms={}, control=None)
     assert ran(run(project, "dvc", "repro")) == {"report"}
+
+
+def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = clone(done, tmp_path / "clone")
+    run(folder, "dvc", "pull", "-q")
+    change_params(folder, arms={}, control=None, fetch_model__base__small__steps=40)  # after 2 no answer is its own
+    assert ran(run(folder, "dvc", "repro")) == {"fetch_model@base", "evaluate_base", "report"}
+    commit(folder, "the base alone")
+    change_params(folder, evaluate__quantize="nf4")
+    assert ran(run(folder, "dvc", "repro")) == {"evaluate_base", "report"}
+    changes = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]
+    assert "base.scores.0-shot.mean.accuracy" in changes
+    assert {name.split(".")[0] for name in changes} == {"base"}
+    assert all(abs(change["diff"]) < 0.2 for change in changes.values())
 
 
 @pytest.mark.parametrize(

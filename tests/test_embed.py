@@ -20,7 +20,8 @@ def run(new_folder, encoder):
     def stage(raw, model=encoder, **settings):
         defaults = {"max_tokens": 128, "pooling": "mean", "batch_tokens": 256, "dtype": "fp32"}
         path = new_folder() / "embeddings.parquet"
-        embed(Params.model_validate({"threads": 1, "embed": defaults | settings}), raw, model, path)
+        params = Params.model_validate({"threads": 1, "embed": defaults | settings})
+        embed(params, raw, model, path.parent / "checkpoints", path)
         table = read_arrow(path)
         return table["id"].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
 

@@ -1,25 +1,37 @@
 """The benchmark, item by item: the figures are the harness's own."""
 
+import json
 import logging
 import shutil
+import subprocess
+import sys
 
 import pytest
+from ruamel.yaml import YAML
 
-from stages.evaluate import Params, evaluate, write_tasks
-from stages.lib.artifacts import read_jsonl, read_table
+from stages.evaluate import Params, evaluate, load
+from stages.lib.artifacts import read_jsonl, read_table, write_jsonl
 from stages.lib.metrics import by_task, floor
+from stages.lib.tasks import KOBEST as TASKS
+from tests.harness import ask_the_harness
+from tests.project import ENVIRONMENT, ROOT
 
-TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 CHOICES = {"boolq": 2, "copa": 2, "hellaswag": 4, "sentineg": 2, "wic": 2}
 SHOTS = (0, 2)
+POSITIONS = 256
+"""Of the tiny model."""
+
+
+def settings(**changes):
+    default = {"tasks": list(TASKS), "shots": list(SHOTS), "batch": 8, "dtype": "fp32", "quantize": None}
+    return {"threads": 1, "evaluate": default | changes}
 
 
 @pytest.fixture(scope="module")
 def run(new_folder, lm):
-    def stage(benchmark, shots=SHOTS):
-        params = {"threads": 1, "evaluate": {"shots": list(shots), "batch": 8, "dtype": "fp32"}}
+    def stage(benchmark, model=lm, base=lm, **changes):
         folder = new_folder() / "base"
-        evaluate(Params.model_validate(params), "base", lm, benchmark, folder)
+        evaluate(Params.model_validate(settings(**changes)), "base", model, base, benchmark, folder)
         return folder
 
     return stage
@@ -36,23 +48,8 @@ def items(evaluated):
 
 
 @pytest.fixture(scope="module")
-def harness(benchmark, lm, new_folder):
-    """What the harness itself says of the same task files, by shots and task."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    scratch = new_folder()
-    names = write_tasks(benchmark, scratch)
-    model = HFLM(pretrained=str(lm), device="cpu", dtype="float32", batch_size=1)
-    tasks = TaskManager(include_path=str(scratch), include_defaults=False)
-    return {
-        f"{shots}-shot": lm_eval.simple_evaluate(
-            model=model, tasks=names, num_fewshot=shots, task_manager=tasks, bootstrap_iters=0, log_samples=False
-        )["results"]
-        for shots in SHOTS
-    }
+def harness(new_folder, lm, benchmark):
+    return ask_the_harness(new_folder(), lm, benchmark, list(TASKS), list(SHOTS), batch=8)
 
 
 def test_every_item_of_every_task_has_a_row_for_every_number_of_shots(items, benchmark):
@@ -76,11 +73,36 @@ def test_a_prediction_is_the_likeliest_choice(items):
 @pytest.mark.parametrize("shots", SHOTS)
 @pytest.mark.parametrize("task", TASKS)
 def test_the_figures_are_those_of_the_harness(shots, task, items, harness):
-    ours, theirs = by_task(items)[f"{shots}-shot"][task], harness[f"{shots}-shot"][task]
+    ours, theirs = by_task(items)[f"{shots}-shot"][task], harness[f"{shots}-shot"]["results"][task]
     assert ours["accuracy"] == pytest.approx(theirs["acc,none"])
     assert ours["macro_f1"] == pytest.approx(theirs["f1,none"])
     assert ours.get("acc_norm") == (pytest.approx(theirs["acc_norm,none"]) if task == "hellaswag" else None)
     assert ours["n"] == 6
+
+
+def test_likelihoods_have_the_bits_that_the_harness_gives_them(items, harness):
+    for (shots, task), rows in items.groupby(["shots", "task"]):
+        samples = sorted(harness[f"{shots}-shot"]["samples"][task], key=lambda sample: sample["doc_id"])
+        theirs = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
+        assert [list(row) for row in rows.sort_values("item")["log_likelihoods"]] == theirs
+
+
+def test_an_item_is_truncated_where_prompt_and_choice_are_longer_than_the_model(items, harness, tokenizer):
+    for row in items.itertuples():
+        sample = next(s for s in harness[f"{row.shots}-shot"]["samples"][row.task] if s["doc_id"] == row.item)
+        lengths = [len(tokenizer(prompt + choice)["input_ids"]) for prompt, choice in sample["arguments"]]
+        assert row.truncated == (max(lengths) > POSITIONS + 1)
+    assert 0 < items["truncated"].sum() < len(items)
+
+
+def test_truncated_items_are_counted_in_the_figures_and_on_the_log(items, run, benchmark, caplog):
+    with caplog.at_level(logging.INFO):
+        rows = read_table(run(benchmark, tasks=["boolq"]) / "items.parquet")
+    count = int((rows["truncated"] & (rows["shots"] == 2)).sum())
+    assert by_task(items)["2-shot"]["boolq"]["truncated"] == count
+    assert caplog.text.count("only their end") == rows.loc[rows["truncated"], "shots"].nunique()
+    assert f"base: boolq, 2-shot: {count} items are longer than the model" in caplog.text
+    assert "Truncating" not in caplog.text
 
 
 def test_the_mean_is_a_plain_one_over_tasks(items):
@@ -103,6 +125,17 @@ def test_shots_change_the_scores(items):
     assert all(one != other for one, other in zip(none, two, strict=True))
 
 
+def test_up_to_fifty_shots_work(run, new_folder):
+    folder = new_folder()
+    lines = (ROOT / "data/benchmark_inputs/sentineg/train.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "sentineg").mkdir()
+    for split, count in (("train", 50), ("validation", 3), ("test", 3)):
+        (folder / "sentineg" / f"{split}.jsonl").write_bytes(b"".join((lines * 5)[:count]))
+    rows = read_table(run(folder, tasks=["sentineg"], shots=[0, 1, 2, 5, 10, 50]) / "items.parquet")
+    assert rows.groupby("shots")["truncated"].sum().to_dict() == {0: 0, 1: 0, 2: 0, 5: 3, 10: 3, 50: 3}
+    assert len({tuple(row) for row in rows.loc[rows["item"] == 0, "log_likelihoods"]}) == 6
+
+
 def test_evaluating_twice_gives_the_same_bytes(evaluated, run, benchmark):
     assert (run(benchmark) / "items.parquet").read_bytes() == (evaluated / "items.parquet").read_bytes()
     assert [path.name for path in evaluated.iterdir()] == ["items.parquet"]
@@ -111,5 +144,123 @@ def test_evaluating_twice_gives_the_same_bytes(evaluated, run, benchmark):
 def test_the_benchmark_may_stand_in_any_folder(benchmark, run, items, new_folder):
     folder = new_folder() / "내 평가 #2"
     shutil.copytree(benchmark / "copa", folder / "copa")
-    found = read_table(run(folder, shots=[0]) / "items.parquet")
+    found = read_table(run(folder, tasks=["copa"], shots=[0]) / "items.parquet")
     assert found.equals(items[(items["task"] == "copa") & (items["shots"] == 0)].reset_index(drop=True))
+
+
+def test_several_processes_write_the_same_bytes_as_one(evaluated, benchmark, lm, tmp_path):
+    YAML().dump(settings(), tmp_path / "params.yaml")
+    command = [sys.executable, "-m", "stages.evaluate", "base", lm, lm, benchmark, "out"]
+    variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PET_NPROC_PER_NODE": "3"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "items.parquet").read_bytes() == (evaluated / "items.parquet").read_bytes()
+    assert done.stderr.count("base: accuracy") == 1
+
+
+@pytest.fixture(scope="module")
+def wide(build, save, tokenizer):
+    """Folder of a GPT-NeoX as wide as a block of bitsandbytes, which some CPUs cannot do without."""
+    return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", hidden_size=64), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def adapter(wide, new_folder):
+    """Folders of one LoRA: an adapter that no longer knows where its base was, and the base with it merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["query_key_value", "dense"], init_lora_weights=False)
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(wide), config)
+    folder, merged = new_folder(), new_folder()
+    network.save_pretrained(folder)
+    network.merge_and_unload().save_pretrained(merged)
+    for out in (folder, merged):
+        AutoTokenizer.from_pretrained(wide).save_pretrained(out)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(written | {"base_model_name_or_path": "nowhere"}))
+    return folder, merged
+
+
+@pytest.fixture(scope="module")
+def likelihoods(run, benchmark, wide):
+    """Evaluate a model on COPA; return every log-likelihood."""
+
+    def of(model, quantize=None):
+        rows = read_table(run(benchmark, model, wide, tasks=["copa"], quantize=quantize) / "items.parquet")
+        return [value for row in rows["log_likelihoods"] for value in row]
+
+    return of
+
+
+def furthest(one, other):
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_adapter_is_evaluated_on_its_base_as_if_it_were_merged(adapter, likelihoods, wide):
+    apart, merged, untuned = (likelihoods(model) for model in (*adapter, wide))
+    assert furthest(apart, merged) < 1e-3 < 1 < furthest(apart, untuned)
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_weights_in_4_bits_are_evaluated_on_a_cpu(kind, adapter, likelihoods, wide):
+    pytest.importorskip("bitsandbytes")
+    model = wide if kind == "whole" else adapter[0]
+    network = load(Params.model_validate(settings(quantize="nf4")).evaluate, "cpu", model, wide)
+    assert network.get_submodule("base_model.model" if kind == "adapter" else "").is_loaded_in_4bit
+    exact, rounded = likelihoods(model), likelihoods(model, "nf4")
+    assert 0.01 < furthest(exact, rounded) < 0.2 * max(map(abs, exact))
+
+
+OTHERS = {
+    "haerae_history/test": [
+        {
+            "query": f"### 질문: {n}번 왕은?\n(A) 태조 (B) 정종 (C) 태종 (D) 세종 (E) 문종\n### 정답:",
+            "answer": f"({answer})",
+        }
+        for n, answer in enumerate("ACEBD")
+    ],
+    "kmmlu_accounting/test": [
+        {"question": f" {n}번 계정은? ", "A": "자산", "B": "부채", "C": "자본", "D": "수익", "answer": 1 + n % 4}
+        for n in range(6)
+    ],
+    "kmmlu_accounting/dev": [
+        {"question": f"{n}번 예제는?", "A": "자산", "B": "부채", "C": "자본", "D": "수익", "answer": 1 + n % 4}
+        for n in range(5)
+    ],
+    "click_cul_economy/train": [
+        {
+            "id": f"{name}_{n}",
+            "paragraph": "",
+            "question": "수출품은?",
+            "choices": list("쌀콩차꿀귤"[:size]),
+            "answer": "콩",
+        }
+        for n, (name, size) in enumerate(
+            [("KIIP_economy", 4), ("CSAT_economy", 5), ("KIIP_law", 4), ("PSE_economy", 4)]
+        )
+    ],
+}
+
+
+def test_haerae_kmmlu_and_click_are_evaluated_in_their_columns(run, lm, new_folder):
+    folder = new_folder()
+    for name, rows in OTHERS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    names = ["haerae_history", "kmmlu_accounting", "click_cul_economy"]
+    rows = read_table(run(folder, tasks=names, shots=[0, 1]) / "items.parquet")
+    golds = {task: group["gold"].tolist() for task, group in rows[rows["shots"] == 1].groupby("task")}
+    assert golds == {
+        "haerae_history": [0, 2, 4, 1, 3],
+        "kmmlu_accounting": [0, 1, 2, 3, 0, 1],
+        "click_cul_economy": [1, 1, 1],
+    }
+    assert [len(row) for row in rows.loc[rows["task"] == "click_cul_economy", "log_likelihoods"]] == [4, 5, 4] * 2
+    for shots, theirs in ask_the_harness(new_folder(), lm, folder, names, [0, 1], batch=1).items():
+        for name in names:
+            ours = by_task(rows)[shots][name]
+            assert ours["accuracy"] == pytest.approx(theirs["results"][name]["acc,none"])
+            assert ours.get("acc_norm") == pytest.approx(theirs["results"][name].get("acc_norm,none"))

@@ -221,15 +221,35 @@ def test_a_data_set_that_does_not_load_stops_by_name(wrong, put, get_source, row
     assert not (tmp_path / "sources").exists()
 
 
+def get_benchmark(origin, tasks, inputs, out, revisions=None):
+    settings = {"from": origin, "inputs": "data", "revisions": revisions or {}}
+    params = {"fetch_benchmark": settings, "evaluate": {"tasks": list(tasks), "shots": [0]}}
+    fetch_benchmark.fetch_benchmark(fetch_benchmark.Params.model_validate(params), inputs, out)
+
+
 def test_the_benchmark_comes_from_the_hub_as_from_files(put, benchmark, tmp_path):
     content = {task: {p.stem: p.read_bytes() for p in (benchmark / task).glob("*.jsonl")} for task in TASKS}
-    write_configs(put("dataset", "org/kobest"), content)
+    write_configs(put("dataset", "skt/kobest_v1"), content)
     for origin in ("hub", "files"):
-        settings = {"from": origin, "inputs": "data", "name": "org/kobest", "revision": COMMIT}
-        params = fetch_benchmark.Params.model_validate({"fetch_benchmark": settings})
-        fetch_benchmark.fetch_benchmark(params, benchmark, tmp_path / origin)
+        get_benchmark(origin, TASKS, benchmark, tmp_path / origin, {"skt/kobest_v1": COMMIT})
     for task in TASKS:
         for split in ("train", "validation", "test"):
             from_hub = read_jsonl(tmp_path / "hub" / task / f"{split}.jsonl")
             assert from_hub == read_jsonl(tmp_path / "files" / task / f"{split}.jsonl")
             assert len(from_hub) == 6
+
+
+def test_tasks_of_several_repositories_come_each_at_its_commit(put, tmp_path, jsonl):
+    history, exam = {"query": "조선을 세운 이는?", "answer": "(A)"}, {"question": "부채는?", "answer": 1}
+    write_configs(put("dataset", "HAERAE-HUB/HAE_RAE_BENCH"), {"history": {"test": jsonl([history])}})
+    write_configs(put("dataset", "HAERAE-HUB/KMMLU"), {"Accounting": {"test": jsonl([exam]), "dev": jsonl([exam] * 5)}})
+    tasks, commits = ["haerae_history", "kmmlu_accounting"], {"HAERAE-HUB/HAE_RAE_BENCH": COMMIT}
+    with pytest.raises(Stop, match=r"fetch_benchmark\.revisions\.HAERAE-HUB/KMMLU\.revision: wanted a commit hash"):
+        get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits)
+    get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits | {"HAERAE-HUB/KMMLU": COMMIT})
+    found = {str(path.relative_to(tmp_path / "out")): read_jsonl(path) for path in (tmp_path / "out").rglob("*.jsonl")}
+    assert found == {
+        "haerae_history/test.jsonl": [history],
+        "kmmlu_accounting/test.jsonl": [exam],
+        "kmmlu_accounting/dev.jsonl": [exam] * 5,
+    }

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages import merge
 from stages.lib.stop import Stop
 
 TEXTS = ["한라산의 높이는?", "시를 써 줘", "김치찌개 끓이는 법", "장보고는 누구인가요?", "와이파이가 느려요", "전세란?"]
@@ -256,6 +257,15 @@ def test_the_same_sources_give_the_same_bytes(run_merge):
     one, other = (run_merge(files, held_out=settings).folder for _ in range(2))
     for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_reading_in_pieces_leaves_no_mark(run_merge, monkeypatch):
+    files = {"life": [*many("생활", 20), *pairs([("hello", "답")])], "chat": many("대화", 7) + many("생활", 3)}
+    settings = {"held_out": {"sources": ["life"], "share": 0.2}}
+    whole = run_merge(files, **settings).folder
+    monkeypatch.setattr(merge, "PIECE", 3)
+    for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet"):
+        assert (run_merge(files, **settings).folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_newline_in_a_quoted_csv_field_stays(run_merge):

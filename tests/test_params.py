@@ -21,7 +21,16 @@ train:
   schedule: linear
   warmup: 0
   max_tokens: 64
+  format: koalpaca
+  loss_on: answers
+  packing: false
   dtype: fp32
+  gradient_checkpointing: false
+  attn_implementation: sdpa
+  adapter: null
+  quantize: null
+  deepspeed: null
+  report_to: none
   held_out_batch_tokens: 256
 """
 
@@ -59,12 +68,13 @@ def test_params_cannot_be_changed(read):
         params.threads = 8
 
 
+LAST = "seed: 2}"
 MISTAKES = {
     "a value out of range": (sample, "fraction: 0.1, seed: 1", "fraction: 2, seed: 1", "arms.spread.fraction", "2"),
     "no fraction": (sample, "method: spread, fraction: 0.1", "method: spread", "arms.spread", "fraction"),
     "a fraction of all": (sample, "method: spread", "method: all", "arms.spread", "fraction"),
     "a method that is none": (sample, "method: spread", "method: best", "arms.spread.method", "best"),
-    "an unknown key": (train, "dtype: fp32", "dtype: fp32\n  packing: true", "train.packing: unknown key", "True"),
+    "an unknown key": (train, "dtype: fp32", "dtype: fp32\n  dropout: true", "train.dropout: unknown key", "True"),
     "a missing key": (train, "  batch: 8\n", "", "train.batch", "missing"),
     "a missing section": (train, "threads: 1\n", "", "threads", "missing"),
     "a missing key inside": (train, "unit: steps, ", "", "train.budget.unit", "missing"),
@@ -77,6 +87,40 @@ MISTAKES = {
     "a control that is no arm": (sample, "control: random", "control: randm", "control", "'randm'", "spread, random"),
     "no control": (sample, "control: random", "control: null", "control", "None"),
     "an arm named base": (sample, "  spread:", "  base:", "arms.base"),
+    "a replicate of no arm": (
+        sample,
+        LAST,
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: rendom}}",
+        "arms.random_2.replicate",
+        "'rendom'",
+    ),
+    "a replicate of a replicate": (
+        sample,
+        LAST,
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: random_2}}",
+        "random_2",
+        "itself no replicate",
+    ),
+    "a replicate of another size": (
+        sample,
+        LAST,
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.2, seed: 3, replicate: random}}",
+        "arms.random_2",
+        "its fraction too",
+    ),
+    "a replicate of the same seed": (
+        sample,
+        LAST,
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 2, replicate: random}}",
+        "arms.random_2",
+        "seed 2 is that",
+    ),
+    "a replicate as the control": (
+        sample,
+        f"{LAST}\ncontrol: random",
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: random}}\ncontrol: random_2",
+        "random_2 is a replicate",
+    ),
     "no thread": (train, "threads: 1", "threads: 0", "threads", "0"),
 }
 
@@ -89,6 +133,11 @@ def test_a_mistake_is_named_with_its_place_and_what_was_found(mistake, complaint
     assert "params.yaml: 1 to correct" in message
     for word in words:
         assert word in message
+
+
+def test_a_replicate_of_another_seed_is_an_arm(read):
+    text = TRAIN.replace(LAST, f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: random}}")
+    assert read(sample.Params, text).arms["random_2"].replicate == "random"
 
 
 def test_all_mistakes_are_named_at_once(complaint):
@@ -104,12 +153,15 @@ def test_a_message_does_not_repeat_the_whole_file(complaint):
     assert "fraction" not in message
 
 
+CLUSTER = (
+    "cluster: {length_groups: 3, clusters: 8, small_groups: stop, algorithm: lloyd, init: hashed, n_init: 1, seed: 1}\n"
+)
 NUMBERS = {
     "ppl.max_tokens": (ppl, "ppl: {max_tokens: 0, add_bos: false, batch_tokens: 64, dtype: fp32}"),
     "ppl.batch_tokens": (ppl, "ppl: {max_tokens: 8, add_bos: false, batch_tokens: -1, dtype: fp32}"),
     "cluster.clusters": (
         cluster,
-        "cluster: {length_groups: 1, clusters: 0, init: hashed, n_init: 1, seed: 1}",
+        CLUSTER.replace("clusters: 8", "clusters: 0"),
     ),
     "merge.held_out.share": (
         merge,
@@ -140,7 +192,6 @@ def test_one_stage_does_not_look_at_the_section_of_another(read):
     assert set(read(cluster.Params, TRAIN + CLUSTER).model_fields_set) == {"threads", "cluster"}
 
 
-CLUSTER = "cluster: {length_groups: 3, clusters: 8, init: hashed, n_init: 1, seed: 1}\n"
 BROKEN = {
     "not YAML": ("threads: [1", "not YAML"),
     "twice the same key": ("threads: 1\nthreads: 2\n", "not YAML"),
@@ -163,6 +214,6 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
 def test_arguments_are_counted_and_typed(tmp_path):
     paths = ["raw", "embeddings", "clusters"]
     assert arguments(cluster.cluster, paths) == [tmp_path.joinpath(p).relative_to(tmp_path) for p in paths]
-    assert arguments(sample.sample, ["spread", *"abcde"])[0] == "spread"
+    assert arguments(sample.sample, ["spread", *"abcdef"])[0] == "spread"
     with pytest.raises(Stop, match="wanted the arguments raw embeddings clusters, got raw"):
         arguments(cluster.cluster, ["raw"])

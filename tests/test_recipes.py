@@ -11,18 +11,19 @@ from tests.project import ROOT, copy_project, ran, run
 from tools.check import check
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-MAPPINGS_OF_NAMES = {("fetch", "sources"), ("arms",)}
-OPTIONAL = {("fetch_model", "scorer", "small"), ("fetch_model", "encoder", "small"), ("fetch_model", "base", "small")}
+FREE = {("fetch_benchmark", "revisions"), ("arms",), ("stability", "variants")}
+OPTIONAL = {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
+OPTIONAL |= {("train", "adapter"), ("train", "deepspeed")}
 
 
 def skeleton(value: object, where: tuple[str, ...] = ()) -> object:
     """Return the keys of a params file, in order, down to each stage's settings; of sources those of the first."""
     if where == ("merge", "sources"):
         return skeleton(value[0])
-    if not isinstance(value, dict) or where in OPTIONAL:
+    if where == ("fetch", "sources"):
+        return skeleton(next(iter(value.values())))
+    if not isinstance(value, dict) or where in FREE | OPTIONAL:
         return None
-    if where in MAPPINGS_OF_NAMES:
-        return None if where == ("arms",) else skeleton(next(iter(value.values())))
     return [(key, skeleton(item, (*where, key))) for key, item in value.items()]
 
 

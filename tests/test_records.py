@@ -43,7 +43,7 @@ def read(tmp_path):
     def run(suffix, data, encoding="utf-8"):
         path = tmp_path / f"life{suffix}"
         path.write_bytes(data)
-        return read_records(path, encoding)
+        return list(read_records(path, encoding))
 
     return run
 

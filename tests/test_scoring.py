@@ -10,16 +10,17 @@ from stages.lib.scoring import nll_sums
 from stages.lib.stop import Stop
 from stages.ppl import Params, ppl
 
-MODELS = {  # the last three cap or scale their logits behind the head
+MODELS = {  # the last four cap or scale their logits behind the head
     "GPTNeoX": {},
     "Llama": {"num_key_value_heads": 1},
     "GPT2": {},
     "Gemma2": {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16, "final_logit_softcapping": 2.0},
     "Cohere": {"num_key_value_heads": 1, "logit_scale": 0.25},
     "Granite": {"num_key_value_heads": 1, "logits_scaling": 4.0},
+    "HyperCLOVAX": {"num_key_value_heads": 1, "logits_scaling": 0.5},
 }
 HEADS = {"GPT2": "GPT2LMHeadModel"}
-BUDGETS = (96, 1024)
+BUDGETS = (96, 256, 1024)
 LENGTHS = (2, 3, 5, 7, 8, 9, 13, 16, 17, 20, 31, 33, 47, 64, 65, 90, 130, 200, 2, 8, 9, 17, 33, 33, 64)
 
 
@@ -47,8 +48,9 @@ def plain(model, ids):
 
 
 def test_a_row_scores_as_it_does_alone_in_transformers(model, sequences):
-    found = score(model, sequences, 1024) / (np.array(LENGTHS) - 1)
-    assert found == pytest.approx([plain(model, ids) for ids in sequences], abs=1e-5)
+    wanted = [plain(model, ids) for ids in sequences]
+    for budget in BUDGETS:
+        assert score(model, sequences, budget) / (np.array(LENGTHS) - 1) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -60,6 +62,13 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(budget, model, sequences):
     assert (np.concatenate(parts) == together).all()
     companions = [[3] * length for length in range(2, 120, 3)]
     assert (score(model, companions + sequences, budget)[len(companions) :] == together).all()
+
+
+def test_half_precision_keeps_its_bits_whatever_the_neighbours(build, sequences):
+    model = build("GPTNeoXConfig", "GPTNeoXForCausalLM").bfloat16()
+    together = score(model, sequences, 256)
+    for order in (range(len(sequences))[::-1], range(0, len(sequences), 3)):
+        assert (score(model, [sequences[row] for row in order], 256) == together[list(order)]).all()
 
 
 def test_only_tokens_from_the_start_on_count(build, sequences):
@@ -93,7 +102,8 @@ def run(new_folder, lm):
     def stage(raw, scorer=lm, **settings):
         defaults = {"max_tokens": 128, "add_bos": False, "batch_tokens": 256, "dtype": "fp32"}
         path = new_folder() / "ppl.parquet"
-        ppl(Params.model_validate({"threads": 1, "ppl": defaults | settings}), raw, scorer, path)
+        params = Params.model_validate({"threads": 1, "ppl": defaults | settings})
+        ppl(params, raw, scorer, path.parent / "checkpoints", path)
         return path
 
     return stage

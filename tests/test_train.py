@@ -7,58 +7,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stages.lib.artifacts import read_json, read_table, write_jsonl
+from stages.lib.artifacts import read_json, read_table
 from stages.lib.prompt import encode, render
+from stages.lib.rows import IGNORED, labels
 from stages.lib.stop import Stop
-from stages.train import IGNORED, Params, to_features, train
-
-SETTINGS = {
-    "budget": {"unit": "steps", "amount": 12},
-    "batch": 4,
-    "micro_batch": 4,
-    "learning_rate": 2e-2,
-    "schedule": "linear",
-    "warmup": 0,
-    "max_tokens": 128,
-    "dtype": "fp32",
-    "held_out_batch_tokens": 256,
-}
-
-
-def with_ids(rows):
-    return [{"id": f"row{n}", "source": ("life", "faq")[n % 2]} | row for n, row in enumerate(rows)]
-
-
-def settings(seed=1, **changes):
-    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": seed, "method": "all"}}}
-    return Params.model_validate(params)
-
-
-@pytest.fixture(scope="module")
-def base(build, save, tokenizer):
-    """A base model that has something to learn: its weights are small."""
-    return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", initializer_range=0.02), tokenizer)
+from tests.training import HELD_OUT, prepare, settings, train_here, weights, with_ids
 
 
 @pytest.fixture(scope="module")
 def run(new_folder, base):
     """Train on rows; return the folder with model/, report.json and losses.parquet."""
 
-    def stage(rows, held_out=({"instruction": "바다는 왜 짤까?", "output": "소금 때문입니다."},), **changes):
-        folder = new_folder()
-        write_jsonl(folder / "samples.jsonl", with_ids(rows))
-        write_jsonl(folder / "held_out.jsonl", with_ids(held_out))
-        train(
-            settings(**changes),
-            "ours",
-            folder / "samples.jsonl",
-            folder / "held_out.jsonl",
-            base,
-            folder / "model",
-            folder / "report.json",
-            folder / "losses.parquet",
-        )
-        return folder
+    def stage(rows, held_out=HELD_OUT, **changes):
+        return train_here(prepare(new_folder(), base, rows, held_out), **changes)
 
     return stage
 
@@ -77,36 +38,37 @@ def test_training_twice_gives_the_same_bytes(trained, run, rows):
 
 
 def test_labels_are_the_answer_and_the_end_of_text(tokenizer, rows):
-    examples = encode(tokenizer, [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
+    examples = encode(tokenizer, "koalpaca", [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
     for row, example in zip(rows, examples, strict=True):
-        features = to_features(example)
-        labels = [label for label in features["labels"] if label != IGNORED]
-        assert tokenizer.decode(labels[:-1]) == row["output"]
-        assert labels[-1] == tokenizer.eos_token_id
-        assert features["labels"][-len(labels) :] == features["input_ids"][-len(labels) :] == labels
-        assert set(features["attention_mask"]) == {1}
-        assert len(features["labels"]) == len(features["input_ids"]) == len(features["attention_mask"])
+        learned = [label for label in labels(example) if label != IGNORED]
+        assert tokenizer.decode(learned[:-1]) == row["output"]
+        assert learned[-1] == tokenizer.eos_token_id
+        assert labels(example)[-len(learned) :] == example.ids[-len(learned) :] == learned
+        assert len(labels(example)) == len(example.ids)
 
 
 def test_the_prompt_of_use_is_the_prefix_of_the_example(tokenizer, rows):
-    examples = encode(tokenizer, [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
+    examples = encode(tokenizer, "koalpaca", [row["instruction"] for row in rows], [row["output"] for row in rows], 128)
     for row, example in zip(rows, examples, strict=True):
-        prompt = tokenizer(render(row["instruction"]))["input_ids"]
+        prompt = tokenizer(render("koalpaca", row["instruction"], ""))["input_ids"]
         assert example.ids[: example.start] == prompt
         assert row["instruction"] in tokenizer.decode(prompt)
 
 
 def test_an_example_is_cut_and_a_long_prompt_leaves_no_answer(tokenizer, rows):
     instruction, output = rows[4]["instruction"], rows[4]["output"]
-    prompt, (whole,) = len(tokenizer(render(instruction))["input_ids"]), encode(tokenizer, [instruction], [output], 500)
+    prompt, (whole,) = (
+        len(tokenizer(render("koalpaca", instruction, ""))["input_ids"]),
+        encode(tokenizer, "koalpaca", [instruction], [output], 500),
+    )
     for most in (prompt - 1, prompt, prompt + 1, len(whole.ids) - 1, len(whole.ids)):
-        (example,) = encode(tokenizer, [instruction], [output], most)
+        (example,) = encode(tokenizer, "koalpaca", [instruction], [output], most)
         assert example.ids == whole.ids[:most]
         assert example.start == min(prompt, most)
 
 
 def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_counted(run, rows, tokenizer):
-    lengths = [len(tokenizer(render(row["instruction"]))["input_ids"]) for row in rows]
+    lengths = [len(tokenizer(render("koalpaca", row["instruction"], ""))["input_ids"]) for row in rows]
     most = sorted(lengths)[len(lengths) // 2]
     found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "report.json")
     assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= most for length in lengths))
@@ -130,8 +92,52 @@ def test_a_budget_of_epochs_gives_a_larger_arm_more_steps(run, rows, tokenizer):
     small, large = (read_json(run(rows[:n], budget=budget) / "report.json") for n in (4, 12))
     assert (small["steps"], large["steps"]) == (2, 6)
     assert small["epochs"] == large["epochs"] == 2
-    examples = encode(tokenizer, [r["instruction"] for r in rows[:4]], [r["output"] for r in rows[:4]], 128)
+    examples = encode(tokenizer, "koalpaca", [r["instruction"] for r in rows[:4]], [r["output"] for r in rows[:4]], 128)
     assert small["tokens"] == 2 * sum(len(example.ids) for example in examples)
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("rows", 30), ("tokens", 900)])
+def test_a_budget_of_rows_or_tokens_is_the_same_for_a_small_and_a_large_arm(unit, amount, run, rows):
+    small, large = (read_json(run(rows[:n], budget={"unit": unit, "amount": amount}) / "report.json") for n in (3, 40))
+    assert small["epochs"] > 1 > large["epochs"]
+    if unit == "rows":
+        assert (small["steps"], large["steps"]) == (10, 8)  # an epoch of three rows is a step of three
+    else:
+        assert all(900 <= found["tokens"] < 1028 for found in (small, large))
+
+
+def test_the_loss_on_everything_is_that_of_whole_texts(run, rows, base, tokenizer):
+    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}, loss_on="all") / "report.json")
+    total, count = np.sum([plain_nll(base, tokenizer, row, everything=True) for row in rows[:4]], axis=0)
+    assert found["loss"][0]["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_packed_rows_have_the_first_loss_of_padded_ones(run, rows):
+    budget = {"unit": "epochs", "amount": 1}
+    packed, apart = (
+        read_json(run(rows[:16], budget=budget, batch=16, micro_batch=8, packing=p) / "report.json")
+        for p in (True, False)
+    )
+    assert packed["tokens"] == apart["tokens"]
+    assert packed["loss"][0]["loss"] == pytest.approx(apart["loss"][0]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "bf16"}, {"format": "korae", "max_tokens": 256}], ids=str)
+def test_it_learns_in_every_setting(changes, run, rows):
+    held = read_table(run(rows[:16], held_out=rows[30:], **changes) / "losses.parquet")
+    assert held["nll"].sum() < 0.8 * held["nll_base"].sum()
+
+
+def test_gradient_checkpointing_changes_no_bit(run, rows, trained):
+    again = run(rows[:16], held_out=rows[30:], gradient_checkpointing=True)
+    assert weights(again) == weights(trained)
+
+
+def test_half_precision_without_a_gpu_is_refused(run, rows):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(Stop, match="fp16 wants a GPU"):
+        run(rows[:4], dtype="fp16")
 
 
 def test_the_loss_falls(trained):
@@ -161,16 +167,17 @@ def test_micro_batches_must_divide_the_batch():
 
 
 @torch.inference_mode()
-def plain_nll(folder, tokenizer, row):
-    """Summed negative log-likelihood of one answer and its end, and their tokens, one row at a time."""
+def plain_nll(folder, tokenizer, row, everything=False):
+    """Summed negative log-likelihood of one answer (or text) and its end, and their tokens, one row at a time."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = tokenizer(f"### 질문: {row['instruction']}\n\n### 답변: ")["input_ids"]
     answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id]
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
-    places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-    return -sum(logits[place, token].item() for place, token in zip(places, answer, strict=True)), len(answer)
+    whole = prompt + answer
+    places = range(1 if everything else len(prompt), len(whole))
+    return -sum(logits[place - 1, whole[place]].item() for place in places), len(places)
 
 
 def test_the_held_out_loss_is_that_of_a_plain_forward_pass(trained, rows, base, tokenizer):

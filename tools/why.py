@@ -1,6 +1,7 @@
 """Say why a row is in or out of each arm: `python -m tools.why ID`, an id or a piece of its text.
 
-Reads what the stages wrote (data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/samples/*.parquet).
+Reads what the stages wrote (data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/leaks.parquet,
+data/samples/*.parquet).
 """
 
 import sys
@@ -22,7 +23,7 @@ def why(wanted: str, data: Path = Path("data")) -> Iterator[str]:
     raw, dropped = read_table(data / "raw.parquet"), read_table(data / "dropped.parquet")
     held_out = pd.DataFrame(read_jsonl(data / "held_out.jsonl"), columns=raw.columns)
     arms = {arm: read_table(data / f"samples/{arm}.parquet") for arm in read_yaml(PARAMS)["arms"]}
-    found = [*raw_rows(raw[matches(raw, wanted)], arms)]
+    found = [*raw_rows(raw[matches(raw, wanted)], arms, read_table(data / "leaks.parquet"))]
     found += [f"{about(row)}\n  held out: in no arm" for row in held_out[matches(held_out, wanted)].to_dict("records")]
     gone = dropped.rename(columns={"text": "instruction"}).assign(output="")
     for row in gone[matches(gone, wanted)].to_dict("records"):
@@ -41,9 +42,12 @@ def matches(rows: pd.DataFrame, wanted: str) -> pd.Series:
     return (rows["id"] == wanted) | text
 
 
-def raw_rows(rows: pd.DataFrame, arms: dict[str, pd.DataFrame]) -> Iterator[str]:
+def raw_rows(rows: pd.DataFrame, arms: dict[str, pd.DataFrame], leaks: pd.DataFrame) -> Iterator[str]:
     for place, row in rows.iterrows():
         lines = [about(row.to_dict())]
+        for leak in leaks[leaks["id"] == row["id"]].to_dict("records"):
+            item = f"{leak['task']} {leak['split']} {leak['item']}"
+            lines.append(f"  leak ({leak['kind']}): {item}, {leak['item_text']}{'' if leak['drop'] else '; kept'}")
         for arm, table in arms.items():
             one = table.loc[place]
             where = f"cell {one['length_group']}.{one['cluster']}"

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 
 from stages.lib.stop import Stop
 
+ROW_GROUP = 2**17
+"""Rows that are turned into Arrow's at once: its text takes 2 GiB at most."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -37,11 +40,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_table(path: Path, columns: Mapping[str, Any] | pd.DataFrame, schema: pa.Schema) -> None:
+def write_table(path: Path, columns: Mapping[str, Any] | pd.DataFrame | pa.Table, schema: pa.Schema) -> None:
     """Write one Parquet file with page checksums, its columns those of `schema`; NaN becomes null."""
-    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    with atomic(path) as scratch:
-        pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
+    rows = len(columns[schema.names[0]])
+    with (
+        atomic(path) as scratch,
+        pq.ParquetWriter(scratch, schema, compression="zstd", write_page_checksum=True) as file,
+    ):
+        for start in range(0, max(rows, 1), ROW_GROUP):
+            part = {name: columns[name][start : start + ROW_GROUP] for name in schema.names}
+            file.write_table(pa.table(part, schema=schema).combine_chunks())  # else its parts would show in the pages
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    write_table(path, table, table.schema)
 
 
 def read_table(path: Path, *names: str) -> pd.DataFrame:
@@ -58,9 +70,9 @@ def read_arrow(path: Path, *names: str) -> pa.Table:
 
 def require_same_rows(**ids: Iterable[str]) -> None:
     """Raise Stop unless all the named columns of ids are equal, row by row."""
-    (first, want), *others = ((name, list(column)) for name, column in ids.items())
+    (first, want), *others = ((name, pd.Series(column)) for name, column in ids.items())
     for name, got in others:
-        if got == want:
+        if got.equals(want):
             continue
         row = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), None)
         differs = f"{len(got)} rows, not {len(want)}" if row is None else f"{got[row]} in row {row}, not {want[row]}"

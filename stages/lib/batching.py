@@ -8,10 +8,16 @@ of padding and dummies on a corpus of 375 thousand rows.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from stages.lib.stop import Stop
+
+Tokens = Sequence[int] | NDArray[Any]
 
 
 class Batch(NamedTuple):
@@ -47,13 +53,49 @@ def deal(by_length: dict[int, list[int]], budget: int) -> Iterator[Batch]:
             yield Batch(rows[start : start + height], height, length)
 
 
-def pad(batch: Batch, sequences: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(batch: Batch, sequences: Sequence[Tokens], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and attention mask [height, length]; dummy rows are all filler, attended to."""
-    ids = torch.full((batch.height, batch.length), filler, dtype=torch.long)
-    mask = torch.zeros((batch.height, batch.length), dtype=torch.long)
+    ids = np.full((batch.height, batch.length), filler, dtype=np.int64)
+    mask = np.zeros((batch.height, batch.length), dtype=np.int64)
     for position, row in enumerate(batch.rows):
         tokens = len(sequences[row])
-        ids[position, :tokens] = torch.tensor(sequences[row], dtype=torch.long)
+        ids[position, :tokens] = sequences[row]
         mask[position, :tokens] = 1
     mask[len(batch.rows) :] = 1
-    return ids, mask
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device; the host does not wait for a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def run_batches(
+    batches: Iterable[Batch], step: Callable[[Batch], torch.Tensor]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield the rows of every batch and what `step` makes of them, on its device.
+
+    Raises Stop where a batch does not fit into memory, and names a budget that does.
+    """
+    for batch in batches:
+        try:
+            done = step(batch)
+        except torch.OutOfMemoryError:
+            done = None  # outside of the handler the failed step's tensors are gone
+        if done is None:
+            raise Stop(f"out of memory in a batch of {batch.height} x {batch.length} tokens; {advice(batch, step)}")
+        yield batch.rows, done
+
+
+def advice(batch: Batch, step: Callable[[Batch], torch.Tensor]) -> str:
+    """Try the batch with fewer rows until it fits."""
+    height = batch.height
+    while height > 1:
+        height //= 2
+        torch.cuda.empty_cache()
+        try:
+            step(Batch(batch.rows[:height], height, batch.length))
+        except torch.OutOfMemoryError:
+            continue
+        return f"a budget of {height * batch.length} tokens fits: lower the batch tokens in params.yaml"
+    return "not one row of it fits: lower max_tokens in params.yaml, or take a larger device"

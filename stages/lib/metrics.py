@@ -1,11 +1,10 @@
-"""Figures of a benchmark, and their differences.
+"""Figures of a benchmark.
 
 acc, macro-F1 and acc_norm are those of lm-evaluation-harness (EleutherAI, lm_eval/tasks/kobest): macro-F1 is the mean
 of the classes' F1 over the classes that occur in gold or prediction.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 from sklearn.metrics import f1_score
@@ -31,18 +30,29 @@ def floor(items: pd.DataFrame) -> Figures:
 
 
 def by_task(items: pd.DataFrame, of: Callable[[pd.DataFrame], Figures] = figures) -> dict[str, dict[str, Figures]]:
-    """Return figures by shots and task, and their plain mean over the tasks as the task `mean`."""
+    """Return figures by shots and task, and their plain mean over the tasks as the task `mean`.
+
+    Beside the figures stand `n`, the items, and `truncated`, those of them that were longer than the model.
+    """
     found: dict[str, dict[str, Figures]] = {}
     for (shots, task), group in items.groupby(["shots", "task"]):
-        found.setdefault(f"{shots}-shot", {})[str(task)] = of(group) | {"n": len(group)}
+        found.setdefault(f"{shots}-shot", {})[str(task)] = of(group) | counts(group)
     for tasks in found.values():
         both = {name: sum(task[name] for task in tasks.values()) / len(tasks) for name in ("accuracy", "macro_f1")}
         tasks["mean"] = both
     return found
 
 
-def differences(arm: Any, other: Any) -> Any:
-    """Return arm minus other, figure by figure, as {"est": difference}; a count is no figure."""
-    if isinstance(arm, dict):
-        return {key: differences(arm[key], other[key]) for key in arm if not isinstance(arm[key], int)}
-    return {"est": arm - other}
+def counts(items: pd.DataFrame) -> dict[str, int]:
+    return {"n": len(items), "truncated": int(items["truncated"].sum())}
+
+
+def without_leaks(items: pd.DataFrame, leaks: pd.DataFrame) -> dict[str, dict[str, Figures]]:
+    """Return `by_task` of the items that no row has, for the tasks that have others, and the mean over all tasks."""
+    leaked = leaks[leaks["split"] == "test"]
+    known = pd.MultiIndex.from_frame(items[["task", "item"]]).isin(pd.MultiIndex.from_frame(leaked[["task", "item"]]))
+    told = {*items.loc[known, "task"], "mean"}
+    if not known.any():
+        return {}
+    rest = by_task(items[~known])
+    return {shots: {task: rest[shots][task] for task in rest[shots] if task in told} for shots in rest}

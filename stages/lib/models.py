@@ -2,8 +2,12 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.lib.stop import Stop
 
@@ -11,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("stages")
+SLICE = 10_000
+"""Texts that are tokenized at once."""
 Dtype = Literal["fp32", "bf16"]
 
 
@@ -22,7 +28,9 @@ def start_torch(threads: int) -> str:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
-        return "cuda"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+        return device
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed warns that it found no accelerator
     return "cpu"
 
@@ -79,3 +87,12 @@ def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
     most = positions(model)
     if most is not None and tokens > most:
         raise Stop(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: Any) -> list[NDArray[np.int32]]:
+    """Return the token ids of every text; in slices, for the tokenizer's own lists take many times the memory."""
+    ids: list[NDArray[np.int32]] = []
+    for start in range(0, len(texts), SLICE):
+        encoded = tokenizer(list(texts[start : start + SLICE]), truncation=True, return_attention_mask=False, **options)
+        ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
+    return ids

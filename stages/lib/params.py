@@ -16,13 +16,16 @@ SECTIONS = (
     "fetch_benchmark",
     "fetch_model",
     "merge",
+    "decontaminate",
     "ppl",
     "embed",
     "cluster",
     "arms",
     "control",
+    "stability",
     "train",
     "evaluate",
+    "compare",
 )
 
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items; say `what` and how many of `total` are done."""
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=what)
+        yield from tqdm(items, total=total, desc=what, disable=not log.isEnabledFor(logging.INFO))
         return
     said = time.monotonic()
     for done, item in enumerate(items, 1):

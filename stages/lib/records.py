@@ -24,24 +24,26 @@ class Record(NamedTuple):
     """The unreadable row."""
 
 
-def read_records(path: Path, encoding: str) -> list[Record]:
-    """Return the rows of a .jsonl, .json (a list, or an object keyed by number), .csv or .parquet file.
+def read_records(path: Path, encoding: str) -> Iterator[Record]:
+    """Yield the rows of a .jsonl, .json (a list, or an object keyed by number), .csv or .parquet file.
 
     Raises Stop where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
     """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding  # with or without BOM
     readers = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
+    empty = True
     try:
-        records = list(readers[path.suffix](path, codec))
+        for record in readers[path.suffix](path, codec):
+            yield record
+            empty = False
     except UnicodeDecodeError as error:
         raise Stop(
             f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
         ) from error
     except (LookupError, ValueError, RecursionError, csv.Error, OSError) as error:
         raise Stop(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
-    if not records:
+    if empty:
         raise Stop(f"{path}: no rows")
-    return records
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[Record]:
@@ -67,8 +69,9 @@ def json_file(path: Path, encoding: str) -> Iterator[Record]:
 
 
 def csv_file(path: Path, encoding: str) -> Iterator[Record]:
-    text = path.read_bytes().decode(encoding)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    content = path.read_bytes()
+    content.decode(encoding)  # at once, so that a wrong byte is named by its place in the file
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding, newline=""), strict=True)
     header = next(reader, [])
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
@@ -81,7 +84,7 @@ def csv_file(path: Path, encoding: str) -> Iterator[Record]:
 
 
 def parquet_file(path: Path, _encoding: str) -> Iterator[Record]:
-    rows = pq.read_table(path).to_pylist()
+    rows = (row for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist())
     yield from (to_record(number, row) for number, row in enumerate(rows, 1))
 
 

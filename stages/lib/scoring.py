@@ -6,7 +6,7 @@ The head and the cross-entropy run over the predicted positions only, in chunks 
 [B, T, V] tensor exists, but for models whose logits are no plain head (`split_model`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stages.lib.batching import Batch, canonical_batches, pad
+from stages.lib.attention import one_kernel
+from stages.lib.batching import Batch, Tokens, canonical_batches, pad, run_batches, send
 from stages.lib.models import positions
 from stages.lib.progress import progress
 
@@ -25,53 +26,67 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 """From [P, width] to logits [P, V]."""
 
 
-@torch.inference_mode()
 def nll_sums(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], budget: int, what: str
+    model: PreTrainedModel, sequences: Sequence[Tokens], starts: Sequence[int], budget: int, what: str
 ) -> NDArray[np.float64]:
     """Return for every row [N] the sum of -log p, in nats, of its tokens from `starts` (at least 1) on.
 
     A row without such a token gets 0. Rows go through batches of canonical shape of at most `budget` tokens.
     """
-    lengths = [len(ids) if len(ids) > start else 0 for ids, start in zip(sequences, starts, strict=True)]
-    batches = canonical_batches(lengths, budget, positions(model))
     sums = torch.zeros(len(sequences), dtype=torch.float64, device=model.device)
-    forward, head = split_model(model, batches, sequences)
-    for batch in progress(batches, len(batches), what):
-        ids, mask = pad(batch, sequences, filler=0)
-        rows, places, targets = predicted(batch, ids, lengths, starts)
-        hidden = forward(ids.to(model.device), mask.to(model.device)).flatten(0, 1)
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            used = len(targets[part])
-            logits_PV = head(hidden[fill(places[part]).to(model.device)])
-            nll_P = F.cross_entropy(logits_PV.float(), fill(targets[part]).to(model.device), reduction="none")
-            sums.index_add_(0, rows[part].to(model.device), nll_P[:used].double())
+    batches = predicting_batches(model, sequences, starts, budget)
+    for rows, values in score_batches(model, sequences, starts, progress(batches, len(batches), what)):
+        sums[send(torch.tensor(rows), model.device)] = values
     return sums.cpu().numpy()
 
 
-def predicted(
-    batch: Batch, ids: torch.Tensor, lengths: Sequence[int], starts: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return, for every predicted token of a batch, its row, the flat place that predicts it, and the token."""
-    spans = [(position, row, starts[row], lengths[row]) for position, row in enumerate(batch.rows)]
-    rows = torch.cat([torch.full((end - start,), row) for _, row, start, end in spans])
-    places = torch.cat([torch.arange(start - 1, end - 1) + p * batch.length for p, _, start, end in spans])
-    return rows, places, ids.flatten()[places + 1]
+def predicting_batches(
+    model: PreTrainedModel, sequences: Sequence[Tokens], starts: Sequence[int], budget: int
+) -> list[Batch]:
+    """Return batches of those rows that have a token to predict."""
+    lengths = [len(ids) if len(ids) > start else 0 for ids, start in zip(sequences, starts, strict=True)]
+    return canonical_batches(lengths, budget, positions(model))
+
+
+@torch.inference_mode()
+def score_batches(
+    model: PreTrainedModel, sequences: Sequence[Tokens], starts: Sequence[int], batches: Iterable[Batch]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield the rows of every batch and their sums of -log p, in nats, float64, on the model's device."""
+    forward, head = split_model(model, sequences)
+
+    def sums_of(batch: Batch) -> torch.Tensor:
+        ids, mask = pad(batch, sequences, filler=0)
+        places = predicting_places(batch, sequences, starts)
+        targets, sources = (send(fill(t), model.device) for t in (ids.flatten()[places + 1], places))
+        hidden = forward(send(ids, model.device), send(mask, model.device)).flatten(0, 1)
+        nll = torch.zeros(batch.height * batch.length, dtype=torch.float32, device=model.device)
+        for start in range(0, len(places), CHUNK):
+            source_P, used = sources[start : start + CHUNK], min(CHUNK, len(places) - start)
+            logits_PV = head(hidden[source_P])
+            nll_P = F.cross_entropy(logits_PV.float(), targets[start : start + CHUNK], reduction="none")
+            nll[source_P[:used]] = nll_P[:used]
+        return nll.view(batch.height, batch.length).double().sum(1)[: len(batch.rows)]
+
+    with one_kernel(model, "causal"):
+        yield from run_batches(batches, sums_of)
+
+
+def predicting_places(batch: Batch, sequences: Sequence[Tokens], starts: Sequence[int]) -> torch.Tensor:
+    """Return the flat places in the batch whose hidden states predict the tokens that count."""
+    spans = [(at * batch.length, starts[row], len(sequences[row])) for at, row in enumerate(batch.rows)]
+    return torch.from_numpy(np.concatenate([np.arange(at + start - 1, at + end - 1) for at, start, end in spans]))
 
 
 def fill(values: torch.Tensor) -> torch.Tensor:
-    """Pad [n] with zeros to [CHUNK], the one shape that the head sees."""
-    return F.pad(values, (0, CHUNK - len(values)))
+    """Pad [n] with zeros to whole chunks, the one shape that the head sees."""
+    return F.pad(values, (0, -len(values) % CHUNK))
 
 
-def split_model(
-    model: PreTrainedModel, batches: list[Batch], sequences: Sequence[Sequence[int]]
-) -> tuple[Forward, Head]:
+def split_model(model: PreTrainedModel, sequences: Sequence[Tokens]) -> tuple[Forward, Head]:
     """Return the body and the head of the model, or its own forward and no head where these differ.
 
-    Gemma 2, Cohere, Granite and HyperCLOVA X cap or scale their logits after the head, so the first row is tried
-    both ways.
+    Gemma 2, Cohere, Granite and HyperCLOVA X cap or scale their logits after the head, so a row is tried both ways.
     """
     body, head = model.base_model, model.get_output_embeddings()
 
@@ -83,8 +98,10 @@ def split_model(
         out: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return out
 
-    if not batches or head is None:
+    row = next((row for row in sequences if len(row)), None)
+    if row is None or head is None:
         return logits, lambda x: x
-    ids, mask = (tensor[:1].to(model.device) for tensor in pad(batches[0], sequences, filler=0))
+    ids = torch.as_tensor(row, dtype=torch.long, device=model.device)[None]
+    mask = torch.ones_like(ids)
     same = torch.allclose(head(hidden(ids, mask)), logits(ids, mask), rtol=1e-5, atol=1e-6)
     return (hidden, head) if same else (logits, lambda x: x)

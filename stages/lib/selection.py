@@ -8,7 +8,7 @@ A cell is one cluster of one length group; q is a cell's quota, n its candidates
 - `steady` covers like `spread` and stays when rows are added: strata are cells x BINS bins of the relative rank in the
   cell, and the lowest keys are taken, where a candidate's key is (its place by hash in the stratum + the stratum's
   fixed fraction of 1) / the stratum's size (permanent random numbers: Ohlsson 1995, Coordination of samples using
-  permanent random numbers).
+  permanent random numbers). The fractions of a cell's strata are 1 / BINS apart.
 - `random` takes the lowest hashes, `longest` the most characters of the output (Zhao et al. 2024, arXiv 2402.04833),
   `all` every candidate. These know no cells.
 
@@ -16,6 +16,7 @@ Allocation `exact` gives every arm of a fraction the same number of rows; `koqua
 (nayohan/KoQuality, proceed_sampling_dataset.py), for parity.
 """
 
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Literal
 
@@ -27,17 +28,21 @@ from stages.lib.hashes import dice
 
 Method = Literal["spread", "highest", "middle", "steady", "random", "longest", "all"]
 Allocation = Literal["exact", "koquality"]
+DRAWN = ("random", "steady")
+"""Methods whose rows the seed draws; in the others it trains alone."""
 Mask = NDArray[np.bool_]
 CELL = ["length_group", "cluster"]
 BINS = 3
 """Bins of perplexity rank in a cell of `steady`."""
 
 
-def pool(corpus: pd.DataFrame, ppl: pd.Series, cells: pd.DataFrame, repeated: bool = False) -> pd.DataFrame:
+def pool(
+    corpus: pd.DataFrame, ppl: pd.Series, cells: pd.DataFrame, leaked: Collection[str] = (), repeated: bool = False
+) -> pd.DataFrame:
     """Return every row of raw with its cell, its score, its rank in the cell and why it is no candidate, or null.
 
-    A candidate has a perplexity and is the first of its instruction; with `repeated` the others count too. Rank is the
-    place among the candidates of the cell by (perplexity, raw order), from 0.
+    A candidate has a perplexity, is none of the `leaked` ids and is the first such row of its instruction; with
+    `repeated` the others count too. Rank is the place among the cell's candidates by (perplexity, raw order), from 0.
     """
     rows = cells[["id", *CELL]].assign(
         instruction=corpus["instruction"],
@@ -46,9 +51,10 @@ def pool(corpus: pd.DataFrame, ppl: pd.Series, cells: pd.DataFrame, repeated: bo
         reason=pd.Series(None, index=cells.index, dtype=object),
     )
     rows.loc[ppl.isna(), "reason"] = "no perplexity"
+    rows.loc[rows["id"].isin(list(leaked)), "reason"] = "leaked"
     if not repeated:
-        scored = corpus["instruction"].where(ppl.notna())
-        rows.loc[scored.duplicated() & scored.notna(), "reason"] = "repeated instruction"
+        usable = corpus["instruction"].where(rows["reason"].isna())
+        rows.loc[usable.duplicated() & usable.notna(), "reason"] = "repeated instruction"
     candidates = rows[rows["reason"].isna()]
     rows["rank"] = candidates.sort_values("score", kind="stable").groupby(CELL).cumcount()
     return rows
@@ -119,14 +125,19 @@ def quotas(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
 
 
 def steady_keys(rows: pd.DataFrame, seed: int) -> NDArray[np.float64]:
-    """Return every candidate's key [N]; a stratum's keys are evenly spaced, so the lowest take its share."""
+    """Return every candidate's key [N]; a stratum's keys are evenly spaced, so the lowest take its share.
+
+    The candidate of lowest hash fixes the fraction of its cell, whatever the cell's number; the bins of a cell are
+    1 / BINS apart, so that the rows of a cell are rounded once and not BINS times.
+    """
     cell, sizes = cells_of(rows)
-    part = rows["rank"].to_numpy() * BINS // sizes[cell]
-    names = [f"{g}.{c}.{p}" for g, c, p in zip(rows["length_group"], rows["cluster"], part, strict=True)]
-    stratum, labels = pd.factorize(np.array(names, dtype=object))
+    part = rows["rank"].to_numpy(dtype=np.int64) * BINS // sizes[cell]
+    stratum = cell * BINS + part
     hashes = pd.Series(dice(list(rows["id"]), "steady", seed))
+    first = rows["id"].to_numpy()[hashes.groupby(cell).idxmin()]
+    fraction = (dice(list(first), "cell", seed)[cell] + part / BINS) % 1
     place = hashes.groupby(stratum).rank(method="first").to_numpy(dtype=np.float64) - 1
-    keys: NDArray[np.float64] = (place + dice(list(labels), "stratum", seed)[stratum]) / np.bincount(stratum)[stratum]
+    keys: NDArray[np.float64] = (place + fraction) / np.bincount(stratum)[stratum]
     return keys
 
 

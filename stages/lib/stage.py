@@ -5,13 +5,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from stages.lib.params import read_params
+from stages.lib.processes import joined, only_one, rank, relaunch_if_asked, stop_when_orphaned, world
 from stages.lib.stop import Stop
 
 log = logging.getLogger("stages")
@@ -30,18 +32,46 @@ IN_A_LOG = {
 }
 
 
-def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True) -> None:
-    """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`."""
+def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True, several: bool = False) -> None:
+    """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`.
+
+    `several`: the stage shares its work out where torchrun starts it in several processes.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     os.environ.update(ALWAYS | (OFFLINE if offline else {}) | ({} if sys.stderr.isatty() else IN_A_LOG))
     started = time.monotonic()
     try:
-        stage(read_params(model), *arguments(stage, sys.argv[1:]))
+        params, words = read_params(model), arguments(stage, sys.argv[1:])
+        if several:
+            relaunch_if_asked()
+        with under_dvc(), joined():
+            stage(params, *words)
     except Stop as stop:
         log.error("%s stopped: %s", stage.__name__, stop)
         sys.exit(1)
     log.info("%s: done in %.1f s", stage.__name__, time.monotonic() - started)
+    if world() > 1:
+        leave()
+
+
+def leave() -> None:
+    """End the process without the interpreter's own end, in which threads of torch.distributed abort now and then."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@contextmanager
+def under_dvc() -> Iterator[None]:
+    """Where dvc runs the stage: one run at a time, and none that outlives its dvc."""
+    name = os.environ.get("DVC_STAGE")
+    if name is None:
+        yield
+        return
+    stop_when_orphaned()
+    with only_one(name) if rank() == 0 else nullcontext():
+        yield
 
 
 def arguments(stage: Callable[..., None], words: list[str]) -> list[Any]:

@@ -3,7 +3,7 @@
 B rows of a batch, T tokens, D width
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,37 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stages.lib.batching import canonical_batches, pad
+from stages.lib.attention import one_kernel
+from stages.lib.batching import Batch, Tokens, canonical_batches, pad, run_batches, send
 from stages.lib.models import positions
 from stages.lib.progress import progress
 from stages.lib.stop import Stop
 
 
-@torch.inference_mode()
-def unit_vectors(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pooling: str, budget: int
-) -> NDArray[np.float32]:
+def unit_vectors(model: PreTrainedModel, sequences: Sequence[Tokens], pooling: str, budget: int) -> NDArray[np.float32]:
     """Return one vector of length 1 for every row [N, D]; batches have canonical shapes, at most `budget` tokens."""
     batches = canonical_batches([len(ids) for ids in sequences], budget, positions(model))
-    filler = model.config.pad_token_id or 0
-    vectors = torch.zeros((len(sequences), model.config.hidden_size), dtype=torch.float32, device=model.device)
-    for batch in progress(batches, len(batches), "embeddings, batches"):
-        ids, mask = (tensor.to(model.device) for tensor in pad(batch, sequences, filler))
-        pooled = pool(model(input_ids=ids, attention_mask=mask), mask, pooling)
-        vectors[torch.tensor(batch.rows)] = F.normalize(pooled.float(), dim=-1)[: len(batch.rows)]
+    vectors = torch.zeros((len(sequences), model.config.hidden_size), device=model.device)
+    bar = progress(batches, len(batches), "embeddings, batches")
+    for rows, values in embed_batches(model, sequences, pooling, bar):
+        vectors[send(torch.tensor(rows), model.device)] = values
     return vectors.cpu().numpy()
+
+
+@torch.inference_mode()
+def embed_batches(
+    model: PreTrainedModel, sequences: Sequence[Tokens], pooling: str, batches: Iterable[Batch]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield the rows of every batch and their vectors of length 1 [n, D], float32, on the model's device."""
+    filler = model.config.pad_token_id or 0
+
+    def vectors_of(batch: Batch) -> torch.Tensor:
+        ids, mask = (send(tensor, model.device) for tensor in pad(batch, sequences, filler))
+        pooled = pool(model(input_ids=ids, attention_mask=mask), mask, pooling)
+        return F.normalize(pooled.float(), dim=-1)[: len(batch.rows)]
+
+    with one_kernel(model, "padded"):
+        yield from run_batches(batches, vectors_of)
 
 
 def pool(output: Any, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:

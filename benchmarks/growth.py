@@ -1,0 +1,140 @@
+"""How merge, cluster and sample grow: `python -m benchmarks.growth [ROWS:WIDTH ...]`.
+
+Each stage is the command that dvc.yaml wires, in a process of its own, on synthetic rows: two sources of distinct
+Korean-looking text (one JSON Lines, one Parquet) with the lengths of real instructions and answers, random
+perplexities, and unit vectors around 160 uneven centres.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+from benchmarks.measure import machine, table
+from benchmarks.synthetic import CENTRES, long_text, pieces, unit_vectors
+from stages.decontaminate import LEAKS
+from stages.lib.artifacts import read_arrow, write_jsonl, write_table
+
+ROOT = Path(__file__).parent.parent
+SIZES = ((40_000, 768), (375_506, 768), (4_000_000, 256))
+CHUNK = 50_000
+SOURCE = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
+STAGES = {
+    "merge": "data/sources data/raw.parquet data/held_out.jsonl data/dropped.parquet",
+    "cluster": "data/raw.parquet data/embeddings.parquet data/clusters.parquet",
+    "sample": "spread data/raw.parquet data/ppl.parquet data/clusters.parquet data/leaks.parquet "
+    "data/spread.jsonl data/spread.parquet",
+}
+
+
+class Run(NamedTuple):
+    seconds: float
+    cpu: float
+    """Seconds, all cores together."""
+    peak: float
+    """GiB"""
+
+
+def main(sizes: list[str]) -> None:
+    wanted = [tuple(map(int, size.split(":"))) for size in sizes] or SIZES
+    print(table([row for rows, width in wanted for row in grow(rows, width)]))
+    print(f"\n{machine()}")
+
+
+def grow(rows: int, width: int, length_groups: int = 5, clusters: int = 100) -> list[dict[str, Any]]:
+    """Return the table's lines of one size: a line for every stage."""
+    with tempfile.TemporaryDirectory(prefix="growth-") as name:
+        folder = Path(name)
+        write_params(folder, length_groups, clusters)
+        apart(write_sources, folder / "data/sources", rows)
+        runs = {"merge": run(folder, "merge")}
+        apart(write_scores, folder / "data", width)
+        runs |= {stage: run(folder, stage) for stage in ("cluster", "sample")}
+    return [
+        {
+            "stage": stage,
+            "rows": rows,
+            "width": width if stage == "cluster" else None,
+            "seconds": took.seconds,
+            "CPU seconds": took.cpu,
+            "CPU µs a row": took.cpu / rows * 1e6,
+            "peak GiB": took.peak,
+        }
+        for stage, took in runs.items()
+    ]
+
+
+def write_params(folder: Path, length_groups: int, clusters: int) -> None:
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["merge"]["sources"] = [{"name": name} | SOURCE for name in ("first", "second")]
+    params["merge"]["held_out"]["sources"] = ["first"]
+    params["cluster"] |= {"length_groups": length_groups, "clusters": clusters, "algorithm": "minibatch"}
+    params["arms"]["spread"]["fraction"] = 0.01
+    yaml.dump(params, folder / "params.yaml")
+
+
+def apart(write: Callable[[Path, int], None], folder: Path, number: int) -> None:
+    """Write the inputs in a process of its own: the peak of a child that is started later counts its parent's."""
+    process = get_context("spawn").Process(target=write, args=(folder, number))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{write.__name__}: exit {process.exitcode}")
+
+
+def write_sources(folder: Path, rows: int) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    text = long_text(rng)
+    columns = {"instruction": pieces(text, rows, 33, 0.87, rng), "output": pieces(text, rows, 39, 1.5, rng)}
+    half = rows // 2
+    first = zip(columns["instruction"][:half], columns["output"][:half], strict=True)
+    write_jsonl(folder / "first.jsonl", (dict(zip(columns, pair, strict=True)) for pair in first))
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    write_table(folder / "second.parquet", {name: values[half:] for name, values in columns.items()}, schema)
+
+
+def write_scores(folder: Path, width: int) -> None:
+    rng = np.random.default_rng(2)
+    ids = read_arrow(folder / "raw.parquet", "id")["id"]
+    nll = rng.normal(4, 1, len(ids))
+    scores = {"id": ids, "nll": nll, "ppl": np.exp(nll)}
+    write_table(folder / "ppl.parquet", scores, pa.schema([("id", "string"), ("nll", "double"), ("ppl", "double")]))
+    write_table(folder / "leaks.parquet", {name: [] for name in LEAKS.names}, LEAKS)
+    schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
+    centres = rng.normal(size=(CENTRES, width)).astype(np.float32)
+    with pq.ParquetWriter(folder / "embeddings.parquet", schema, compression="zstd") as file:
+        for start in range(0, len(ids), CHUNK):  # four million vectors are not held at once
+            part = ids[start : start + CHUNK]
+            vectors = pa.FixedSizeListArray.from_arrays(unit_vectors(centres, len(part), rng).ravel(), width)
+            file.write_table(pa.table([part, vectors], schema=schema))
+
+
+def run(folder: Path, stage: str) -> Run:
+    """Run a stage as DVC would and wait for it; raise where it fails."""
+    command = [sys.executable, "-m", f"stages.{stage}", *STAGES[stage].split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        log = process.stderr.read() if process.stderr else ""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{stage}: {log}")
+    per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return Run(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * per_unit / 2**30)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

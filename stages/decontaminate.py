@@ -1,0 +1,176 @@
+"""Find the rows that have an item of the benchmark, verbatim or nearly: a model trained on them has seen the test.
+
+    data/raw.parquet, data/benchmark -> data/leaks.parquet
+
+Every row is compared with every item of every split, since few-shot examples come from the train split. Nothing is
+dropped here: `sample` leaves out the rows that this table calls `drop`, `report` keeps them all.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pydantic import model_validator
+
+from stages.lib.artifacts import read_jsonl, read_table, write_table
+from stages.lib.overlap import SHORT, Rule, containment, likeness, normalise, overlapping, stands_alone
+from stages.lib.params import Positive, Section, Share
+from stages.lib.stage import run
+from stages.lib.stop import Stop
+
+log = logging.getLogger("stages")
+LEAKS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("item", pa.int64()),
+        ("kind", pa.string()),
+        ("share", pa.float64()),
+        ("text", pa.string()),
+        ("item_text", pa.string()),
+        ("drop", pa.bool_()),
+    ]
+)
+"""A row that has an item. `item` counts from 0 in its split, as in data/eval; `share`: of the item's n-grams in
+the row, or likeness; `text`: instruction and output; `item_text`: what of the item is in it; `drop`: is it out."""
+ITEM = ["task", "split", "item"]
+FOUND = ["row", "id", "kind", "share", "text", "normalised"]
+IDENTIFYING = {
+    "boolq": ("paragraph", "question"),
+    "copa": ("premise",),
+    "hellaswag": ("context",),
+    "sentineg": ("sentence",),
+    "wic": ("context_1", "context_2"),
+}
+"""Columns that alone make an item known. A word, `원인`, an ending or an alternative does not; all together do."""
+LONG = 20
+"""Characters by which a text column of any other task identifies its item ..."""
+SHARED = 4
+"""... where so many items share it at most (in KoBEST 4 do): what more have is a phrase of the task."""
+NAMED = 3
+"""Leaks that the error of `fail` names."""
+KINDS = ("exact", "contained", "near")
+"""A field of the row is the text; the text stands in the row; most of its n-grams stand in one place of the row, or a
+sentence is like it."""
+
+
+class Decontaminate(Section):
+    min_characters: Positive
+    """Letters and digits of the shortest text that identifies an item; a shorter one stands in too many rows."""
+    ngram: Positive
+    """Characters of an n-gram; at most `min_characters`."""
+    share: Share
+    """Share of the distinct n-grams of an item's text that a near copy has, in one place."""
+    min_ngrams: Positive
+    """N-grams that a near copy has at the least; of a shorter text a copy must stand alone."""
+    drop: bool
+    """Whether the rows found are no candidates, in any arm."""
+    fail: bool
+    """Whether a row found stops the stage."""
+
+    @model_validator(mode="after")
+    def every_text_has_an_ngram(self) -> "Decontaminate":
+        if self.ngram > self.min_characters:
+            raise ValueError(f"ngram ({self.ngram}) is longer than min_characters ({self.min_characters})")
+        return self
+
+    def rule(self) -> Rule:
+        return Rule(self.ngram, self.share, self.min_ngrams)
+
+
+class Params(Section):
+    decontaminate: Decontaminate
+
+
+def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> None:
+    settings = params.decontaminate
+    corpus, items = read_table(raw), read_benchmark(benchmark, settings)
+    found = pd.DataFrame(matches(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
+    listed = strongest(found.merge(items, on="normalised")).assign(drop=settings.drop)
+    write_table(leaks, listed, LEAKS)
+    say(listed, len(corpus), len(items[ITEM].drop_duplicates()))
+    if settings.fail and len(listed):
+        raise Stop(complaint(listed, leaks))
+
+
+def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
+    """Return task, split, item, item_text and its normalised form, for every text that identifies an item."""
+    rows = [
+        {"task": path.parent.name, "split": path.stem, "item": number, "item_text": text}
+        for path in sorted(benchmark.glob("*/*.jsonl"))
+        for number, item in enumerate(read_jsonl(path))
+        for text in identifying_texts(path.parent.name, item)
+    ]
+    if not rows:
+        raise Stop(f"{benchmark}: no items; wanted <task>/<split>.jsonl; run `dvc repro fetch_benchmark`")
+    texts = pd.DataFrame(rows)
+    texts["normalised"] = texts["item_text"].map(normalise)
+    texts = texts.drop_duplicates([*ITEM, "normalised"])
+    sharing = texts.groupby(["task", "normalised"])["item"].transform("size")
+    identifies = texts["task"].isin(list(IDENTIFYING)) | (sharing <= SHARED)
+    return texts[identifies & (texts["normalised"].str.len() >= settings.min_characters)]
+
+
+def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
+    texts = {column: value for column, value in item.items() if isinstance(value, str)}
+    columns = IDENTIFYING.get(task) or [column for column, text in texts.items() if len(text) >= LONG]
+    return [*(texts[column] for column in columns if column in texts), " ".join(texts.values())]
+
+
+def matches(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns `FOUND` for every row that has one of these texts."""
+    instructions, outputs = list(corpus["instruction"]), list(corpus["output"])
+    wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
+    for row, number in overlapping(wholes, texts, rule):
+        instruction, output, text = instructions[row], outputs[row], texts[number]
+        kind, share = compare(text, instruction, output, wholes[row], rule)
+        if kind:
+            yield row, corpus["id"].iat[row], kind, share, f"{instruction}\n\n{output}", text
+
+
+def compare(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:
+    """Return how a row has a normalised text, and the share of its n-grams; None where it has not."""
+    if text in (whole, normalise(instruction), normalise(output)):
+        return "exact", 1.0
+    if text in whole:
+        known = rule.near(text, 1.0) or stands_alone(text, instruction, output)
+        return ("contained" if known else None), 1.0
+    share = containment(whole, text, rule.ngram)
+    if rule.near(text, share):
+        return "near", share
+    like = likeness(text, instruction, output) if rule.short(text) and share >= SHORT else 0.0
+    return ("near" if like else None), like
+
+
+def strongest(found: pd.DataFrame) -> pd.DataFrame:
+    """Return one line for a row and an item, that of its strongest kind and highest share; by row, then item."""
+    kinds = found["kind"].astype(pd.CategoricalDtype(KINDS, ordered=True))
+    order = ["row", *ITEM, "kind", "share"]
+    ordered = found.assign(kind=kinds).sort_values(order, ascending=[name != "share" for name in order])
+    return ordered.drop_duplicates(["row", *ITEM]).astype({"kind": str})
+
+
+def say(listed: pd.DataFrame, rows: int, items: int) -> None:
+    for (task, split), group in listed.groupby(["task", "split"]):
+        kinds = dict(sorted(Counter(group["kind"]).items()))
+        log.info("%s, %s: %d items in %d rows %s", task, split, group["item"].nunique(), group["row"].nunique(), kinds)
+    log.info("%s of %s rows have one of %s items", f"{listed['row'].nunique():,}", f"{rows:,}", f"{items:,}")
+
+
+def complaint(listed: pd.DataFrame, leaks: Path) -> str:
+    first = listed.head(NAMED).to_dict("records")
+    lines = [f"\n  {x['id']} has {x['task']} {x['split']} {x['item']} ({x['kind']}): {x['item_text']}" for x in first]
+    more = f"\n  ... and {len(listed) - NAMED} more in {leaks}" if len(listed) > NAMED else ""
+    return (
+        f"decontaminate.fail: {listed['row'].nunique()} rows have an item of the benchmark; take them out of the "
+        f"inputs, or set fail: false, and drop: true to leave them out of every arm{''.join(lines)}{more}"
+    )
+
+
+if __name__ == "__main__":
+    run(decontaminate, Params)

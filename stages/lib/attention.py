@@ -1,0 +1,46 @@
+"""One attention kernel for every batch of a shape, whatever padding it holds.
+
+transformers looks into a batch's mask and takes a faster kernel where nothing is padded, so a row's bits would depend
+on its neighbours, and on a GPU the host would wait for every batch to look.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+def causal(**arguments: Any) -> torch.Tensor | None:
+    """Mask the future alone: padding stands at the right, where no token of the row looks."""
+    mask: torch.Tensor | None = sdpa_mask(**arguments | {"attention_mask": None})
+    return mask
+
+
+def padded(**arguments: Any) -> torch.Tensor:
+    """Mask the padding, be there any or not."""
+    never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: torch.Tensor = sdpa_mask(**arguments | never)
+    return mask
+
+
+for mask in (causal, padded):
+    AttentionInterface.register(mask.__name__, sdpa_attention_forward)
+    AttentionMaskInterface.register(mask.__name__, mask)
+
+
+@contextmanager
+def one_kernel(model: PreTrainedModel, mask: str) -> Iterator[None]:
+    """Give the model `causal` or `padded` attention in place of sdpa; models without sdpa keep their own."""
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        yield
+        return
+    model.set_attn_implementation(mask)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,158 @@
+"""How much of a selection is luck, and how much of it stays when rows are added.
+
+    data/raw.parquet, data/ppl.parquet, data/embeddings.parquet -> data/stability.json
+
+For every method that selects from the cells of the section `cluster`:
+
+- `overlap`: the share of its rows that it selects again from the cells of a variant (another seed, another number of
+  clusters); `chance` is what a random draw would have in common with them.
+- `in_every_variant`: the share that it selects from the cells of all variants; the rest is `luck`.
+- `churn`: the share of an earlier selection that is gone once rows were added; length groups, clusters and selection
+  are computed from scratch before and after.
+- `coverage`: how far the selection is from all candidates, as the L1 distance of the cells' shares and the Wasserstein
+  distance of the mean NLL in nats.
+"""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from threadpoolctl import threadpool_limits
+
+from stages.lib.artifacts import read_table, require_same_rows, write_json
+from stages.lib.cells import Cluster, find_cells, read_vectors
+from stages.lib.hashes import dice
+from stages.lib.params import Positive, Section, describe
+from stages.lib.selection import CELL, Method, lowest, pool, select, total
+from stages.lib.stage import run
+from stages.lib.stop import Stop
+
+log = logging.getLogger("stages")
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Stability(Section):
+    methods: list[Method]
+    fraction: Fraction
+    """Share of the candidates that each method takes."""
+    seed: int
+    """Draws as an arm's seed does, and draws the rows that are taken away to be added again."""
+    variants: dict[str, dict[str, Any]]
+    """What differs from the section `cluster`, under a name."""
+    added: list[Positive | Fraction]
+    """Rows to add: a number of them, or a share of the rows before."""
+
+
+class Params(Section):
+    threads: Positive
+    cluster: Cluster
+    stability: Stability
+
+    @model_validator(mode="after")
+    def variants_are_settings(self) -> "Params":
+        for name, changes in self.stability.variants.items():
+            try:
+                varied(self.cluster, changes)
+            except ValidationError as error:
+                raise ValueError(f"stability.variants.{name}.{describe(error.errors()[0])}") from None
+        return self
+
+
+def stability(params: Params, raw: Path, ppl: Path, embeddings: Path, figures: Path) -> None:
+    corpus, scores = read_table(raw), read_table(ppl, "id", "nll", "ppl")
+    require_same_rows(raw=corpus["id"], ppl=scores["id"])
+    corpus = corpus.assign(nll=scores["nll"], ppl=scores["ppl"])
+    vectors_ND = read_vectors(embeddings, corpus["id"])
+
+    settings, base = params.stability, varied(params.cluster, {})
+    variants = {name: varied(params.cluster, changes) for name, changes in settings.variants.items()}
+    with threadpool_limits(params.threads):
+        found = {each: choose(corpus, vectors_ND, each, settings) for each in dict.fromkeys([base, *variants.values()])}
+        earlier = {
+            title(added): choose(before(added, corpus, settings.seed), vectors_ND, base, settings)
+            for added in settings.added
+        }
+    others = {name: found[cells] for name, cells in variants.items()}
+    methods = {method: method_facts(method, found[base], others, earlier) for method in settings.methods}
+    chance = total(len(found[base]), settings.fraction) / len(found[base])
+    write_json(figures, {"chance": chance, "methods": methods})
+    for method, facts in methods.items():
+        shares = {"luck": facts.get("luck", 0.0)} | {f"gone at +{name}": gone for name, gone in facts["churn"].items()}
+        log.info("%s: %s", method, ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+
+
+def varied(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
+    """Return the settings with the changes, equal ones where the cells are equal.
+
+    Small groups shrink, for a variant must not stop a pipeline whose own cells are fine.
+    """
+    settings = Cluster.model_validate(cluster.model_dump() | changes | {"small_groups": "shrink"})
+    return settings.model_copy(update={"n_init": 1}) if settings.init == "hashed" else settings
+
+
+def title(added: float) -> str:
+    return f"{added} rows" if isinstance(added, int) else f"{100 * added:g} %"
+
+
+def before(added: float, corpus: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the rows that were there before: all but those of lowest hash."""
+    count = added if isinstance(added, int) else round(len(corpus) * added / (1 + added))
+    if count >= len(corpus):
+        raise Stop(f"params.yaml: stability.added: {added} rows are added, but there are {len(corpus)}; add fewer")
+    return corpus[~lowest(dice(list(corpus["id"]), "added", seed), count)]
+
+
+def choose(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability) -> pd.DataFrame:
+    """Return the candidates among these rows with their cells, and under each method's name whether it takes them."""
+    rows = pool(corpus, corpus["ppl"], find_cells(corpus, vectors_ND, cells))
+    candidates = rows[rows["reason"].isna()]
+    if not total(len(candidates), settings.fraction):
+        raise Stop(
+            f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than a row; "
+            "raise the fraction"
+        )
+    taken = {
+        method: select(candidates, method, "exact", settings.fraction, settings.seed) for method in settings.methods
+    }
+    return candidates.assign(nll=corpus["nll"], **taken)
+
+
+def method_facts(
+    method: Method, base: pd.DataFrame, variants: dict[str, pd.DataFrame], earlier: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Return what stability.json tells about one method; `luck` where there is a variant."""
+    again = {name: selected_again(base[method], other[method]) for name, other in variants.items()}
+    facts: dict[str, Any] = {
+        "rows": int(base[method].sum()),
+        "overlap": {name: float(kept.mean()) for name, kept in again.items()},
+        "churn": {name: float((~selected_again(old[method], base[method])).mean()) for name, old in earlier.items()},
+        "coverage": coverage(base, base[base[method]]),
+    }
+    if again:
+        in_all = pd.DataFrame(again).all(axis=1)
+        facts |= {"in_every_variant": float(in_all.mean()), "luck": float((~in_all).mean())}
+    return facts
+
+
+def selected_again(selected: pd.Series, other: pd.Series) -> pd.Series:
+    """Return for every selected row whether the other selection has it; a row that is no candidate there is not in."""
+    return other.reindex(selected.index[selected], fill_value=False)
+
+
+def coverage(candidates: pd.DataFrame, selected: pd.DataFrame) -> dict[str, float]:
+    from scipy.stats import wasserstein_distance
+
+    share, of_selected = (rows.groupby(CELL).size() / len(rows) for rows in (candidates, selected))
+    return {
+        "cells_l1": float(share.sub(of_selected, fill_value=0).abs().sum()),
+        # its last digits differ from run to run: scipy ends in a product of BLAS
+        "nll_wasserstein": round(float(wasserstein_distance(selected["nll"], candidates["nll"])), 12),
+    }
+
+
+if __name__ == "__main__":
+    run(stability, Params)

@@ -1,0 +1,48 @@
+"""Say how large a model is: what the cost of its use is counted from.
+
+models/hub/<role> -> models/hub/<role>.json
+"""
+
+from math import prod
+from pathlib import Path
+
+from stages.lib.artifacts import write_json
+from stages.lib.cost import Size
+from stages.lib.models import check_folder
+from stages.lib.params import Section
+from stages.lib.stage import run
+
+
+class Params(Section):
+    pass
+
+
+def weigh(_params: Params, role: str, model: Path, size: Path) -> None:
+    from transformers import AutoConfig
+
+    check_folder(model)
+    config, parameters = AutoConfig.from_pretrained(model), count_parameters(model)
+    table = config.vocab_size * config.hidden_size
+    tied_head = table if role != "encoder" and config.tie_word_embeddings else 0  # one table, looked up and multiplied
+    found = Size(
+        parameters=parameters,
+        multiplied=parameters - table + tied_head,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+    )
+    write_json(size, found.model_dump())
+
+
+def count_parameters(model: Path) -> int:
+    """Return how many numbers the safetensors hold; reads their headers alone."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "np") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+if __name__ == "__main__":
+    run(weigh, Params)

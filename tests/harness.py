@@ -1,0 +1,45 @@
+"""lm-evaluation-harness, asked plainly: its own task files, of which nothing but `dataset_path` is changed."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.lib.tasks import find_task
+
+
+def ask_the_harness(
+    scratch: Path, model: Path, benchmark: Path, names: list[str], shots: list[int], batch: int
+) -> dict[str, Any]:
+    """Return what `simple_evaluate` returns, as {"<shots>-shot": results}."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    (scratch / "tasks").mkdir()
+    for name in names:
+        copy = scratch / f"{scratch.name}-{name}"  # datasets caches by the folder's own name
+        lay_out(benchmark, name, copy)
+        task = {"include": str(find_task(name).path), "task": name, "dataset_path": str(copy)}
+        YAML().dump(task, scratch / "tasks" / f"{name}.yaml")
+    network = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch)
+    manager = TaskManager(include_path=str(scratch / "tasks"), include_defaults=False)
+    return {
+        f"{count}-shot": lm_eval.simple_evaluate(
+            model=network, tasks=names, num_fewshot=count, task_manager=manager, bootstrap_iters=0
+        )
+        for count in shots
+    }
+
+
+def lay_out(benchmark: Path, name: str, out: Path) -> None:
+    """Copy a task's files as its repository has them: a README names configuration and splits."""
+    task = find_task(name)
+    shutil.copytree(benchmark / name, out)
+    files = [{"split": split, "path": f"{split}.jsonl"} for split in task.splits]
+    configs = [{"config_name": task.config or "default", "data_files": files}]
+    (out / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")

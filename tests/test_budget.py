@@ -1,0 +1,60 @@
+"""What a training presents: one budget for every arm, in orders that the seed gives."""
+
+from itertools import chain, islice
+
+import pytest
+from accelerate.data_loader import SeedableRandomSampler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.lib.budget import Budget, batches, epochs, presented
+
+ARMS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 50)), min_size=1, max_size=30)
+
+
+def steps_of(unit, amount, arm, batch, seed=1):
+    rows, tokens = zip(*arm, strict=True)
+    return presented(Budget(unit=unit, amount=amount), rows, tokens, batch, seed)
+
+
+@given(ARMS, st.integers(1, 40), st.integers(1, 9))
+def test_a_budget_of_steps_is_that_many_steps_for_any_arm(arm, amount, batch):
+    assert len(steps_of("steps", amount, arm, batch)) == amount
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["rows", "tokens"])
+@given(ARMS, st.integers(1, 300), st.integers(1, 9))
+def test_a_budget_of_rows_or_tokens_ends_with_the_pack_that_reaches_it(place, arm, amount, batch):
+    shown = list(chain(*steps_of(("rows", "tokens")[place], amount, arm, batch)))
+    spent = [arm[pack][place] for pack in shown]
+    assert sum(spent[:-1]) < amount <= sum(spent)
+
+
+@given(ARMS, st.integers(1, 4), st.integers(1, 9))
+def test_every_epoch_presents_every_pack_once(arm, amount, batch):
+    steps = steps_of("epochs", amount, arm, batch)
+    shown = list(chain(*steps))
+    for epoch in range(amount):
+        assert sorted(shown[epoch * len(arm) : (epoch + 1) * len(arm)]) == list(range(len(arm)))
+    assert len(shown) == amount * len(arm)
+    assert all(0 < len(step) <= batch for step in steps)
+    assert epochs(len(steps), len(arm), batch) == amount
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("steps", 6), ("rows", 24), ("tokens", 240)])
+def test_a_smaller_arm_repeats_and_a_larger_one_stops(unit, amount):
+    small, large = (list(chain(*steps_of(unit, amount, [(1, 10)] * count, 4))) for count in (8, 100))
+    assert len(small) == len(large) == 24
+    assert len(set(small)) == 8
+    assert len(set(large)) == 24
+
+
+def test_the_order_is_that_of_accelerate():
+    sampler = SeedableRandomSampler(range(10), data_seed=7)
+    wanted = [row for _ in range(3) for row in sampler]
+    assert list(chain(*islice(batches(10, 4, 7), 9))) == wanted
+
+
+def test_another_seed_gives_another_order():
+    arm = [(1, 1)] * 20
+    assert steps_of("steps", 5, arm, 4, seed=1) != steps_of("steps", 5, arm, 4, seed=2)

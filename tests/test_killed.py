@@ -1,0 +1,132 @@
+"""Kill -9 anywhere, run again, same bytes: real dvc, stages that take seconds, and moments drawn at random."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.project import ENVIRONMENT, change_params, commit, copy_project, run, shrink
+
+OUTS = ("data/ppl.parquet", "data/embeddings.parquet", "data/clusters.parquet")
+SYLLABLES = "가나다라마바사아자차카타파하고노도로모보소오조초코토포호"
+COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
+FILE = {"from": "file", "revision": None, "config": None, "split": None}
+ROWS = 300
+SMALL = {"layers": 6, "width": 256, "heads": 4, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose ppl and embed take some seconds each, with everything before them done and committed."""
+    folder = copy_project(tmp_path_factory.mktemp("killed") / "project")
+    dice = random.Random(1)
+    inputs = folder / "data/mine/inputs"
+    inputs.mkdir(parents=True)
+    with (inputs / "many.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(ROWS):
+            text = " ".join("".join(dice.choices(SYLLABLES, k=3)) for _ in range(dice.randint(2, 60)))
+            file.write(json.dumps({"instruction": f"{number} {text}", "output": "답"}, ensure_ascii=False) + "\n")
+    shrink(folder)
+    change_params(
+        folder,
+        fetch__inputs="data/mine/inputs",
+        fetch__sources={"many": {"name": "many.jsonl"} | FILE},
+        merge__sources=[{"name": "many"} | COLUMNS],
+        merge__held_out__sources=[],
+        **{f"fetch_model__{role}__small__{key}": v for role in ("scorer", "encoder") for key, v in SMALL.items()},
+    )
+    run(folder, "dvc", "repro", "merge", "fetch_model@scorer", "fetch_model@encoder")
+    commit(folder, "up to the scores")
+    return folder
+
+
+def start(project: Path) -> subprocess.Popen:
+    command = ["dvc", "repro", "--no-run-cache", "cluster", "ppl"]
+    with (project / "log").open("w") as log:
+        return subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+
+
+def forget(project: Path) -> None:
+    """Forget the scores, and that dvc ever saw them."""
+    run(project, "rm", "-rf", ".checkpoints", *OUTS)
+    run(project, "git", "checkout", "-q", "HEAD", "--", "dvc.lock")  # dvc has staged its own
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path) -> tuple[list[bytes], float]:
+    """The bytes of an uninterrupted run, and how long it takes."""
+    forget(project)
+    started = time.monotonic()
+    assert start(project).wait() == 0
+    return [(project / name).read_bytes() for name in OUTS], time.monotonic() - started
+
+
+def kept(project: Path) -> int:
+    """How many chunks the stores hold."""
+    return len(list((project / ".checkpoints").glob("*/*.parquet")))
+
+
+def check(project: Path, whole: list[bytes]) -> None:
+    assert start(project).wait() == 0, (project / "log").read_text()
+    assert [(project / name).read_bytes() for name in OUTS] == whole
+
+
+def kill_at(project: Path, delay: float) -> int:
+    """Kill dvc and its stage after some seconds; return how many chunks there were."""
+    forget(project)
+    started = start(project)
+    time.sleep(delay)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    return kept(project)
+
+
+def start_until_a_chunk(project: Path) -> subprocess.Popen:
+    """Start from nothing; return once ppl, the longest stage, has kept a first chunk."""
+    forget(project)
+    started = start(project)
+    while not list((project / ".checkpoints/ppl").glob("*.parquet")) and started.poll() is None:
+        time.sleep(0.1)
+    return started
+
+
+def test_a_run_that_is_killed_after_a_chunk_goes_on_from_there(project: Path, whole: tuple[list[bytes], float]) -> None:
+    started = start_until_a_chunk(project)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    check(project, whole[0])
+    have, compute = map(
+        int, re.search(r"(\d+) have scores in .*, (\d+) to compute", (project / "log").read_text()).groups()
+    )
+    assert have > 0
+    assert have + compute == ROWS
+
+
+def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(
+    project: Path, whole: tuple[list[bytes], float]
+) -> None:
+    started = start_until_a_chunk(project)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    check(project, whole[0])
+    time.sleep(3)  # an orphan would write over the output now
+    assert [(project / name).read_bytes() for name in OUTS] == whole[0]
+
+
+@pytest.mark.slow
+def test_twenty_runs_killed_at_random_end_with_the_same_bytes(project: Path, whole: tuple[list[bytes], float]) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    dice, after_a_chunk, delays = random.Random(seed), 0, []
+    print(f"seed {seed}, an uninterrupted run takes {whole[1]:.1f} s")
+    while len(delays) < 20 or after_a_chunk < 12:
+        delays.append(dice.uniform(0, whole[1]))
+        chunks = kill_at(project, delays[-1])
+        after_a_chunk += chunks > 0
+        print(f"killed after {delays[-1]:.1f} s, {chunks} chunks")
+        check(project, whole[0])

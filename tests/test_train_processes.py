@@ -1,0 +1,173 @@
+"""Training in several processes, and training that is killed: the same losses, the same bits."""
+
+import shutil
+from unittest.mock import Mock
+
+import pytest
+from pydantic import ValidationError
+
+from stages import train as stage
+from stages.lib import checkpoints, pace
+from stages.lib.artifacts import read_json, read_table
+from stages.lib.stop import Stop
+from tests.training import LORA, prepare, settings, train_apart, train_here, weights
+
+EVERY_STEP = "from stages.lib import pace; pace.EVERY = 1\n"
+TWENTY = {"budget": {"unit": "steps", "amount": 20}, "micro_batch": 2}
+ZERO = {
+    "zero_optimization": {"stage": 2},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+}
+GATHER = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or shutil.which("ninja") is None,
+    reason="DeepSpeed compiles its operators for CPUs: wants g++ and ninja",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, base, rows):
+    return prepare(tmp_path / "ours", base, rows[:21], rows[30:])
+
+
+@pytest.fixture
+def alone(tmp_path, base, rows):
+    return prepare(tmp_path / "alone", base, rows[:21], rows[30:])
+
+
+def check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-5):
+    """Twenty losses, over epochs that end with a step that is not full."""
+    assert "0 of 20 steps are done, processes: 2" in log
+    monkeypatch.setattr(pace, "EVERY", 1)
+    one, two = (read_json(path / "report.json") for path in (train_here(alone, **TWENTY), folder))
+    assert [entry["step"] for entry in two["loss"]] == list(range(1, 21))
+    print("largest difference", max(abs(m["loss"] - t["loss"]) for m, t in zip(two["loss"], one["loss"], strict=True)))
+    for mine, theirs in zip(two["loss"], one["loss"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=tolerance)
+    assert two | {"loss": []} == one | {"loss": []}
+    held = [read_table(path / "losses.parquet")["nll"].tolist() for path in (folder, alone)]
+    assert held[0] == pytest.approx(held[1], rel=1e-3)
+    assert not list((folder / "checkpoints").glob("*"))
+
+
+def test_two_processes_have_the_losses_of_one(folder, alone, monkeypatch):
+    log = train_apart(folder, EVERY_STEP, processes=2, **TWENTY)
+    check_against_one_process(folder, alone, monkeypatch, log)
+    assert log.count("loss 5.9") == 1  # only the first process speaks
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("zero", [{"stage": 2}, GATHER, {"stage": 2} | OFFLOAD, GATHER | OFFLOAD], ids=str)
+def test_two_processes_under_deepspeed_have_the_losses_of_one(zero, folder, alone, monkeypatch):
+    deepspeed = ZERO | {"zero_optimization": zero}
+    log = train_apart(folder, EVERY_STEP, processes=2, deepspeed=deepspeed, **TWENTY)
+    own_adam = "offload_optimizer" in zero  # DeepSpeed's for CPUs, which rounds in other places
+    check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-4 if own_adam else 1e-5)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, alone):
+    train_apart(folder, adapter=LORA | {"dropout": 0.0}, deepspeed=ZERO | {"zero_optimization": GATHER})
+    train_here(alone, adapter=LORA | {"dropout": 0.0})
+    held = [read_table(path / "losses.parquet")["nll"].tolist() for path in (folder, alone)]
+    assert held[0] == pytest.approx(held[1], rel=1e-3)
+
+
+KILL = """
+import os, signal
+from stages.lib import checkpoints, pace
+from transformers import Trainer
+
+def killed_at(owner, name, step):
+    before = getattr(owner, name)
+    def method(self, *words, **named):
+        state = self.state if isinstance(self, Trainer) else words[1]
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before(self, *words, **named)
+    setattr(owner, name, method)
+
+checkpoints.SECONDS = 0
+pace.EVERY = 2
+"""
+BETWEEN = "killed_at(checkpoints.Checkpoints, 'on_step_end', 7)"
+WRITING = "killed_at(Trainer, '_save_optimizer_and_scheduler', 8)"
+UNMARKED = "killed_at(checkpoints.Checkpoints, 'on_save', 8)"
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("moment", "adapter"),
+    [
+        pytest.param(BETWEEN, None, marks=slow, id="between two, all weights"),
+        pytest.param(WRITING, None, id="half a checkpoint, all weights"),
+        pytest.param(UNMARKED, None, marks=slow, id="a checkpoint without its mark, all weights"),
+        pytest.param(BETWEEN, LORA, marks=slow, id="between two, adapter"),
+        pytest.param(WRITING, LORA, marks=slow, id="half a checkpoint, adapter"),
+        pytest.param(UNMARKED, LORA, id="a checkpoint without its mark, adapter"),
+    ],
+)
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(moment, adapter, folder, alone, caplog, monkeypatch):
+    train_apart(folder, KILL + moment, code=-9, adapter=adapter)
+    assert not (folder / "model").exists()
+    (written,) = (folder / "checkpoints").iterdir()
+    assert checkpoints.newest(written).name == "checkpoint-6"
+    assert (written / "checkpoint-8").exists() == (moment != BETWEEN)
+    caplog.set_level("INFO", logger="stages")
+    monkeypatch.setattr(pace, "EVERY", 2)
+    train_here(folder, adapter=adapter)
+    assert "6 of 12 steps are done" in caplog.text
+    train_here(alone, adapter=adapter)
+    assert weights(folder) == weights(alone)
+    assert (folder / "report.json").read_bytes() == (alone / "report.json").read_bytes()
+    assert not written.exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_checkpoint_of_another_training_is_left_alone(folder, caplog, monkeypatch):
+    monkeypatch.setattr(pace, "EVERY", 2)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(checkpoints, "SECONDS", 0)
+        interrupted.setattr(stage, "write_network", Mock(side_effect=Interrupted))
+        with pytest.raises(Interrupted):
+            train_here(folder)
+    (written,) = (folder / "checkpoints").iterdir()
+    assert checkpoints.newest(written).name == "checkpoint-12"
+    caplog.set_level("INFO", logger="stages")
+    for changes in ({"learning_rate": 1e-2}, {"seed": 2}):
+        caplog.clear()
+        train_here(folder, **changes)
+        assert "0 of 12 steps are done" in caplog.text
+        assert checkpoints.newest(written).name == "checkpoint-12"
+    caplog.clear()
+    train_here(folder)
+    assert "12 of 12 steps are done" in caplog.text
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder):
+    monkeypatch.setattr(stage, "world", lambda: 3)
+    with pytest.raises(Stop, match=r"3 processes x micro_batch \(4\) do not divide batch \(4\)"):
+        train_here(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ZERO | {"train_batch_size": "auto"}, "leave out train_batch_size"),
+        (ZERO | {"optimizer": {}, "scheduler": {}}, "leave out optimizer, scheduler"),
+        (ZERO | {"zero_optimization": {"stage": 3}}, "stage3_gather_16bit_weights_on_model_save"),
+    ],
+)
+def test_deepspeed_says_nothing_that_other_params_say(config, message):
+    with pytest.raises(ValidationError, match=message):
+        settings(deepspeed=config)

@@ -1,0 +1,79 @@
+"""Runs of the training stage: in this process, or as dvc starts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from stages.lib.artifacts import write_jsonl
+from stages.train import Params, train
+from tests.project import ENVIRONMENT, ROOT
+
+SETTINGS = {
+    "budget": {"unit": "steps", "amount": 12},
+    "batch": 4,
+    "micro_batch": 4,
+    "learning_rate": 2e-2,
+    "schedule": "linear",
+    "warmup": 0,
+    "max_tokens": 128,
+    "format": "koalpaca",
+    "loss_on": "answers",
+    "packing": False,
+    "dtype": "fp32",
+    "gradient_checkpointing": False,
+    "attn_implementation": "sdpa",
+    "adapter": None,
+    "quantize": None,
+    "deepspeed": None,
+    "report_to": "none",
+    "held_out_batch_tokens": 256,
+}
+LORA = {"r": 8, "alpha": 16, "dropout": 0.05, "modules": ["query_key_value", "dense"], "merge": False}
+HELD_OUT = ({"instruction": "바다는 왜 짤까?", "output": "소금 때문입니다."},)
+PLACES = ("samples.jsonl", "held_out.jsonl", "base", "checkpoints", "model", "report.json", "losses.parquet")
+
+
+def settings(seed=1, **changes):
+    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": seed, "method": "all"}}}
+    return Params.model_validate(params)
+
+
+def with_ids(rows):
+    return [{"id": f"row{n}", "source": ("life", "faq")[n % 2]} | row for n, row in enumerate(rows)]
+
+
+def prepare(folder, base, rows, held_out=HELD_OUT):
+    folder.mkdir(exist_ok=True)
+    write_jsonl(folder / "samples.jsonl", with_ids(rows))
+    write_jsonl(folder / "held_out.jsonl", with_ids(held_out))
+    (folder / "base").symlink_to(base)
+    return folder
+
+
+def train_here(folder, **changes):
+    """Train in this process; what is written stands beside the rows."""
+    train(settings(**changes), "ours", *(folder / place for place in PLACES))
+    return folder
+
+
+def train_apart(folder, patch="", code=0, processes=1, **changes):
+    """Train as dvc would, with a piece of code run first in every process; return the log."""
+    (folder / "site").mkdir(exist_ok=True)
+    (folder / "site" / "sitecustomize.py").write_text(patch)
+    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": 1, "method": "all"}}}
+    YAML().dump(params, folder / "params.yaml")
+    command = [sys.executable, "-m", "stages.train", "ours", *(str(folder / place) for place in PLACES)]
+    paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
+    variables = ENVIRONMENT | {"PYTHONPATH": paths, "PET_NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, check=False, start_new_session=True
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))}

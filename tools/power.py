@@ -1,0 +1,57 @@
+"""Say what a benchmark can resolve before anything is trained: `python -m tools.power DISCORDANCE SPREAD [N ...]`.
+
+DISCORDANCE is the share of items on which two runs differ, one right and the other wrong; SPREAD the standard deviation
+of a run's mean accuracy over seeds; N the items of each task, else those of the benchmark in data/ or in params.yaml.
+It prints the smallest difference in mean accuracy that is found in 80 of 100 repetitions, by the number of runs.
+`python -m tools.power .1 .01` is a start; once arms have replicates, metrics/summary.json has both as measured.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.lib import power
+from stages.lib.artifacts import read_jsonl
+from stages.lib.params import PARAMS, read_yaml
+from stages.lib.stop import Stop
+
+RUNS = (2, 3, 5, 10)
+
+
+def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
+    """Yield what two models resolve, and two methods of several runs each."""
+    yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
+    yield f"two models, over items alone      {power.between_models(discordance, items):.4f}"
+    for runs in RUNS:
+        name = f"two methods of {runs} runs each"
+        yield f"{name:33} {power.between_methods(discordance, spread, items, runs):.4f}"
+
+
+def benchmark_items() -> list[int]:
+    """Return the test items of every task; raise Stop where the benchmark is not here yet."""
+    inputs = Path(str(read_yaml(PARAMS)["fetch_benchmark"]["inputs"]))
+    for folder in (Path("data/benchmark"), inputs):
+        found = sorted(folder.glob("*/test.jsonl"))
+        if found:
+            return [len(read_jsonl(path)) for path in found]
+    raise Stop(f"no */test.jsonl in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
+
+
+def main(words: list[str]) -> int:
+    try:
+        discordance, spread, *items = (float(word) for word in words)
+        if not (0 < discordance <= 1 and 0 <= spread < 1 and all(n >= 2 and n.is_integer() for n in items)):
+            raise ValueError
+    except ValueError:
+        print("usage: python -m tools.power DISCORDANCE SPREAD [N ...], shares from 0 to 1", file=sys.stderr)
+        return 2
+    try:
+        print(*lines(discordance, spread, [int(n) for n in items] or benchmark_items()), sep="\n")
+    except Stop as stop:
+        print(stop, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

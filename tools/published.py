@@ -1,0 +1,98 @@
+"""Set our KoBEST figures beside published ones: `python -m tools.published`, Markdown.
+
+tools/published.csv holds the tables as they were published, one figure a row, `metric` as truly measured (`unknown`
+where a source does not let one know). metrics/summary.json holds ours.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.lib.artifacts import read_json
+from stages.lib.stop import Stop
+
+TABLE = Path(__file__).with_name("published.csv")
+KOBEST = {"boolq": 1404, "copa": 1000, "hellaswag": 500, "sentineg": 397, "wic": 1260}
+"""Test items of KoBEST v1.0: figures over other items are of another benchmark."""
+COLUMNS = [(task, "macro_f1") for task in KOBEST] + [
+    ("mean", "macro_f1"),
+    ("hellaswag", "acc_norm"),
+    ("hellaswag", "unknown"),
+    ("mean", "unknown"),
+]
+NOTES = {
+    "polyglot-ko-5.8b model card": "the harness's `polyglot` branch, whose prompts are ours but for a space in COPA. "
+    "Its HellaSwag is headed F1 and is acc_norm. Comparable at 0 shots; at more, the examples in the prompt are not "
+    "known to be ours. The 1.3b and the 3.8b are equal to four digits in BoolQ and SentiNeg at 50 shots, so one of "
+    "each is doubtful.",
+    "KoT-platypus README": "Beomi's fork of the harness, which rewrote the prompts of BoolQ, WiC, HellaSwag and "
+    "SentiNeg in September 2023: not comparable, except among themselves. WiC was left out. Whether its HellaSwag is "
+    "length-normalised is not said.",
+    "KoQuality-Polyglot-5.8b model card": "a mean over five tasks that the text calls accuracy and the headings F1; "
+    "which, and which of HellaSwag's, cannot be known: not comparable, except among themselves.",
+    "ko-lm-evaluation-harness result file": "Beomi's fork, one model: its three HellaSwag figures, acc .502, acc_norm "
+    ".626 and macro-F1 .4997, show how far apart they lie.",
+}
+
+
+def lines(summary: Any) -> Iterator[str]:
+    """Yield one table for every number of shots of ours, then what is comparable."""
+    published = pd.read_csv(TABLE)
+    models = {"base": summary["base"]["scores"], **{name: arm["scores"] for name, arm in summary["arms"].items()}}
+    for shots in sorted({int(name.removesuffix("-shot")) for name in models["base"]}):
+        rows = [(f"{model} [{note(source)}]", figures_of(group)) for (model, source), group in groups(published, shots)]
+        rows += [(f"**{name}**", models[name][f"{shots}-shot"]) for name in models]
+        yield f"### {shots}-shot\n\n{table([*rows, ('majority floor', summary['floor'][f'{shots}-shot'])])}\n"
+    yield from (f"[{note(source)}] {source}: {text}\n" for source, text in NOTES.items())
+    yield ours(models["base"])
+
+
+def groups(published: pd.DataFrame, shots: int) -> Any:
+    return published[published["shots"] == shots].groupby(["model", "source"], sort=False)
+
+
+def note(source: str) -> int:
+    return list(NOTES).index(source) + 1
+
+
+def figures_of(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in rows.itertuples():
+        found.setdefault(str(row.task), {})[str(row.metric)] = float(row.value)
+    return found
+
+
+def table(rows: list[tuple[str, dict[str, dict[str, float]]]]) -> str:
+    """Return a Markdown table of the columns in which any row has a figure."""
+    kept = [(task, metric) for task, metric in COLUMNS if any(metric in found.get(task, {}) for _, found in rows)]
+    head = ["model", *(f"{task} {metric}" for task, metric in kept)]
+    body = [[name, *(cell(found.get(task, {}).get(metric)) for task, metric in kept)] for name, found in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---", *["--:"] * len(kept)], *body])
+
+
+def cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}".removeprefix("0")
+
+
+def ours(scores: Any) -> str:
+    """Return whether our own figures are of KoBEST at all."""
+    items = {task: found["n"] for task, found in next(iter(scores.values())).items() if task != "mean"}
+    if items == KOBEST:
+        return "Ours: KoBEST v1.0, prompts of lm-evaluation-harness, metrics under their own names."
+    return f"Ours are of another benchmark ({items}), so no published figure is comparable with them."
+
+
+def main() -> int:
+    try:
+        print(*lines(read_json(Path("metrics/summary.json"))), sep="\n")
+    except Stop as stop:
+        print(stop, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
