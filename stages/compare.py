@@ -17,7 +17,7 @@ import pandas as pd
 from stages.lib import paired
 from stages.lib.answers import EVERYWHERE, Answers, answers, held_out, outcomes
 from stages.lib.artifacts import read_json, read_table, require_same_rows, write_json
-from stages.lib.metrics import by_task, without_leaks
+from stages.lib.metrics import ITEM, by_task, without_leaks
 from stages.lib.params import Positive, Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
@@ -61,7 +61,7 @@ def compare(
         "sample": sample_facts(read_table(why)),
         "train": read_json(training),
         "scores": by_task(ours),
-        "scores_without_leaks": without_leaks(ours, read_table(leaks, "task", "split", "item")),
+        "scores_without_leaks": without_leaks(ours, read_table(leaks, *ITEM)),
         "held_out_loss": held_out_loss(rows),
         "vs_base": {
             "scores": score_differences(params.compare, answers(ours), answers(base)),

@@ -11,7 +11,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,8 +18,9 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
+from stages.lib.adapters import Form, load
 from stages.lib.artifacts import atomic, write_table
-from stages.lib.models import Dtype, check_folder, load_tokenizer, start_torch
+from stages.lib.models import Dtype, load_tokenizer
 from stages.lib.params import Count, Positive, Section
 from stages.lib.processes import rank
 from stages.lib.stage import run
@@ -44,6 +44,7 @@ ITEMS = pa.schema(
     [
         ("task", pa.string()),
         ("shots", pa.int64()),
+        ("split", pa.string()),
         ("item", pa.int64()),
         ("gold", pa.int64()),
         ("prediction", pa.int64()),
@@ -68,6 +69,9 @@ class Evaluate(Section):
     quantize: Literal["nf4"] | None
     """Weights of the base and of every arm in 4 bits, scales quantized too (Dettmers et al. 2023, arXiv 2305.14314)."""
 
+    def form(self) -> Form:
+        return Form(dtype=self.dtype, quantize=self.quantize, attn_implementation=None)
+
 
 class Params(Section):
     threads: Positive
@@ -77,15 +81,13 @@ class Params(Section):
 def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, items: Path) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
-    device = start_torch(params.threads)
-
     from stages.lib.harness import templates_compiled_once
 
     with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
         check_tasks(tasks, max(settings.shots), Path(scratch))
-        network = load(settings, device, model, base)
-        rows = pd.DataFrame(answers(settings, network, model, Path(scratch)))
+        network = load(model, base, settings.form(), params.threads)
+        rows = pd.DataFrame(answers(settings, tasks, network, model, Path(scratch)))
     if rank() != 0:
         return
     with atomic(items) as folder:
@@ -145,51 +147,9 @@ def manager(scratch: Path) -> Any:
     return TaskManager(include_path=str(scratch), include_defaults=False)
 
 
-def load(settings: Evaluate, device: str, model: Path, base: Path) -> "PreTrainedModel":
-    """Return the model that the folder holds, or the base with the adapter that it holds; in 4 bits where asked."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    adapter = (model / "adapter_config.json").is_file()
-    whole = base if adapter else model
-    check_folder(whole)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
-    network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        whole,
-        dtype=dtype,
-        device_map={"": device},
-        use_safetensors=True,
-        quantization_config=four_bits(dtype) if settings.quantize else None,
-    )
-    if adapter:
-        network = with_adapter(network, model, device)
-    return network.eval()
-
-
-def four_bits(dtype: Any) -> Any:
-    if find_spec("bitsandbytes") is None:
-        raise Stop(
-            "params.yaml: evaluate.quantize: nf4 wants bitsandbytes; pip install -c constraints.txt -e '.[4bit]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def with_adapter(network: "PreTrainedModel", folder: Path, device: str) -> Any:
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise Stop(f"{folder}: it has adapter_config.json, but no adapter_model.safetensors; run `dvc repro`")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(network, str(folder), torch_device=device)
-
-
-def answers(settings: Evaluate, network: "PreTrainedModel", model: Path, scratch: Path) -> Iterator[dict[str, Any]]:
+def answers(
+    settings: Evaluate, tasks: list[Task], network: "PreTrainedModel", model: Path, scratch: Path
+) -> Iterator[dict[str, Any]]:
     from lm_eval import simple_evaluate
 
     from stages.lib.harness import SharedLM
@@ -197,20 +157,23 @@ def answers(settings: Evaluate, network: "PreTrainedModel", model: Path, scratch
     for name in ("evaluator", "models.huggingface"):  # they warn of every num_fewshot, and of every request they cut
         logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)
     shared = SharedLM(network, load_tokenizer(model), settings.batch)
-    tasks = manager(scratch)
+    definitions = manager(scratch)
     for shots in settings.shots:
         log.info("%s: %d-shot", model, shots)
-        found = simple_evaluate(shared, tasks=settings.tasks, num_fewshot=shots, task_manager=tasks, bootstrap_iters=0)
+        found = simple_evaluate(
+            shared, tasks=settings.tasks, num_fewshot=shots, task_manager=definitions, bootstrap_iters=0
+        )
         if rank() == 0:
-            for name in settings.tasks:
-                yield from (item_row(name, shots, sample, shared.cut) for sample in found["samples"][name])
+            for task in tasks:
+                yield from (item_row(task, shots, sample, shared.cut) for sample in found["samples"][task.name])
 
 
-def item_row(task: str, shots: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
+def item_row(task: Task, shots: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
     gold, prediction = sample["f1"]
     return {
-        "task": task,
+        "task": task.name,
         "shots": shots,
+        "split": task.asked,
         "item": sample["doc_id"],
         "gold": int(gold),
         "prediction": int(prediction),

@@ -1,6 +1,6 @@
 """How much of a selection is luck, and how much of it stays when rows are added.
 
-    data/raw.parquet, data/ppl.parquet, data/embeddings.parquet -> data/stability.json
+    data/raw.parquet, data/ppl.parquet, data/embeddings.parquet, data/leaks.parquet -> data/stability.json
 
 For every method that selects from the cells of the section `cluster`:
 
@@ -14,6 +14,7 @@ For every method that selects from the cells of the section `cluster`:
 """
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,23 +63,25 @@ class Params(Section):
         return self
 
 
-def stability(params: Params, raw: Path, ppl: Path, embeddings: Path, figures: Path) -> None:
+def stability(params: Params, raw: Path, ppl: Path, embeddings: Path, leaks: Path, figures: Path) -> None:
     corpus, scores = read_table(raw), read_table(ppl, "id", "nll", "ppl")
     require_same_rows(raw=corpus["id"], ppl=scores["id"])
-    corpus = corpus.assign(nll=scores["nll"], ppl=scores["ppl"])
+    corpus, found = corpus.assign(nll=scores["nll"], ppl=scores["ppl"]), read_table(leaks, "id", "drop")
+    leaked = set(found.loc[found["drop"], "id"])
     vectors_ND = read_vectors(embeddings, corpus["id"])
 
     settings, base = params.stability, varied(params.cluster, {})
     variants = {name: varied(params.cluster, changes) for name, changes in settings.variants.items()}
     with threadpool_limits(params.threads):
-        found = {each: choose(corpus, vectors_ND, each, settings) for each in dict.fromkeys([base, *variants.values()])}
+        distinct = dict.fromkeys([base, *variants.values()])
+        chosen = {each: choose(corpus, vectors_ND, each, settings, leaked) for each in distinct}
         earlier = {
-            title(added): choose(before(added, corpus, settings.seed), vectors_ND, base, settings)
+            title(added): choose(before(added, corpus, settings.seed), vectors_ND, base, settings, leaked)
             for added in settings.added
         }
-    others = {name: found[cells] for name, cells in variants.items()}
-    methods = {method: method_facts(method, found[base], others, earlier) for method in settings.methods}
-    chance = total(len(found[base]), settings.fraction) / len(found[base])
+    others = {name: chosen[cells] for name, cells in variants.items()}
+    methods = {method: method_facts(method, chosen[base], others, earlier) for method in settings.methods}
+    chance = total(len(chosen[base]), settings.fraction) / len(chosen[base])
     write_json(figures, {"chance": chance, "methods": methods})
     for method, facts in methods.items():
         shares = {"luck": facts.get("luck", 0.0)} | {f"gone at +{name}": gone for name, gone in facts["churn"].items()}
@@ -106,9 +109,11 @@ def before(added: float, corpus: pd.DataFrame, seed: int) -> pd.DataFrame:
     return corpus[~lowest(dice(list(corpus["id"]), "added", seed), count)]
 
 
-def choose(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability) -> pd.DataFrame:
+def choose(
+    corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability, leaked: Collection[str]
+) -> pd.DataFrame:
     """Return the candidates among these rows with their cells, and under each method's name whether it takes them."""
-    rows = pool(corpus, corpus["ppl"], find_cells(corpus, vectors_ND, cells))
+    rows = pool(corpus, corpus["ppl"], find_cells(corpus, vectors_ND, cells), leaked)
     candidates = rows[rows["reason"].isna()]
     if not total(len(candidates), settings.fraction):
         raise Stop(

@@ -132,15 +132,15 @@ def train(
     make |= {"settings": settings.model_dump_json(), "processes": str(world())}
     checkpoints = checkpoints / short(make)
 
-    before = answer_nll(base, tests, params) if rank() == 0 else None
+    before = answer_nll(base, base, tests, params) if rank() == 0 else None
     barrier()
     with atomic(model) if rank() == 0 else nullcontext(model) as folder:
         done = fit(params, base, usable, seed, checkpoints, folder)
         if rank() > 0:
             return
-        finish(params, folder)
+        finish(params, base, folder)
         tokenizer.save_pretrained(folder)
-        after = answer_nll(folder, tests, params)
+        after = answer_nll(folder, base, tests, params)
         tokens = [len(test.ids) - test.start for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
         write_table(losses, rows.assign(nll_base=before, nll=after), HELD_OUT)
@@ -174,13 +174,13 @@ def written_form(settings: Train) -> Form:
     return form.model_copy(update={"quantize": None if merged else form.quantize, "attn_implementation": attention})
 
 
-def answer_nll(folder: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
+def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
     """Return the summed negative log-likelihood, in nats, of every held-out answer [N]."""
     if not tests:
         return np.zeros(0)
     from stages.lib.scoring import nll_sums
 
-    network = load(folder, written_form(params.train), params.threads)
+    network = load(folder, base, written_form(params.train), params.threads)
     check_length(network, params.train.max_tokens, "train.max_tokens")
     ids, starts = [test.ids for test in tests], [test.start for test in tests]
     return nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
@@ -230,7 +230,8 @@ def to_train(params: Params, base: Path, saved: Path | None) -> Any:
     memory (huggingface/transformers issue 43701). Adapters it loads.
     """
     settings = params.train
-    network = load((not settings.adapter and saved) or base, trained_form(settings), params.threads).train()
+    weights = (not settings.adapter and saved) or base
+    network = load(weights, base, trained_form(settings), params.threads).train()
     check_length(network, settings.max_tokens, "train.max_tokens")
     return attach(network, settings.adapter) if settings.adapter else network
 
@@ -294,7 +295,7 @@ def write_network(trainer: Any, folder: Path) -> None:
         trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=weights)
 
 
-def finish(params: Params, folder: Path) -> None:
+def finish(params: Params, base: Path, folder: Path) -> None:
     """Leave in the folder what models/<arm> is to hold, and free the memory that training took."""
     import gc
 
@@ -307,7 +308,7 @@ def finish(params: Params, folder: Path) -> None:
     if params.train.adapter:
         tidy(folder)
     if params.train.adapter and params.train.adapter.merge:
-        merge(folder, written_form(params.train), params.threads)
+        merge(folder, base, written_form(params.train), params.threads)
 
 
 if __name__ == "__main__":

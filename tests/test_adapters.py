@@ -31,14 +31,14 @@ def lora(run):
 
 
 @torch.inference_mode()
-def logits(folder, form=FP32):
-    return load(folder, form, threads=1)(input_ids=torch.arange(3, 99)[None]).logits
+def logits(folder, base, form=FP32):
+    return load(folder, base, form, threads=1)(input_ids=torch.arange(3, 99)[None]).logits
 
 
 def test_merged_weights_answer_as_the_adapter_does(lora, run, base):
     merged = run(adapter=LORA | {"merge": True})
-    assert (logits(merged / "model") - logits(lora / "model")).abs().max() < 1e-4
-    assert (logits(lora / "model") - logits(base)).abs().max() > 1e-2
+    assert (logits(merged / "model", base) - logits(lora / "model", base)).abs().max() < 1e-4
+    assert (logits(lora / "model", base) - logits(base, base)).abs().max() > 1e-2
     assert read_json(merged / "report.json") == read_json(lora / "report.json")
     assert read_table(merged / "losses.parquet")["nll"].tolist() == pytest.approx(
         read_table(lora / "losses.parquet")["nll"].tolist(), rel=1e-5
@@ -87,11 +87,11 @@ def test_an_adapter_is_trained_on_a_base_of_four_bits(new_folder, wide, rows):
     train_here(folder, adapter=LORA, quantize="nf4")
     held = read_table(folder / "losses.parquet")
     assert held["nll"].sum() < held["nll_base"].sum()
-    network = load(folder / "model", FOUR_BITS, threads=1)
+    network = load(folder / "model", wide, FOUR_BITS, threads=1)
     assert {module.weight.dtype for name, module in network.named_modules() if name.endswith("base_layer")} == {
         torch.uint8
     }
-    assert (logits(wide, FOUR_BITS) - logits(wide)).abs().max() > 0
+    assert (logits(wide, wide, FOUR_BITS) - logits(wide, wide)).abs().max() > 0
 
 
 @needs_bitsandbytes

@@ -13,6 +13,7 @@ import pytest
 
 from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
 from stages.cluster import CLUSTERS
+from stages.lib import adapters
 from stages.lib.artifacts import write_jsonl, write_table
 from stages.lib.stop import Stop
 from stages.lib.tasks import KOBEST
@@ -206,7 +207,7 @@ def write_items(name, *items):
 
 def without_bitsandbytes(world):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "find_spec", lambda _: None)
+        patch.setattr(adapters, "find_spec", lambda _: None)
         shutil.copytree(world.model, world.inputs, dirs_exist_ok=True)
         evaluation("copa", quantize="nf4")(world)
 
@@ -331,7 +332,7 @@ CASES = {
     ),
     "4 bits without bitsandbytes": (
         without_bitsandbytes,
-        ["evaluate.quantize: nf4 wants bitsandbytes", "pip install"],
+        ["quantize: nf4 needs bitsandbytes", "pip install"],
     ),
     "no text for a small model": (small_model_from("a.md", b""), ["inputs", "no *.txt and no *.jsonl"]),
     "too little text for a small model": (small_model_from("a.txt", "가나".encode()), ["tokens", "context", "16"]),

@@ -32,6 +32,7 @@ def items(folder, predictions, gold=GOLD):
         {
             "task": task,
             "shots": shots,
+            "split": "test",
             "item": number,
             "gold": right,
             "prediction": predictions[task][number],

@@ -9,7 +9,8 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from stages.evaluate import Params, evaluate, load
+from stages.evaluate import Params, evaluate
+from stages.lib.adapters import load
 from stages.lib.artifacts import read_jsonl, read_table, write_jsonl
 from stages.lib.metrics import by_task, floor
 from stages.lib.tasks import KOBEST as TASKS
@@ -208,8 +209,8 @@ def test_an_adapter_is_evaluated_on_its_base_as_if_it_were_merged(adapter, likel
 def test_weights_in_4_bits_are_evaluated_on_a_cpu(kind, adapter, likelihoods, wide):
     pytest.importorskip("bitsandbytes")
     model = wide if kind == "whole" else adapter[0]
-    network = load(Params.model_validate(settings(quantize="nf4")).evaluate, "cpu", model, wide)
-    assert network.get_submodule("base_model.model" if kind == "adapter" else "").is_loaded_in_4bit
+    network = load(model, wide, Params.model_validate(settings(quantize="nf4")).evaluate.form(), threads=1)
+    assert network.is_loaded_in_4bit
     exact, rounded = likelihoods(model), likelihoods(model, "nf4")
     assert 0.01 < furthest(exact, rounded) < 0.2 * max(map(abs, exact))
 
@@ -252,6 +253,9 @@ def test_haerae_kmmlu_and_click_are_evaluated_in_their_columns(run, lm, new_fold
         write_jsonl(folder / f"{name}.jsonl", rows)
     names = ["haerae_history", "kmmlu_accounting", "click_cul_economy"]
     rows = read_table(run(folder, tasks=names, shots=[0, 1]) / "items.parquet")
+    assert dict(zip(rows["task"], rows["split"], strict=True)) == dict(
+        zip(names, ["test", "test", "train"], strict=True)
+    )
     golds = {task: group["gold"].tolist() for task, group in rows[rows["shots"] == 1].groupby("task")}
     assert golds == {
         "haerae_history": [0, 2, 4, 1, 3],

@@ -6,7 +6,6 @@ import pytest
 from sklearn.datasets import make_blobs
 
 from stages import cluster, sample
-from stages.decontaminate import LEAKS
 from stages.lib.artifacts import read_json, read_table, write_table
 from stages.lib.cells import Cluster
 from stages.lib.params import read_params
@@ -33,8 +32,11 @@ def parameters(**settings):
 
 
 @pytest.fixture(scope="module")
-def inputs(new_folder, write_raw, write_vectors):
-    """Raw, ppl and embeddings of 400 rows in clouds that touch; one has no perplexity, one a repeated instruction."""
+def inputs(new_folder, write_raw, write_vectors, write_leaks):
+    """Raw, ppl, embeddings and leaks of 400 rows in clouds that touch.
+
+    One has no perplexity, one a repeated instruction, and of six leaks four are dropped.
+    """
     vectors, _ = make_blobs(400, n_features=8, centers=6, cluster_std=6.0, random_state=1)
     texts = ["가" * (n * 7 % 90 + 1) + str(n) for n in range(399)]
     raw = write_raw([*texts, texts[5]])
@@ -42,7 +44,8 @@ def inputs(new_folder, write_raw, write_vectors):
     nll = [None, *np.random.default_rng(2).normal(4, 1, 399)]
     path = new_folder() / "ppl.parquet"
     write_table(path, {"id": ids, "text": ids, "tokens": [9] * 400, "nll": nll, "ppl": nll}, PPL)
-    return raw, path, write_vectors(ids, vectors.astype(np.float32))
+    leaks = write_leaks(*((ids[n], "copa", "test", n, "exact", n < 14) for n in range(10, 16)))
+    return raw, path, write_vectors(ids, vectors.astype(np.float32)), leaks
 
 
 @pytest.fixture
@@ -57,13 +60,12 @@ def figures(inputs, new_folder):
 
 def selected(inputs, folder, method, **cells):
     """The rows that the stages `cluster` and `sample` select."""
-    raw, ppl, embeddings = inputs
+    raw, ppl, embeddings, leaks = inputs
     params = cluster.Params.model_validate({"threads": 1, "cluster": CELLS | cells})
     cluster.cluster(params, raw, embeddings, folder / "clusters")
     arms = {"arms": {"ours": {"method": method, "fraction": 0.1, "seed": 1}}, "control": "ours"}
     outs = folder / "ours.jsonl", folder / "ours.parquet"
-    write_table(folder / "leaks", pd.DataFrame(columns=LEAKS.names), LEAKS)
-    sample.sample(sample.Params.model_validate(arms), "ours", raw, ppl, folder / "clusters", folder / "leaks", *outs)
+    sample.sample(sample.Params.model_validate(arms), "ours", raw, ppl, folder / "clusters", leaks, *outs)
     why = read_table(outs[1])
     return set(why["id"][why["selected"]])
 
@@ -81,14 +83,15 @@ def test_overlap_and_luck_are_those_of_what_cluster_and_sample_select(method, fi
 
 
 def test_churn_is_what_selecting_before_and_after_shows(figures, inputs, new_folder, write_vectors):
-    raw, ppl, embeddings = (read_table(path) for path in inputs)
+    *tables, leaks = inputs
+    raw, ppl, embeddings = map(read_table, tables)
     kept = before(0.1, raw, seed=1).index
     assert len(raw) - len(kept) == 36  # a tenth of the 364 rows before
     folder = new_folder()
     write_table(folder / "raw", raw.loc[kept], RAW)
     write_table(folder / "ppl", ppl.loc[kept], PPL)
     vectors = write_vectors(list(raw["id"][kept]), np.stack(embeddings["vector"][kept]))
-    earlier = selected((folder / "raw", folder / "ppl", vectors), new_folder(), "steady")
+    earlier = selected((folder / "raw", folder / "ppl", vectors, leaks), new_folder(), "steady")
     now = selected(inputs, new_folder(), "steady")
     churn = figures(added=[0.1])["methods"]["steady"]["churn"]
     assert churn == {"10 %": pytest.approx(1 - len(earlier & now) / len(earlier))}
@@ -115,7 +118,7 @@ def test_a_variant_that_no_group_has_rows_for_shrinks(figures):
 
 def test_without_variants_and_additions_coverage_alone_is_told(figures):
     found = figures()
-    assert found["chance"] == pytest.approx(39 / 398)
+    assert found["chance"] == pytest.approx(39 / 394)
     assert set(found["methods"]["steady"]) == {"rows", "overlap", "churn", "coverage"}
     assert found["methods"]["steady"]["overlap"] == found["methods"]["steady"]["churn"] == {}
 
@@ -153,7 +156,7 @@ def test_rows_are_taken_away_by_their_hash_and_more_of_them_hold_the_fewer():
 def test_more_additions_than_rows_and_less_than_a_row_stop_by_name(figures):
     with pytest.raises(Stop, match=r"stability\.added: 400 rows are added, but there are 400; add fewer"):
         figures(added=[400])
-    with pytest.raises(Stop, match=r"stability\.fraction: 0\.001 of 398 candidates is less than a row; raise"):
+    with pytest.raises(Stop, match=r"stability\.fraction: 0\.001 of 394 candidates is less than a row; raise"):
         figures(fraction=0.001)
 
 

@@ -135,7 +135,15 @@ def world(new_folder, write_leaks):
 
 def write_items(path):
     """Write a benchmark that every model answers alike: these worlds are told apart by held-out loss."""
-    item = {"task": "copa", "shots": 0, "gold": 0, "prediction": 0, "correct": True, "correct_norm": None}
+    item = {
+        "task": "copa",
+        "shots": 0,
+        "split": "test",
+        "gold": 0,
+        "prediction": 0,
+        "correct": True,
+        "correct_norm": None,
+    }
     rows = [item | {"item": n, "log_likelihoods": [-1.0, -2.0], "truncated": False} for n in range(10)]
     write_table(path, pd.DataFrame(rows), ITEMS)
 

@@ -42,13 +42,14 @@ class Form(Section):
 
     dtype: Literal["fp32", "bf16", "fp16"]
     quantize: Literal["nf4"] | None
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None
+    """None: what transformers chooses for the model."""
 
 
-def load(folder: Path, form: Form, threads: int) -> "PreTrainedModel":
-    """Return the causal LM of a folder, in eval mode; of an adapter's folder, its base with the adapter in it."""
+def load(folder: Path, base: Path, form: Form, threads: int) -> "PreTrainedModel":
+    """Return the causal LM of a folder, in eval mode; of an adapter's folder, the base with the adapter in it."""
     if (folder / SETTINGS).is_file():
-        with_adapter: PreTrainedModel = load_adapter(folder, form, threads).get_base_model()
+        with_adapter: PreTrainedModel = load_adapter(folder, base, form, threads).get_base_model()
         return with_adapter
     import torch
     from transformers import AutoModelForCausalLM
@@ -68,11 +69,13 @@ def load(folder: Path, form: Form, threads: int) -> "PreTrainedModel":
     return (model if form.quantize else model.to(device)).eval()
 
 
-def load_adapter(folder: Path, form: Form, threads: int) -> "PeftModel":
+def load_adapter(folder: Path, base: Path, form: Form, threads: int) -> "PeftModel":
     from peft import PeftModel
 
-    base = Path(read_json(folder / SETTINGS)["base_model_name_or_path"])
-    return PeftModel.from_pretrained(load(base, form, threads), str(folder)).eval()
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise Stop(f"{folder}: it has {SETTINGS}, but no adapter_model.safetensors; run `dvc repro`")
+    network = load(base, base, form, threads)
+    return PeftModel.from_pretrained(network, str(folder), torch_device=start_torch(threads)).eval()
 
 
 def four_bits(dtype: Any) -> Any:
@@ -119,9 +122,9 @@ def has_name(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def merge(folder: Path, form: Form, threads: int) -> None:
+def merge(folder: Path, base: Path, form: Form, threads: int) -> None:
     """Put whole weights in the place of the adapter that the folder holds."""
-    merged: Any = load_adapter(folder, form, threads).merge_and_unload()
+    merged: Any = load_adapter(folder, base, form, threads).merge_and_unload()
     for path in folder.glob("adapter_*"):
         remove(path)
     merged.save_pretrained(folder)

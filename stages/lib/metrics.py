@@ -10,6 +10,8 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 Figures = dict[str, float]
+ITEM = ["task", "split", "item"]
+"""Columns that name an item of a benchmark, in data/eval as in data/leaks.parquet."""
 
 
 def figures(items: pd.DataFrame) -> Figures:
@@ -49,8 +51,7 @@ def counts(items: pd.DataFrame) -> dict[str, int]:
 
 def without_leaks(items: pd.DataFrame, leaks: pd.DataFrame) -> dict[str, dict[str, Figures]]:
     """Return `by_task` of the items that no row has, for the tasks that have others, and the mean over all tasks."""
-    leaked = leaks[leaks["split"] == "test"]
-    known = pd.MultiIndex.from_frame(items[["task", "item"]]).isin(pd.MultiIndex.from_frame(leaked[["task", "item"]]))
+    known = pd.MultiIndex.from_frame(items[ITEM]).isin(pd.MultiIndex.from_frame(leaks[ITEM]))
     told = {*items.loc[known, "task"], "mean"}
     if not known.any():
         return {}

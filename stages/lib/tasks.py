@@ -24,6 +24,8 @@ class Task:
     config: str | None
     splits: tuple[str, ...]
     """What it reads: <split>.jsonl each."""
+    asked: str
+    """The split whose items are asked: test, but CLIcK has only train."""
     metrics: tuple[str, ...]
 
 
@@ -40,7 +42,8 @@ def find_task(name: str) -> Task:
         raise Stop(f"{where}: only multiple-choice tasks with one right answer can be evaluated here")
     splits = dict.fromkeys(settings[key] for key in SPLITS if settings.get(key))
     metrics = tuple(metric["metric"] for metric in settings["metric_list"])
-    return Task(name, path, settings["dataset_path"], settings.get("dataset_name"), tuple(splits), metrics)
+    asked = settings.get("test_split") or settings["validation_split"]
+    return Task(name, path, settings["dataset_path"], settings.get("dataset_name"), tuple(splits), asked, metrics)
 
 
 def definition(name: str) -> tuple[Path | None, dict[str, Any]]:
