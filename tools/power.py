@@ -14,12 +14,14 @@ from stages.lib import power
 from stages.lib.artifacts import read_jsonl
 from stages.lib.params import PARAMS, read_yaml
 from stages.lib.stop import Stop
+from tools.output import tell
 
 RUNS = (2, 3, 5, 10)
 
 
 def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
-    """Yield what two models resolve, and two methods of several runs each."""
+    """Yield what two models resolve, and two methods of several runs each; without items those of the benchmark."""
+    items = items or benchmark_items()
     yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
     yield f"two models, over items alone      {power.between_models(discordance, items):.4f}"
     for runs in RUNS:
@@ -45,12 +47,7 @@ def main(words: list[str]) -> int:
     except ValueError:
         print("usage: python -m tools.power DISCORDANCE SPREAD [N ...], shares from 0 to 1", file=sys.stderr)
         return 2
-    try:
-        print(*lines(discordance, spread, [int(n) for n in items] or benchmark_items()), sep="\n")
-    except Stop as stop:
-        print(stop, file=sys.stderr)
-        return 1
-    return 0
+    return tell(lines(discordance, spread, [int(n) for n in items]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stages.lib.artifacts import read_json
-from stages.lib.stop import Stop
+from tools.output import tell
 
 TABLE = Path(__file__).with_name("published.csv")
 KOBEST = {"boolq": 1404, "copa": 1000, "hellaswag": 500, "sentineg": 397, "wic": 1260}
@@ -38,9 +38,9 @@ NOTES = {
 }
 
 
-def lines(summary: Any) -> Iterator[str]:
+def lines(path: Path) -> Iterator[str]:
     """Yield one table for every number of shots of ours, then what is comparable."""
-    published = pd.read_csv(TABLE)
+    summary, published = read_json(path), pd.read_csv(TABLE)
     models = {"base": summary["base"]["scores"], **{name: arm["scores"] for name, arm in summary["arms"].items()}}
     for shots in sorted({int(name.removesuffix("-shot")) for name in models["base"]}):
         rows = [(f"{model} [{note(source)}]", figures_of(group)) for (model, source), group in groups(published, shots)]
@@ -86,12 +86,7 @@ def ours(scores: Any) -> str:
 
 
 def main() -> int:
-    try:
-        print(*lines(read_json(Path("metrics/summary.json"))), sep="\n")
-    except Stop as stop:
-        print(stop, file=sys.stderr)
-        return 1
-    return 0
+    return tell(lines(Path("metrics/summary.json")))
 
 
 if __name__ == "__main__":

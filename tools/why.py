@@ -13,6 +13,7 @@ import pandas as pd
 from stages.lib.artifacts import read_jsonl, read_table
 from stages.lib.params import PARAMS, read_yaml
 from stages.lib.stop import Stop
+from tools.output import tell
 
 MOST = 10
 """Rows that are told about; a piece of text may be in many."""
@@ -66,12 +67,7 @@ def main(words: list[str]) -> int:
     if len(words) != 1:
         print("usage: python -m tools.why ID, or a piece of the text in quotes", file=sys.stderr)
         return 2
-    try:
-        print(*why(words[0]), sep="\n")
-    except Stop as stop:
-        print(stop, file=sys.stderr)
-        return 1
-    return 0
+    return tell(why(words[0]))
 
 
 if __name__ == "__main__":
