@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.lib.adapters import Form, load
 from stages.lib.artifacts import atomic, write_table
@@ -25,7 +25,7 @@ from stages.lib.params import Count, Positive, Section
 from stages.lib.processes import rank
 from stages.lib.stage import run
 from stages.lib.stop import Stop
-from stages.lib.tasks import Task, find_task
+from stages.lib.tasks import KOBEST, Task, find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,8 @@ metric_list:
     average: macro
     higher_is_better: true
 """
+MOST_CHOICES = 10
+"""Of an item: metrics/items tells a choice by a digit."""
 ACC_NORM = "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
 ITEMS = pa.schema(
     [
@@ -69,6 +71,15 @@ class Evaluate(Section):
     quantize: Literal["nf4"] | None
     """Weights of the base and of every arm in 4 bits, scales quantized too (Dettmers et al. 2023, arXiv 2305.14314)."""
 
+    @field_validator("tasks", "shots")
+    @classmethod
+    def nothing_counts_twice(cls, values: list[Any]) -> list[Any]:
+        names = [f"kobest_{value}" if value in KOBEST else value for value in values]
+        twice = sorted({str(value) for value, name in zip(values, names, strict=True) if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} twice: its items would count twice in every mean")
+        return values
+
     def form(self) -> Form:
         return Form(dtype=self.dtype, quantize=self.quantize, attn_implementation=None)
 
@@ -85,9 +96,9 @@ def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path,
 
     with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
-        check_tasks(tasks, max(settings.shots), Path(scratch))
+        lines = check_tasks(tasks, max(settings.shots), Path(scratch))
         network = load(model, base, settings.form(), params.threads)
-        rows = pd.DataFrame(answers(settings, tasks, network, model, Path(scratch)))
+        rows = pd.DataFrame(answers(settings, tasks, lines, network, model, Path(scratch)))
     if rank() != 0:
         return
     with atomic(items) as folder:
@@ -118,16 +129,32 @@ def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
         (scratch / f"{task.name}.yaml").write_text(text, encoding="utf-8")
 
 
-def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> None:
-    """Raise Stop for what the harness would meet hours later, or pass over: columns, examples, right answers."""
+def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> dict[str, list[int]]:
+    """Return for every task the line of each item that is asked, in the file of its split.
+
+    Raise Stop for what the harness would meet hours later, or pass over: columns, examples, right answers.
+    """
     from jinja2 import UndefinedError
 
-    loader = manager(scratch)
-    for name in (task.name for task in tasks):
+    loader, lines = manager(scratch), {}
+    for task in tasks:
         try:
-            check_items(name, loader.load([name])["tasks"][name], shots)
+            asked = loader.load([task.name])["tasks"][task.name]
+            check_items(task.name, asked, shots)
+            lines[task.name] = lines_of(asked.eval_docs, asked.dataset[task.asked])
         except (IndexError, KeyError, ValueError, UndefinedError) as error:
-            raise Stop(f"benchmark {name}: not in the columns that the harness reads: {error}") from error
+            raise Stop(f"benchmark {task.name}: not in the columns that the harness reads: {error}") from error
+    return lines
+
+
+def lines_of(items: Any, rows: Any) -> list[int]:
+    """Return the row that each item is; some tasks ask only some of a file's rows (CLIcK), in their order."""
+    if len(items) == len(rows):
+        return list(range(len(rows)))
+    places: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        places.setdefault(json.dumps(row, sort_keys=True), []).append(number)
+    return [places[json.dumps({name: item[name] for name in rows.features}, sort_keys=True)].pop(0) for item in items]
 
 
 def check_items(name: str, task: Any, shots: int) -> None:
@@ -139,6 +166,8 @@ def check_items(name: str, task: Any, shots: int) -> None:
         gold, choices = task.doc_to_target(item), task.doc_to_choice(item)
         if gold not in (choices if isinstance(gold, str) else range(len(choices))):
             raise Stop(f"benchmark {name}, item {number}: the answer is {gold!r}, none of {', '.join(choices)}")
+        if len(choices) > MOST_CHOICES:
+            raise Stop(f"benchmark {name}, item {number}: {len(choices)} choices, but {MOST_CHOICES} at most are told")
 
 
 def manager(scratch: Path) -> Any:
@@ -148,7 +177,12 @@ def manager(scratch: Path) -> Any:
 
 
 def answers(
-    settings: Evaluate, tasks: list[Task], network: "PreTrainedModel", model: Path, scratch: Path
+    settings: Evaluate,
+    tasks: list[Task],
+    lines: dict[str, list[int]],
+    network: "PreTrainedModel",
+    model: Path,
+    scratch: Path,
 ) -> Iterator[dict[str, Any]]:
     from lm_eval import simple_evaluate
 
@@ -165,16 +199,17 @@ def answers(
         )
         if rank() == 0:
             for task in tasks:
-                yield from (item_row(task, shots, sample, shared.cut) for sample in found["samples"][task.name])
+                for sample in found["samples"][task.name]:
+                    yield item_row(task, shots, lines[task.name][sample["doc_id"]], sample, shared.cut)
 
 
-def item_row(task: Task, shots: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
+def item_row(task: Task, shots: int, line: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
     gold, prediction = sample["f1"]
     return {
         "task": task.name,
         "shots": shots,
         "split": task.asked,
-        "item": sample["doc_id"],
+        "item": line,
         "gold": int(gold),
         "prediction": int(prediction),
         "correct": bool(sample["acc"]),

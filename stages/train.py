@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
-from stages.lib.adapters import Adapter, Form, attach, load, merge, tidy
+from stages.lib.adapters import Adapter, Form, attach, load, merge, require_bitsandbytes, tidy
 from stages.lib.artifacts import atomic, read_jsonl, remove, write_json, write_table
-from stages.lib.budget import Budget, epochs, presented
+from stages.lib.budget import Budget, presented
 from stages.lib.fingerprint import hash_file, made_by, short
 from stages.lib.models import check_length, load_tokenizer
 from stages.lib.params import Count, Positive, Section
@@ -96,7 +97,7 @@ class Train(Section):
 
 class ArmSeed(Section):
     model_config = Section.model_config | {"extra": "ignore"}
-    seed: int
+    seed: Count
 
 
 class Params(Section):
@@ -117,6 +118,8 @@ def train(
     losses: Path,
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
+    require_machine(settings)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
     tokenizer = load_tokenizer(base)
     if tokenizer.eos_token_id is None:
         raise Stop(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
@@ -144,7 +147,7 @@ def train(
         tokens = [len(test.ids) - test.start for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
         write_table(losses, rows.assign(nll_base=before, nll=after), HELD_OUT)
-        write_json(report, done | {"rows": len(examples), "rows_without_answer": len(examples) - len(usable)})
+        write_json(report, done | row_facts(examples, tests, tokenizer.eos_token_id))
     remove(checkpoints)
 
 
@@ -155,6 +158,16 @@ def columns(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 def to_learn(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
     examples = encode(tokenizer, settings.format, *columns(rows), settings.max_tokens)
     return [Example(ids, 0) for ids, _ in examples] if settings.loss_on == "all" else examples
+
+
+def row_facts(examples: list[Example], tests: list[Example], end: int) -> dict[str, int]:
+    """Return how many rows there were, and how many `max_tokens` cut."""
+    return {
+        "rows": len(examples),
+        "rows_without_answer": sum(not example.learns() for example in examples),
+        "rows_cut": sum(example.ids[-1] != end for example in examples),
+        "held_out_cut": sum(test.ids[-1] != end for test in tests),
+    }
 
 
 def trained_form(settings: Train) -> Form:
@@ -217,7 +230,7 @@ def fit(
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": len(steps),
-        "epochs": epochs(len(steps), len(packs), settings.batch),
+        "epochs": sum(map(len, steps)) / len(packs),
         "tokens": sum(spent),
         "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
     }
@@ -236,20 +249,35 @@ def to_train(params: Params, base: Path, saved: Path | None) -> Any:
     return attach(network, settings.adapter) if settings.adapter else network
 
 
+def require_machine(settings: Train) -> None:
+    """Raise Stop for what the params want and this machine has not, before any work is lost."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if settings.batch % (settings.micro_batch * world()):
+        raise Stop(
+            f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
+            f"batch ({settings.batch}); it is the same on any number of devices"
+        )
+    if settings.dtype == "fp16" and not gpus:
+        raise Stop("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
+    if gpus > 1 and world() == 1 and settings.deepspeed is None:  # the Trainer would multiply the batch and the budget
+        raise Stop(
+            f"{gpus} GPUs are visible to one process; set PET_NPROC_PER_NODE={gpus} to train on all of them, or "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    if settings.quantize:
+        require_bitsandbytes()
+    if settings.report_to != "none" and find_spec(settings.report_to) is None:
+        raise Stop(f"params.yaml: train.report_to: {settings.report_to} is not installed; `pip install` it")
+
+
 def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
     from stages.lib import pace
 
-    gpu = torch.cuda.is_available()
-    if settings.batch % (settings.micro_batch * world()):
-        raise Stop(
-            f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
-            f"batch ({settings.batch}); it is the same on any number of devices"
-        )
-    if settings.dtype == "fp16" and not gpu:
-        raise Stop("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
     if settings.deepspeed is not None and world() == 1:  # it wants a launcher's variables
         os.environ |= {
             "RANK": "0",
@@ -258,7 +286,7 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
         }
-    found = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.micro_batch,
@@ -272,7 +300,7 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
         average_tokens_across_devices=True,
         deepspeed=settings.deepspeed,
         seed=seed,
-        use_cpu=not gpu,
+        use_cpu=not torch.cuda.is_available(),
         logging_steps=pace.EVERY,
         logging_first_step=True,
         save_strategy="no",  # but where `Checkpoints` says so
@@ -280,12 +308,6 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
         disable_tqdm=not sys.stderr.isatty(),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
     )
-    if found.n_gpu > 1:  # the Trainer would multiply the batch, and with it the budget
-        raise Stop(
-            f"{found.n_gpu} GPUs are visible to one process; set PET_NPROC_PER_NODE={found.n_gpu} to train on all of "
-            "them, or CUDA_VISIBLE_DEVICES=0"
-        )
-    return found
 
 
 def write_network(trainer: Any, folder: Path) -> None:

@@ -262,6 +262,7 @@ def test_haerae_kmmlu_and_click_are_evaluated_in_their_columns(run, lm, new_fold
         "kmmlu_accounting": [0, 1, 2, 3, 0, 1],
         "click_cul_economy": [1, 1, 1],
     }
+    assert rows.loc[rows["task"] == "click_cul_economy", "item"].tolist() == [0, 1, 3] * 2  # KIIP_law is not asked
     assert [len(row) for row in rows.loc[rows["task"] == "click_cul_economy", "log_likelihoods"]] == [4, 5, 4] * 2
     for shots, theirs in ask_the_harness(new_folder(), lm, folder, names, [0, 1], batch=1).items():
         for name in names:

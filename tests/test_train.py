@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from stages import train as stage
 from stages.lib.artifacts import read_json, read_table
 from stages.lib.prompt import encode, render
 from stages.lib.rows import IGNORED, labels
@@ -73,6 +74,33 @@ def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_counted(run, rows, to
     found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "report.json")
     assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= most for length in lengths))
     assert 0 < found["rows_without_answer"] < 40
+
+
+def test_rows_that_lose_the_end_of_their_answer_are_counted(run, rows, tokenizer):
+    whole = encode(tokenizer, "koalpaca", [row["instruction"] for row in rows], [row["output"] for row in rows], 10_000)
+    lengths = [len(example.ids) for example in whole]
+    most = sorted(lengths)[30]
+    folder = run(rows, held_out=rows[:20], max_tokens=most, budget={"unit": "steps", "amount": 1})
+    found = read_json(folder / "report.json")
+    assert found["rows_cut"] == sum(length > most for length in lengths) > 0
+    assert found["held_out_cut"] == sum(length > most for length in lengths[:20]) > 0
+
+
+def test_the_last_steps_of_a_training_have_a_loss_too(run, rows):
+    found = read_json(run(rows, budget={"unit": "steps", "amount": 7}) / "report.json")
+    assert [entry["step"] for entry in found["loss"]] == [1, 7]
+
+
+def test_two_gpus_for_one_process_are_refused_before_any_work(run, rows, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(Stop, match="2 GPUs are visible to one process; set PET_NPROC_PER_NODE=2"):
+        run(rows)
+
+
+def test_a_report_that_cannot_be_made_is_refused_before_any_work(run, rows, monkeypatch):
+    monkeypatch.setattr(stage, "find_spec", lambda _: None)
+    with pytest.raises(Stop, match=r"train\.report_to: wandb is not installed"):
+        run(rows, report_to="wandb")
 
 
 def test_no_row_with_an_answer_stops_the_stage(run, rows):
@@ -142,7 +170,7 @@ def test_half_precision_without_a_gpu_is_refused(run, rows):
 
 def test_the_loss_falls(trained):
     losses = read_json(trained / "report.json")["loss"]
-    assert [entry["step"] for entry in losses] == [1, 10]
+    assert [entry["step"] for entry in losses] == [1, 10, 12]
     assert losses[1]["loss"] < 0.8 * losses[0]["loss"]
     held = read_table(trained / "losses.parquet")
     assert (held["nll"] < held["nll_base"]).all()
@@ -208,7 +236,16 @@ def test_the_model_folder_holds_no_pickle_and_no_place_of_this_machine(trained, 
 
 def test_the_report_tells_no_time(trained):
     text = (trained / "report.json").read_text(encoding="utf-8")
-    assert sorted(json.loads(text)) == ["epochs", "loss", "rows", "rows_without_answer", "steps", "tokens"]
+    assert sorted(json.loads(text)) == [
+        "epochs",
+        "held_out_cut",
+        "loss",
+        "rows",
+        "rows_cut",
+        "rows_without_answer",
+        "steps",
+        "tokens",
+    ]
 
 
 def test_another_seed_trains_in_another_order(trained, run, rows):

@@ -78,11 +78,15 @@ def load_adapter(folder: Path, base: Path, form: Form, threads: int) -> "PeftMod
     return PeftModel.from_pretrained(network, str(folder), torch_device=start_torch(threads)).eval()
 
 
-def four_bits(dtype: Any) -> Any:
-    from transformers import BitsAndBytesConfig
-
+def require_bitsandbytes() -> None:
     if find_spec("bitsandbytes") is None:
         raise Stop("params.yaml: quantize: nf4 needs bitsandbytes; `pip install -c constraints.txt -e '.[4bit]'`")
+
+
+def four_bits(dtype: Any) -> Any:
+    require_bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -94,6 +98,8 @@ def four_bits(dtype: Any) -> Any:
 def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
     """Return the model with a new adapter, the only part of it that is trained."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -105,17 +111,14 @@ def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    missing = [name for name in adapter.modules if not any(has_name(path, name) for path, _ in model.named_modules())]
+    linear = [path for path, module in model.named_modules() if isinstance(module, (Linear, Conv1D))]
+    missing = [name for name in adapter.modules if not any(has_name(path, name) for path in linear)]
     if missing:
-        there = sorted({path.rsplit(".")[-1] for path, module in model.named_modules() if hasattr(module, "weight")})
+        there = sorted({path.rsplit(".")[-1] for path in linear})
         raise Stop(
             f"params.yaml: train.adapter.modules: no {', '.join(missing)} in the model; it has {', '.join(there)}"
         )
     return get_peft_model(model, config)
-
-
-def is_linear(module: Any) -> bool:
-    return getattr(module, "weight", None) is not None and hasattr(module, "in_features")
 
 
 def has_name(path: str, name: str) -> bool:

@@ -1,11 +1,14 @@
 """Which rows a training presents, and in which step: one budget for every arm.
 
-Rows come in epochs, each in an order of its own that the seed gives. A smaller arm repeats, a larger one stops early.
+Rows come in epochs, each in an order of its own that the seed gives, and no two seeds share one: replicates of a method
+that draws no rows differ in nothing else. A smaller arm repeats, a larger one stops early.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Literal
+
+import numpy as np
 
 from stages.lib.params import Positive, Section
 
@@ -39,14 +42,6 @@ def presented(budget: Budget, rows: Sequence[int], tokens: Sequence[int], batch:
 
 def batches(packs: int, batch: int, seed: int) -> Iterator[list[int]]:
     """Yield the batches of one epoch after the other, without end."""
-    import torch
-
     for epoch in count():
-        order = torch.randperm(packs, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        order = np.random.default_rng([seed, epoch]).permutation(packs).tolist()
         yield from (order[start : start + batch] for start in range(0, packs, batch))
-
-
-def epochs(steps: int, packs: int, batch: int) -> float:
-    """Return how many epochs that many steps are."""
-    whole, rest = divmod(steps, per_epoch := -(-packs // batch))
-    return whole + rest / per_epoch

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 log = logging.getLogger("stages")
 EVERY = 10
@@ -25,6 +25,9 @@ class Pace(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
         self.since, self.step = time.monotonic(), state.global_step
         log.info("%d of %d steps are done, processes: %d", state.global_step, state.max_steps, args.world_size)
+
+    def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_log |= state.global_step == state.max_steps  # else the last steps would have no loss
 
     def on_log(self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
