@@ -18,7 +18,7 @@ from stages.lib import paired
 from stages.lib.answers import EVERYWHERE, Answers, answers, held_out, outcomes
 from stages.lib.artifacts import read_json, read_table, require_same_rows, write_json
 from stages.lib.metrics import ITEM, by_task, without_leaks
-from stages.lib.params import Positive, Section
+from stages.lib.params import Count, Positive, Section
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -33,7 +33,7 @@ class Compare(Section):
     """Of the items, for an interval."""
     randomisations: Positive
     """For a p, which is at least one over this number and one."""
-    seed: int
+    seed: Count
 
 
 class Params(Section):

@@ -94,8 +94,11 @@ def report(
         folder.mkdir()
         for name, table in plot_tables(scored, found, {"base": base_scores, "(floor)": floor_scores}).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    for line in sentences(params, found, compared):
+    told = list(sentences(params, found, compared))
+    for line in told:
         log.info("%s", line)
+    if told:
+        log.info("every interval is one of 95 %% by itself: of twenty, about one is off by chance alone")
 
 
 def read_arms(folder: Path, names: list[str]) -> Arms:
@@ -240,8 +243,18 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
         for what, one, better in found:
             figures = f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}] {scope}"
             yield f"{name} minus {params.control}, {what}: {figures}: {verdict(one, better, name in compared)}"
+        yield from other_size(name, arms[name], str(params.control), arms[str(params.control)])
         if len(ours) > 1 and params.arms[name].method not in DRAWN:
             yield f"{name}: its seeds only train, for {params.arms[name].method} draws no rows"
+
+
+def other_size(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:
+    """Yield what to know of two arms of unequal size, and of unequal budget, as a budget of epochs gives them."""
+    if arm["sample"]["rows"] != theirs["sample"]["rows"]:
+        yield f"{name} has {arm['sample']['rows']:,} rows, {control} {theirs['sample']['rows']:,}"
+    if arm["train"]["steps"] != theirs["train"]["steps"]:
+        steps = f"{arm['train']['steps']:,} steps, {control} {theirs['train']['steps']:,}"
+        yield f"{name} was trained {steps}: their budgets differ, and a difference may be theirs"
 
 
 def verdict(one: dict[str, float], better: int, of_methods: bool) -> str:

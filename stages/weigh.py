@@ -22,7 +22,7 @@ def weigh(_params: Params, role: str, model: Path, size: Path) -> None:
 
     check_folder(model)
     config, parameters = AutoConfig.from_pretrained(model), count_parameters(model)
-    table = config.vocab_size * config.hidden_size
+    table = config.vocab_size * getattr(config, "embedding_size", config.hidden_size)  # ELECTRA's differs
     tied_head = table if role != "encoder" and config.tie_word_embeddings else 0  # one table, looked up and multiplied
     found = Size(
         parameters=parameters,
@@ -34,13 +34,17 @@ def weigh(_params: Params, role: str, model: Path, size: Path) -> None:
 
 
 def count_parameters(model: Path) -> int:
-    """Return how many numbers the safetensors hold; reads their headers alone."""
+    """Return how many floating-point numbers the safetensors hold; reads their headers alone.
+
+    Others are masks that older GPT-NeoX models saved with their weights.
+    """
     from safetensors import safe_open
 
     count = 0
     for path in sorted(model.glob("*.safetensors")):
         with safe_open(path, "np") as tensors:
-            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
+            count += sum(prod(one.get_shape()) for one in slices if "F" in one.get_dtype())
     return count
 
 

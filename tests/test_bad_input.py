@@ -212,6 +212,12 @@ def without_bitsandbytes(world):
         evaluation("copa", quantize="nf4")(world)
 
 
+def evaluate_more_choices(world):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "MOST_CHOICES", 4)
+        evaluation("haerae_history", spoil=write_items("haerae_history/test.jsonl", HISTORY))(world)
+
+
 def an_adapter_that_is_pickled(world):
     (world.inputs / "adapter_config.json").write_text("{}")
     (world.inputs / "adapter_model.bin").write_bytes(b"pickle")
@@ -321,6 +327,10 @@ CASES = {
             "haerae_history", spoil=write_items("haerae_history/test.jsonl", HISTORY, HISTORY | {"answer": "(F)"})
         ),
         ["benchmark haerae_history, item 1: the answer is '(F)'", "none of (A), (B)"],
+    ),
+    "more choices than a digit tells": (
+        evaluate_more_choices,
+        ["benchmark haerae_history, item 0: 5 choices, but 4 at most are told"],
     ),
     "a column that the harness needs": (
         evaluation("haerae_history", spoil=write_items("haerae_history/test.jsonl", {"answer": "(A)"})),

@@ -1,8 +1,11 @@
 """Counted operations are those that torch counts, and what curation saves is what a full training costs more."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaModel
 
@@ -15,6 +18,7 @@ MODELS = {
     "untied": ("base", "GPTNeoXConfig", "GPTNeoXForCausalLM", {"tie_word_embeddings": False}),
     "tied": ("scorer", "GPTNeoXConfig", "GPTNeoXForCausalLM", {"tie_word_embeddings": True}),
     "encoder": ("encoder", "RobertaConfig", "RobertaModel", {"max_position_embeddings": 66}),
+    "a narrow table": ("encoder", "ElectraConfig", "ElectraModel", {"embedding_size": 32}),
 }
 SIZE = Size(parameters=50, multiplied=10, layers=1, width=2)
 
@@ -31,6 +35,18 @@ def test_every_parameter_is_counted_once(weighed):
     network, size = weighed
     assert size.parameters == network.num_parameters()
     assert (size.layers, size.width) == (2, 128)
+
+
+def test_masks_that_were_saved_with_the_weights_are_no_parameters(lm, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(lm, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        weights | {"gpt_neox.layers.0.attention.bias": torch.ones(9, 9, dtype=torch.bool)}, folder / "model.safetensors"
+    )
+    weigh(Params(), "base", folder, tmp_path / "with")
+    weigh(Params(), "base", lm, tmp_path / "without")
+    assert read_json(tmp_path / "with") == read_json(tmp_path / "without")
 
 
 @pytest.mark.parametrize("length", [8, 60])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from stages.evaluate import Params, evaluate
@@ -213,6 +214,14 @@ def test_weights_in_4_bits_are_evaluated_on_a_cpu(kind, adapter, likelihoods, wi
     assert network.is_loaded_in_4bit
     exact, rounded = likelihoods(model), likelihoods(model, "nf4")
     assert 0.01 < furthest(exact, rounded) < 0.2 * max(map(abs, exact))
+
+
+@pytest.mark.parametrize(
+    "twice", [{"shots": [0, 1, 0]}, {"tasks": ["copa", "wic", "copa"]}, {"tasks": ["copa", "kobest_copa"]}]
+)
+def test_no_item_counts_twice(twice):
+    with pytest.raises(ValidationError, match="twice: its items would count twice"):
+        Params.model_validate(settings(**twice))
 
 
 OTHERS = {

@@ -31,12 +31,18 @@ def test_power_counts_the_benchmarks_items_and_two_methods_need_runs(project, ca
 
 
 def test_power_takes_the_fetched_benchmark_or_the_numbers_given(project, capsys):
-    (project / "data/benchmark/copa").mkdir(parents=True)
-    (project / "data/benchmark/copa/test.jsonl").write_text("{}\n" * 7)
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    assert "tasks: [boolq, copa, hellaswag, sentineg, wic]" in params
+    tasks = params.replace("[boolq, copa, hellaswag, sentineg, wic]", "[copa, click_cul_economy]")
+    (project / "params.yaml").write_text(tasks, encoding="utf-8")
+    for name, items in (("copa/test", 7), ("click_cul_economy/train", 9)):
+        path = project / f"data/benchmark/{name}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}\n" * items)
     power.main([".1", ".01"])
     power.main([".1", ".01", "397", "1404"])
     out = capsys.readouterr().out
-    assert "1 tasks of 7 items" in out
+    assert "2 tasks of 7, 9 items" in out
     assert "2 tasks of 397, 1404 items" in out
 
 
@@ -108,3 +114,15 @@ def test_ours_on_other_items_are_comparable_with_nothing_and_no_summary_is_named
     (project / "metrics/summary.json").write_text(json.dumps(summary(dict.fromkeys(published.KOBEST, 60))))
     assert published.main() == 0
     assert "no published figure is comparable with them" in capsys.readouterr().out
+
+
+def test_a_mean_over_other_tasks_stands_beside_no_mean_of_theirs(project, capsys):
+    (project / "metrics").mkdir()
+    mixed = summary(published.KOBEST | {"haerae_history": 188})
+    (project / "metrics/summary.json").write_text(json.dumps(mixed))
+    assert published.main() == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    (ours,) = (dict(zip(rows[0], row, strict=True)) for row in rows if row[0] == "| **spread**")
+    assert ours["copa macro_f1"] == ".4000"
+    assert "mean macro_f1" not in ours
+    assert "haerae_history" not in str(rows[0])

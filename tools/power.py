@@ -3,7 +3,7 @@
 DISCORDANCE is the share of items on which two runs differ, one right and the other wrong; SPREAD the standard deviation
 of a run's mean accuracy over seeds; N the items of each task, else those of the benchmark in data/ or in params.yaml.
 It prints the smallest difference in mean accuracy that is found in 80 of 100 repetitions, by the number of runs.
-`python -m tools.power .1 .01` is a start; once arms have replicates, metrics/summary.json has both as measured.
+`python -m tools.power .1 .01` is a start; once arms have replicates, `run_sd` in metrics/summary.json is the spread.
 """
 
 import sys
@@ -14,6 +14,7 @@ from stages.lib import power
 from stages.lib.artifacts import read_jsonl
 from stages.lib.params import PARAMS, read_yaml
 from stages.lib.stop import Stop
+from stages.lib.tasks import find_task
 from tools.output import tell
 
 RUNS = (2, 3, 5, 10)
@@ -30,13 +31,14 @@ def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
 
 
 def benchmark_items() -> list[int]:
-    """Return the test items of every task; raise Stop where the benchmark is not here yet."""
-    inputs = Path(str(read_yaml(PARAMS)["fetch_benchmark"]["inputs"]))
+    """Return how many items of every task are asked; raise Stop where the benchmark is not here yet."""
+    params = read_yaml(PARAMS)
+    inputs = Path(str(params["fetch_benchmark"]["inputs"]))
+    names = [f"{task.name}/{task.asked}.jsonl" for task in map(find_task, params["evaluate"]["tasks"])]
     for folder in (Path("data/benchmark"), inputs):
-        found = sorted(folder.glob("*/test.jsonl"))
-        if found:
-            return [len(read_jsonl(path)) for path in found]
-    raise Stop(f"no */test.jsonl in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
+        if all((folder / name).is_file() for name in names):
+            return [len(read_jsonl(folder / name)) for name in names]
+    raise Stop(f"no {names[0]} in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
 
 
 def main(words: list[str]) -> int:

@@ -41,13 +41,14 @@ NOTES = {
 def lines(path: Path) -> Iterator[str]:
     """Yield one table for every number of shots of ours, then what is comparable."""
     summary, published = read_json(path), pd.read_csv(TABLE)
-    models = {"base": summary["base"]["scores"], **{name: arm["scores"] for name, arm in summary["arms"].items()}}
-    for shots in sorted({int(name.removesuffix("-shot")) for name in models["base"]}):
+    arms = {f"**{name}**": arm["scores"] for name, arm in summary["arms"].items()}
+    models = {"**base**": summary["base"]["scores"], **arms, "majority floor": summary["floor"]}
+    for shots in sorted({int(name.removesuffix("-shot")) for name in summary["floor"]}):
         rows = [(f"{model} [{note(source)}]", figures_of(group)) for (model, source), group in groups(published, shots)]
-        rows += [(f"**{name}**", models[name][f"{shots}-shot"]) for name in models]
-        yield f"### {shots}-shot\n\n{table([*rows, ('majority floor', summary['floor'][f'{shots}-shot'])])}\n"
+        rows += [(name, of_kobest(scores[f"{shots}-shot"])) for name, scores in models.items()]
+        yield f"### {shots}-shot\n\n{table(rows)}\n"
     yield from (f"[{note(source)}] {source}: {text}\n" for source, text in NOTES.items())
-    yield ours(models["base"])
+    yield ours(next(iter(summary["base"]["scores"].values())))
 
 
 def groups(published: pd.DataFrame, shots: int) -> Any:
@@ -77,12 +78,18 @@ def cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}".removeprefix("0")
 
 
-def ours(scores: Any) -> str:
+def of_kobest(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of KoBEST's tasks, and the mean where it is over these five and no others."""
+    mean = {"mean"} if {*tasks} == {*KOBEST, "mean"} else set()
+    return {task: found for task, found in tasks.items() if task in {*KOBEST} | mean}
+
+
+def ours(tasks: dict[str, Any]) -> str:
     """Return whether our own figures are of KoBEST at all."""
-    items = {task: found["n"] for task, found in next(iter(scores.values())).items() if task != "mean"}
-    if items == KOBEST:
+    items = {task: found["n"] for task, found in tasks.items() if task in KOBEST}
+    if items and all(KOBEST[task] == n for task, n in items.items()):
         return "Ours: KoBEST v1.0, prompts of lm-evaluation-harness, metrics under their own names."
-    return f"Ours are of another benchmark ({items}), so no published figure is comparable with them."
+    return f"Ours are of other items than KoBEST's ({items}), so no published figure is comparable with them."
 
 
 def main() -> int:

@@ -36,13 +36,16 @@ def difference(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
         paired.adjust(told)
         mean = {metric: tell([metrics[metric] for metrics in found.values()]) for metric in EVERYWHERE}
         scores[shots] = told | {"mean": mean}
-    rows = bool(ours[0]["held_out"]["tokens"])
-    return {"scores": scores, "held_out_loss": {"all": tell([held_out(ours, theirs)])} if rows else {}}
+    rows = sum(count > 0 for count in ours[0]["held_out"]["tokens"].values())
+    return {"scores": scores, "held_out_loss": {"all": tell([held_out(ours, theirs)])} if rows > 1 else {}}
 
 
 def tell(tasks: list[Answered]) -> dict[str, float]:
     found = runs.crossed([task.ours for task in tasks], [task.theirs for task in tasks])
-    return found | ({"too_few": 1} if sum(task.discordant for task in tasks) < paired.FEW else {})
+    if sum(task.discordant for task in tasks) < paired.FEW:
+        del found["resolves"]
+        found["too_few"] = 1
+    return found
 
 
 def benchmark(ours: list[Any], theirs: list[Any], shots: str, task: str, metric: str) -> Answered:
@@ -52,8 +55,9 @@ def benchmark(ours: list[Any], theirs: list[Any], shots: str, task: str, metric:
 
 
 def held_out(ours: list[Any], theirs: list[Any]) -> Answered:
-    tokens = np.array([count for _, count in sorted(ours[0]["held_out"]["tokens"].items())], dtype=np.float64)
-    nll = np.array([[nats for _, nats in sorted(one["held_out"]["nll"].items())] for one in ours + theirs])
+    counts = {row: count for row, count in sorted(ours[0]["held_out"]["tokens"].items()) if count}
+    tokens = np.array(list(counts.values()), dtype=np.float64)
+    nll = np.array([[one["held_out"]["nll"][row] for row in counts] for one in ours + theirs])
     values = np.array([runs.ratio_values(one, tokens) for one in nll])
     return Answered(values[: len(ours)], values[len(ours) :], disagreement(nll))
 

@@ -50,9 +50,13 @@ def counts(items: pd.DataFrame) -> dict[str, int]:
 
 
 def without_leaks(items: pd.DataFrame, leaks: pd.DataFrame) -> dict[str, dict[str, Figures]]:
-    """Return `by_task` of the items that no row has, for the tasks that have others, and the mean over all tasks."""
+    """Return `by_task` of the items that no row has, for the tasks that have others, and the mean over all tasks.
+
+    No mean where a task has none but leaked items: it would be one over fewer tasks.
+    """
     known = pd.MultiIndex.from_frame(items[ITEM]).isin(pd.MultiIndex.from_frame(leaks[ITEM]))
-    told = {*items.loc[known, "task"], "mean"}
+    whole = set(items.loc[~known, "task"]) == set(items["task"])
+    told = {*items.loc[known, "task"], *(["mean"] if whole else [])}
     if not known.any():
         return {}
     rest = by_task(items[~known])

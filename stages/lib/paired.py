@@ -122,9 +122,9 @@ def mean(draws: Sequence[Draws]) -> Draws:
 
 
 def tell(draws: Draws) -> dict[str, float]:
-    """Return est, its 95 % interval lo to hi, p, and the smallest difference that these items resolve at 80 %.
+    """Return est, its 95 % interval lo to hi, p, and `resolves`, the smallest difference that these items find at 80 %.
 
-    `too_few` is 1, and else absent, where the models differ on too few items for any of it.
+    Where the models differ on too few items to say anything, `too_few` is 1 in place of it.
     """
     lo, hi = np.quantile(draws.resampled, LEVELS)
     extreme = np.count_nonzero(np.abs(draws.swapped) >= abs(draws.est) - 1e-12)
@@ -133,9 +133,9 @@ def tell(draws: Draws) -> dict[str, float]:
         "lo": float(lo),
         "hi": float(hi),
         "p": float((1 + extreme) / (1 + len(draws.swapped))),
-        "resolves": power.by_items(float(np.std(draws.resampled))),
     }
-    return found | ({"too_few": 1} if draws.discordant < FEW else {})
+    few = draws.discordant < FEW
+    return found | ({"too_few": 1} if few else {"resolves": power.by_items(float(np.std(draws.resampled)))})
 
 
 def mcnemar(counts_GAB: Counts) -> float:
