@@ -1,15 +1,16 @@
 """Planted worlds whose truth is known, from raw rows to the summary by the stages themselves.
 
-Rows are the pairs of data/pretrain. In 30 of 100 the words of the instruction are shuffled and the answer is another
-row's (source `noise`): one of the longest answers, none of which `clean` has. Held-out rows are of `clean` alone. The
-small models that score rows and that are tuned know the documents of data/pretrain and the clean rows of raw, so the
-base has what an arm's few rows do not cover.
+Rows are the pairs of data/pretrain. In 3 of 10 that arms choose from the words of the instruction are shuffled and the
+answer is another row's (source `noise`): one of the longest answers, none of which `clean` has. Held-out rows are of
+`clean` alone. The small models that score rows and that are tuned know the documents of data/pretrain and the clean
+rows of raw, so the base has what an arm's few rows do not cover.
 
 - Curation must win: `middle` leaves most of the noise out, `random` takes its share.
 - It cannot win: 24 arms `random` differ in their seeds alone, so groups of three do not differ as methods.
 
-Purity is not everything: with answers of noise that held-out rows have too, and a base that does not know the clean
-rows, `random` won, for `middle` covers fewer facts.
+Purity is not everything. With answers of noise that held-out rows have too, and a base that does not know the clean
+rows, `random` won, for `middle` covers fewer facts; with 600 held-out rows, that is with fewer clean ones to choose from
+and a base that knows fewer, neither won. Here the wrong answers are few and long, so that they teach much.
 """
 
 import random
@@ -28,9 +29,10 @@ from tests.project import ROOT
 from tests.training import SETTINGS
 
 pytestmark = pytest.mark.slow
-LONGEST = 0.1
-NOISE = 0.3
-FRACTION = 0.2
+LONGEST = 0.02
+NOISE = 0.22
+"""Of the pairs; once held-out rows are taken from the others, .29 of what is left."""
+FRACTION = 0.4
 SEEDS = (1, 2, 3)
 POOL = tuple(range(1, 25))
 TIMES = 20
@@ -69,7 +71,7 @@ PARAMS = {
     "merge": {
         "sources": [{"name": source} | COLUMNS for source in ("clean", "noise")],
         "drop": DROP | {"max_characters": None},
-        "held_out": {"sources": ["clean"], "share": 0.35, "max_rows": 300, "seed": 1},
+        "held_out": {"sources": ["clean"], "share": 0.35, "max_rows": 400, "seed": 1},
     },
     "ppl": {"max_tokens": 128, "add_bos": False, "batch_tokens": 1024, "dtype": "fp32"},
     "embed": {"max_tokens": 128, "pooling": "mean", "batch_tokens": 1024, "dtype": "fp32"},
