@@ -98,7 +98,7 @@ def report(
     for line in told:
         log.info("%s", line)
     if told:
-        log.info("every interval is one of 95 %% by itself: of twenty, about one is off by chance alone")
+        log.info("every interval is one of 95 % by itself: of twenty, about one is off by chance alone")
 
 
 def read_arms(folder: Path, names: list[str]) -> Arms:
