@@ -170,7 +170,7 @@ def test_allocation_koquality_takes_the_originals_real_rows(
 
 
 @pytest.fixture(scope="module")
-def figures(real: Path) -> dict[str, dict]:
+def figures(real: Path, write_leaks) -> dict[str, dict]:
     """What `stability` says of every method at 5 % of 27 thousand rows and a tenth more, by how clusters start."""
     keep = np.sort(np.argsort(dice(list(pd.read_parquet(real / "raw.parquet")["id"]), "27 thousand"))[:29700])
     for name in INPUTS:
@@ -181,7 +181,8 @@ def figures(real: Path) -> dict[str, dict]:
         settings = {"methods": METHODS, "fraction": 0.05, "seed": 1, "variants": {}, "added": [2, 0.01, 0.1]}
         params = {"threads": 1, "cluster": cells | {"n_init": 2, "seed": 1}, "stability": settings}
         out = real / f"{init}.json"
-        stability.stability(stability.Params.model_validate(params), *(real / f"{n}_27000" for n in INPUTS), out)
+        tables = [real / f"{name}_27000" for name in INPUTS]
+        stability.stability(stability.Params.model_validate(params), *tables, write_leaks(), out)
         found[init] = read_json(out)["methods"]
         for method, facts in found[init].items():
             print(

@@ -9,8 +9,8 @@ rows of raw, so the base has what an arm's few rows do not cover.
 - It cannot win: 24 arms `random` differ in their seeds alone, so groups of three do not differ as methods.
 
 Purity is not everything. With answers of noise that held-out rows have too, and a base that does not know the clean
-rows, `random` won, for `middle` covers fewer facts; with 600 held-out rows, that is with fewer clean ones to choose from
-and a base that knows fewer, neither won. Here the wrong answers are few and long, so that they teach much.
+rows, `random` won, for `middle` covers fewer facts; with 600 held-out rows, that is with fewer clean ones to choose
+from and a base that knows fewer, neither won. Here the wrong answers are few and long, so that they teach much.
 """
 
 import random
