@@ -258,7 +258,7 @@ def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path
     folder = clone(done, tmp_path / "clone")
     run(folder, "dvc", "pull", "-q")
     change_params(folder, arms={}, control=None, fetch_model__base__small__steps=40)  # after 2 no answer is its own
-    assert ran(run(folder, "dvc", "repro")) == {"fetch_model@base", "evaluate_base", "report"}
+    assert ran(run(folder, "dvc", "repro")) == {"fetch_model@base", "weigh@base", "evaluate_base", "report"}
     commit(folder, "the base alone")
     change_params(folder, evaluate__quantize="nf4")
     assert ran(run(folder, "dvc", "repro")) == {"evaluate_base", "report"}
