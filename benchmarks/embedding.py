@@ -7,7 +7,7 @@ weights; on a CPU a RoBERTa of 12.1 million parameters and one thread, on a GPU 
 
 import tempfile
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast, Ro
 
 from benchmarks.lengths import ALL, MOST, token_ids
 from benchmarks.measure import Timed, alternate, machine, ratio, seconds, table
-from benchmarks.models import DTYPES, random_models
+from benchmarks.models import DTYPES, Shape, configuration, random_models
 from benchmarks.scoring import Ours, padding
 from stages.lib.models import start_torch
 from stages.lib.vectors import unit_vectors
@@ -26,15 +26,8 @@ from stages.lib.vectors import unit_vectors
 LOOP = "one row padded to 512, fp32"
 
 
-class Shape(NamedTuple):
-    layers: int
-    width: int
-    heads: int
-    vocabulary: int
-
-
-SMALL = Shape(layers=6, width=384, heads=6, vocabulary=2_720)
-BASE = Shape(layers=12, width=768, heads=12, vocabulary=32_000)  # klue/roberta-base
+SMALL = Shape(layers=6, width=384, heads=6, vocabulary=2_720, positions=MOST + 2)
+BASE = Shape(layers=12, width=768, heads=12, vocabulary=32_000, positions=MOST + 2)  # klue/roberta-base
 ON_CPU = [Ours(dtype, budget, 6_000) for dtype in DTYPES for budget in (512, 1024, 4096)]
 ON_GPU = [Ours("fp32", 16_384, ALL), Ours("bf16", 16_384, ALL), Ours("bf16", 65_536, ALL)]
 
@@ -52,7 +45,7 @@ def compare(shape: Shape, looped: int, ways: list[Ours], sizes: tuple[int, ...],
     ids = token_ids(max(way.rows for way in ways), shape.vocabulary)
     texts = [" ".join(f"t{token}" for token in row[: MOST - 2]) for row in ids]
     tokenizer = make_tokenizer(shape.vocabulary)
-    encoders = random_models(AutoModel, configuration(shape))
+    encoders = random_models(AutoModel, configuration(RobertaConfig, shape, type_vocab_size=1))
     library = sentence_transformer(encoders["fp32"], tokenizer)
     runs = {LOOP: partial(one_by_one, encoders["fp32"], tokenizer, texts[:looped])}
     for size in sizes:
@@ -127,18 +120,6 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", pad_token="<pad>", eos_token="</s>")
-
-
-def configuration(shape: Shape) -> RobertaConfig:
-    return RobertaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=MOST + 2,
-        type_vocab_size=1,
-    )
 
 
 if __name__ == "__main__":

@@ -16,21 +16,13 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
 from benchmarks.lengths import ALL, token_ids
 from benchmarks.measure import Timed, alternate, machine, ratio, seconds, table
-from benchmarks.models import DTYPES, random_models
+from benchmarks.models import DTYPES, Shape, configuration, random_models
 from stages.lib.batching import canonical_batches
 from stages.lib.models import start_torch
 from stages.lib.scoring import nll_sums
 
 Ids = list[list[int]]
 LOOP = "one row, fp32"
-
-
-class Shape(NamedTuple):
-    layers: int
-    width: int
-    heads: int
-    vocabulary: int
-    positions: int
 
 
 class Ours(NamedTuple):
@@ -54,7 +46,7 @@ def main() -> None:
 def compare(shape: Shape, looped: int, ways: list[Ours], rounds: int) -> list[dict[str, Any]]:
     """Return the table's lines: first the one-row loop over `looped` rows, then our ways."""
     ids = [row for row in token_ids(max(way.rows for way in ways), shape.vocabulary) if len(row) > 1]
-    models = random_models(AutoModelForCausalLM, configuration(shape))
+    models = random_models(AutoModelForCausalLM, configuration(GPTNeoXConfig, shape))
     runs = {LOOP: partial(one_by_one, models["fp32"], ids[:looped])}
     for way in ways:
         ours(models[way.dtype], ids[:100], way.budget)  # the first run of a shape pays for its kernels
@@ -98,17 +90,6 @@ def one_by_one(model: PreTrainedModel, ids: Ids) -> NDArray[np.float64]:
 def ours(model: PreTrainedModel, ids: Ids, budget: int) -> NDArray[np.float64]:
     sums = nll_sums(model, ids, [1] * len(ids), budget, "perplexity, batches")
     return sums / np.array([len(row) - 1 for row in ids])
-
-
-def configuration(shape: Shape) -> GPTNeoXConfig:
-    return GPTNeoXConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=shape.positions,
-    )
 
 
 def padding(ids: Ids, budget: int) -> float:

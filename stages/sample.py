@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from stages.lib.artifacts import read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.params import Section
-from stages.lib.selection import Allocation, Method, pool, select
+from stages.lib.selection import Allocation, Method, leaked_ids, pool, select
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -92,8 +92,7 @@ def sample(
     scores, cells = read_table(ppl, "id", "ppl"), read_table(clusters, "id", "length_group", "cluster")
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
 
-    settings, found = params.arms[arm], read_table(leaks, "id", "drop")
-    leaked = set(found.loc[found["drop"], "id"])
+    settings, leaked = params.arms[arm], leaked_ids(read_table(leaks, "id", "drop"))
     rows = pool(corpus, scores["ppl"], cells, leaked, repeated=settings.allocation == "koquality")
     candidate = rows["reason"].isna().to_numpy()
     if not candidate.any():

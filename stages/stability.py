@@ -28,7 +28,7 @@ from stages.lib.artifacts import read_table, require_same_rows, write_json
 from stages.lib.cells import Cluster, find_cells, read_vectors
 from stages.lib.hashes import dice
 from stages.lib.params import Positive, Section, describe
-from stages.lib.selection import CELL, Method, lowest, pool, select, total
+from stages.lib.selection import CELL, Method, leaked_ids, lowest, pool, select, total
 from stages.lib.stage import run
 from stages.lib.stop import Stop
 
@@ -66,8 +66,7 @@ class Params(Section):
 def stability(params: Params, raw: Path, ppl: Path, embeddings: Path, leaks: Path, figures: Path) -> None:
     corpus, scores = read_table(raw), read_table(ppl, "id", "nll", "ppl")
     require_same_rows(raw=corpus["id"], ppl=scores["id"])
-    corpus, found = corpus.assign(nll=scores["nll"], ppl=scores["ppl"]), read_table(leaks, "id", "drop")
-    leaked = set(found.loc[found["drop"], "id"])
+    corpus, leaked = corpus.assign(nll=scores["nll"], ppl=scores["ppl"]), leaked_ids(read_table(leaks, "id", "drop"))
     vectors_ND = read_vectors(embeddings, corpus["id"])
 
     settings, base = params.stability, varied(params.cluster, {})

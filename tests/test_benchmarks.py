@@ -45,7 +45,7 @@ def test_scoring_is_compared_with_the_loop():
 
 def test_embedding_is_compared_with_the_loop_and_with_sentence_transformers():
     pytest.importorskip("sentence_transformers")
-    shape = embedding.Shape(layers=1, width=32, heads=2, vocabulary=64)
+    shape = embedding.Shape(layers=1, width=32, heads=2, vocabulary=64, positions=514)
     rows = embedding.compare(shape, 3, [Ours("fp32", 128, 10), Ours("bf16", 128, 10)], (4,), rounds=1)
     assert [row["way"].split(",")[0] for row in rows] == [
         "one row padded to 512", "sentence-transformers", "ours", "ours",

@@ -60,6 +60,11 @@ def pool(
     return rows
 
 
+def leaked_ids(leaks: pd.DataFrame) -> set[str]:
+    """Return the ids of the rows that `decontaminate` leaves out."""
+    return set(leaks.loc[leaks["drop"], "id"])
+
+
 def select(rows: pd.DataFrame, method: Method, allocation: Allocation, fraction: float, seed: int) -> Mask:
     """Return which of the candidates are taken [N].
 
