@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.measure import Way, alternate, machine, ratio, seconds, table
 from benchmarks.synthetic import CENTRES, unit_vectors
-from stages.lib.kmeans import fit
+from stages.lib.selection.kmeans import fit
 
 OURS = (("lloyd", "k-means++"), ("lloyd", "hashed"), ("minibatch", "k-means++"), ("minibatch", "hashed"))
 

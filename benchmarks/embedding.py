@@ -20,8 +20,8 @@ from benchmarks.lengths import ALL, MOST, token_ids
 from benchmarks.measure import Timed, alternate, machine, ratio, seconds, table
 from benchmarks.models import DTYPES, Shape, configuration, random_models
 from benchmarks.scoring import Ours, padding
-from stages.lib.models import start_torch
-from stages.lib.vectors import unit_vectors
+from stages.lib.models.loading import start_torch
+from stages.lib.scoring.embedding import unit_vectors
 
 LOOP = "one row padded to 512, fp32"
 

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from benchmarks.measure import machine, table
 from benchmarks.synthetic import CENTRES, long_text, pieces, unit_vectors
 from stages.decontaminate import LEAKS
-from stages.lib.artifacts import read_arrow, write_jsonl, write_table
+from stages.lib.core.artifacts import read_arrow, write_jsonl, write_table
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((40_000, 768), (375_506, 768), (4_000_000, 256))

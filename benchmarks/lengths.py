@@ -25,8 +25,8 @@ def token_ids(rows: int, vocabulary: int, extra: int = 0, seed: int = 1) -> list
 
 
 def main(raw: Path, scorer: Path) -> None:
-    from stages.lib.artifacts import read_table
-    from stages.lib.models import load_tokenizer
+    from stages.lib.core.artifacts import read_table
+    from stages.lib.models.loading import load_tokenizer
 
     texts = list(read_table(raw, "instruction")["instruction"].drop_duplicates())
     ids = load_tokenizer(scorer)(texts, add_special_tokens=False, truncation=True, max_length=MOST)["input_ids"]

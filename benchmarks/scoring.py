@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 from benchmarks.lengths import ALL, token_ids
 from benchmarks.measure import Timed, alternate, machine, ratio, seconds, table
 from benchmarks.models import DTYPES, Shape, configuration, random_models
-from stages.lib.batching import canonical_batches
-from stages.lib.models import start_torch
-from stages.lib.scoring import nll_sums
+from stages.lib.models.loading import start_torch
+from stages.lib.scoring.batching import canonical_batches
+from stages.lib.scoring.log_likelihood import nll_sums
 
 Ids = list[list[int]]
 LOOP = "one row, fp32"

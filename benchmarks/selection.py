@@ -15,10 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.measure import machine, table
-from stages.lib.artifacts import read_table
-from stages.lib.cells import Cluster, find_cells
-from stages.lib.models import Dtype, load_model, load_tokenizer
-from stages.lib.selection import Method, pool, select
+from stages.lib.core.artifacts import read_table
+from stages.lib.models.loading import Dtype, load_model, load_tokenizer
+from stages.lib.selection.cells import Cluster, find_cells
+from stages.lib.selection.methods import Method, pool, select
 
 DEFAULT = ["data/raw.parquet", "models/hub/scorer", "models/hub/encoder"]
 Case = tuple[pd.Series, pd.DataFrame]
@@ -62,7 +62,7 @@ def stays(corpus: pd.DataFrame, first: Case, other: Case, method: Method, fracti
 
 def score(corpus: pd.DataFrame, scorer: Path, dtype: Dtype, add_bos: bool) -> pd.Series:
     """Return the mean negative log-likelihood of every row, NaN where no token is predicted."""
-    from stages.lib.scoring import nll_sums
+    from stages.lib.scoring.log_likelihood import nll_sums
 
     place, texts = pd.factorize(corpus["instruction"])
     tokenizer, model = load_tokenizer(scorer), load_model(scorer, "AutoModelForCausalLM", dtype, threads=1)
@@ -74,7 +74,7 @@ def score(corpus: pd.DataFrame, scorer: Path, dtype: Dtype, add_bos: bool) -> pd
 
 
 def embed(corpus: pd.DataFrame, encoder: Path, dtype: Dtype) -> NDArray[np.float32]:
-    from stages.lib.vectors import unit_vectors
+    from stages.lib.scoring.embedding import unit_vectors
 
     place, texts = pd.factorize(corpus["instruction"])
     tokenizer, model = load_tokenizer(encoder), load_model(encoder, "AutoModel", dtype, threads=1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from stages.lib.artifacts import read_table, write_table
-from stages.lib.cells import Cluster, find_cells, read_vectors
-from stages.lib.params import Positive, Section
-from stages.lib.stage import run
+from stages.lib.core.artifacts import read_table, write_table
+from stages.lib.core.params import Positive, Section
+from stages.lib.core.runner import run
+from stages.lib.selection.cells import Cluster, find_cells, read_vectors
 
 CLUSTERS = pa.schema(
     [("id", pa.string()), ("length_group", pa.int32()), ("cluster", pa.int32()), ("distance", pa.float64())]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.lib import paired
-from stages.lib.answers import EVERYWHERE, Answers, answers, held_out, outcomes
-from stages.lib.artifacts import read_json, read_table, require_same_rows, write_json
-from stages.lib.metrics import ITEM, by_task, without_leaks
-from stages.lib.params import Count, Positive, Section
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, read_table, require_same_rows, write_json
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.runner import run
+from stages.lib.evaluation.metrics import ITEM, by_task, without_leaks
+from stages.lib.evaluation.predictions import EVERYWHERE, Answers, answers, held_out, outcomes
+from stages.lib.statistics import paired
 
 log = logging.getLogger("stages")
 SAME_ITEM = ["task", "shots", "item", "gold"]

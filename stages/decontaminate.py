@@ -16,11 +16,11 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import model_validator
 
-from stages.lib.artifacts import read_jsonl, read_table, write_table
-from stages.lib.overlap import SHORT, Rule, containment, likeness, normalise, overlapping, stands_alone
-from stages.lib.params import Positive, Section, Share
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Positive, Section, Share
+from stages.lib.core.runner import run
+from stages.lib.text.overlap import SHORT, Rule, containment, likeness, normalise, overlapping, stands_alone
 
 log = logging.getLogger("stages")
 LEAKS = pa.schema(

@@ -12,18 +12,24 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.lib.artifacts import read_table, write_arrow
-from stages.lib.fingerprint import made_by
-from stages.lib.models import Dtype, check_length, load_model, load_tokenizer, positions, tokenize
-from stages.lib.params import Positive, Section
-from stages.lib.processes import rank, world
-from stages.lib.stage import run
-from stages.lib.store import Batches, Store, complete, stamped
+from stages.lib.core.artifacts import read_table, write_arrow
+from stages.lib.core.params import Positive, Section
+from stages.lib.core.processes import rank, world
+from stages.lib.core.runner import run
+from stages.lib.models.loading import Dtype, check_length, load_model, load_tokenizer, positions, tokenize
+from stages.lib.scoring.cache import Batches, Store, complete, stamped
+from stages.lib.scoring.fingerprint import made_by
 
 log = logging.getLogger("stages")
 Pooling = Literal["mean", "cls", "pooler"]
-HERE = Path(__file__).parent
-CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("attention", "batching", "models", "vectors"))]
+LIB = Path(__file__).parent / "lib"
+CODE = [
+    Path(__file__),
+    LIB / "models/loading.py",
+    LIB / "scoring/attention.py",
+    LIB / "scoring/batching.py",
+    LIB / "scoring/embedding.py",
+]
 """What a vector depends on."""
 
 
@@ -63,9 +69,9 @@ def encode(texts: list[str], encoder: Path, params: Params) -> Batches:
 
     import torch
 
-    from stages.lib.batching import canonical_batches
-    from stages.lib.progress import progress
-    from stages.lib.vectors import embed_batches
+    from stages.lib.core.progress import progress
+    from stages.lib.scoring.batching import canonical_batches
+    from stages.lib.scoring.embedding import embed_batches
 
     check_length(model, settings.max_tokens, "embed.max_tokens")
     ids = tokenize(tokenizer, texts, max_length=settings.max_tokens)

@@ -18,14 +18,14 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from stages.lib.adapters import Form, load
-from stages.lib.artifacts import atomic, write_table
-from stages.lib.models import Dtype, load_tokenizer
-from stages.lib.params import Count, Positive, Section
-from stages.lib.processes import rank
-from stages.lib.stage import run
-from stages.lib.stop import Stop
-from stages.lib.tasks import KOBEST, Task, find_task
+from stages.lib.core.artifacts import atomic, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.processes import rank
+from stages.lib.core.runner import run
+from stages.lib.evaluation.tasks import KOBEST, Task, find_task
+from stages.lib.models.loading import Dtype, load_tokenizer
+from stages.lib.models.lora import Form, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +92,7 @@ class Params(Section):
 def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, items: Path) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
-    from stages.lib.harness import templates_compiled_once
+    from stages.lib.evaluation.lm_eval_model import templates_compiled_once
 
     with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
@@ -186,7 +186,7 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     from lm_eval import simple_evaluate
 
-    from stages.lib.harness import SharedLM
+    from stages.lib.evaluation.lm_eval_model import SharedLM
 
     for name in ("evaluator", "models.huggingface"):  # they warn of every num_fewshot, and of every request they cut
         logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)

@@ -12,11 +12,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.lib.artifacts import atomic
-from stages.lib.hub import load_split, snapshot
-from stages.lib.params import Section
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import atomic
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.models.hub import load_split, snapshot
 
 log = logging.getLogger("stages")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.lib.artifacts import atomic, read_jsonl, write_jsonl
-from stages.lib.hub import load_split, snapshot
-from stages.lib.params import Section
-from stages.lib.stage import run
-from stages.lib.stop import Stop
-from stages.lib.tasks import Task, find_task
+from stages.lib.core.artifacts import atomic, read_jsonl, write_jsonl
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.evaluation.tasks import Task, find_task
+from stages.lib.models.hub import load_split, snapshot
 
 log = logging.getLogger("stages")
 COLUMNS = {

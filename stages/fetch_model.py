@@ -13,13 +13,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.lib.artifacts import atomic
-from stages.lib.hub import snapshot
-from stages.lib.models import check_folder, start_torch
-from stages.lib.params import Positive, Section
-from stages.lib.small import Small
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import atomic
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Positive, Section
+from stages.lib.core.runner import run
+from stages.lib.models.hub import snapshot
+from stages.lib.models.loading import check_folder, start_torch
+from stages.lib.models.toy import Small
 
 log = logging.getLogger("stages")
 FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
@@ -52,7 +52,7 @@ def fetch_model(params: Params, role: str, inputs: Path, model: Path) -> None:
     start_torch(params.threads)
     with atomic(model) as scratch:
         if settings.small is not None:
-            from stages.lib.small_training import make_small
+            from stages.lib.models.toy_training import make_small
 
             make_small(role, inputs, settings.small, scratch)
         elif settings.from_ == "folder":

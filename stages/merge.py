@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from stages.lib.artifacts import write_jsonl, write_table
-from stages.lib.hashes import dice, text_hash
-from stages.lib.params import Count, Positive, Section, Share
-from stages.lib.records import Record, read_records
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import write_jsonl, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Count, Positive, Section, Share
+from stages.lib.core.runner import run
+from stages.lib.text.hashing import dice, text_hash
+from stages.lib.text.readers import Record, read_records
 
 log = logging.getLogger("stages")
 COLUMNS = ["id", "source", "instruction", "output"]

@@ -14,18 +14,24 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.lib.artifacts import read_table, write_arrow
-from stages.lib.fingerprint import made_by
-from stages.lib.models import Dtype, check_length, load_model, load_tokenizer, tokenize
-from stages.lib.params import Positive, Section
-from stages.lib.processes import rank, world
-from stages.lib.stage import run
-from stages.lib.stop import Stop
-from stages.lib.store import Batches, Store, complete, stamped
+from stages.lib.core.artifacts import read_table, write_arrow
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Positive, Section
+from stages.lib.core.processes import rank, world
+from stages.lib.core.runner import run
+from stages.lib.models.loading import Dtype, check_length, load_model, load_tokenizer, tokenize
+from stages.lib.scoring.cache import Batches, Store, complete, stamped
+from stages.lib.scoring.fingerprint import made_by
 
 log = logging.getLogger("stages")
-HERE = Path(__file__).parent
-CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("attention", "batching", "models", "scoring"))]
+LIB = Path(__file__).parent / "lib"
+CODE = [
+    Path(__file__),
+    LIB / "models/loading.py",
+    LIB / "scoring/attention.py",
+    LIB / "scoring/batching.py",
+    LIB / "scoring/log_likelihood.py",
+]
 """What a score depends on."""
 PPL = pa.schema(
     [("id", pa.string()), ("text", pa.string()), ("tokens", pa.int64()), ("nll", pa.float64()), ("ppl", pa.float64())]
@@ -73,9 +79,9 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
 
     import torch
 
-    from stages.lib.batching import send
-    from stages.lib.progress import progress
-    from stages.lib.scoring import predicting_batches, score_batches
+    from stages.lib.core.progress import progress
+    from stages.lib.scoring.batching import send
+    from stages.lib.scoring.log_likelihood import predicting_batches, score_batches
 
     check_length(model, settings.max_tokens + settings.add_bos, "ppl.max_tokens")
     ids = tokenize(tokenizer, texts, add_special_tokens=False, max_length=settings.max_tokens)

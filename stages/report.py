@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.lib.artifacts import atomic, read_json, read_jsonl, read_table, require_same_rows, write_json
-from stages.lib.cost import Size, arm_costs, selection_cost
-from stages.lib.methods import difference
-from stages.lib.metrics import by_task, floor, without_leaks
-from stages.lib.params import Section
-from stages.lib.selection import DRAWN
-from stages.lib.stage import run
+from stages.lib.core.artifacts import atomic, read_json, read_jsonl, read_table, require_same_rows, write_json
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.evaluation.metrics import by_task, floor, without_leaks
+from stages.lib.models.flops import Size, arm_costs, selection_cost
+from stages.lib.selection.methods import DRAWN
+from stages.lib.statistics.comparison import difference
 
 log = logging.getLogger("stages")
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)

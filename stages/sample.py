@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from stages.lib.artifacts import read_table, require_same_rows, write_jsonl, write_table
-from stages.lib.params import Section
-from stages.lib.selection import Allocation, Method, leaked_ids, pool, select
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_table, require_same_rows, write_jsonl, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.selection.methods import Allocation, Method, leaked_ids, pool, select
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from threadpoolctl import threadpool_limits
 
-from stages.lib.artifacts import read_table, require_same_rows, write_json
-from stages.lib.cells import Cluster, find_cells, read_vectors
-from stages.lib.hashes import dice
-from stages.lib.params import Positive, Section, describe
-from stages.lib.selection import CELL, Method, leaked_ids, lowest, pool, select, total
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_table, require_same_rows, write_json
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Positive, Section, describe
+from stages.lib.core.runner import run
+from stages.lib.selection.cells import Cluster, find_cells, read_vectors
+from stages.lib.selection.methods import CELL, Method, leaked_ids, lowest, pool, select, total
+from stages.lib.text.hashing import dice
 
 log = logging.getLogger("stages")
 Fraction = Annotated[float, Field(gt=0, le=1)]

@@ -21,20 +21,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
-from stages.lib.adapters import Adapter, Form, attach, load, merge, require_bitsandbytes, tidy
-from stages.lib.artifacts import atomic, read_jsonl, remove, write_json, write_table
-from stages.lib.budget import Budget, presented
-from stages.lib.fingerprint import hash_file, made_by, short
-from stages.lib.models import check_length, load_tokenizer
-from stages.lib.params import Count, Positive, Section
-from stages.lib.processes import barrier, rank, world
-from stages.lib.prompt import Example, FormatName, chat_template, encode
-from stages.lib.stage import run
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import atomic, read_jsonl, remove, write_json, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.processes import barrier, rank, world
+from stages.lib.core.runner import run
+from stages.lib.models.loading import check_length, load_tokenizer
+from stages.lib.models.lora import Adapter, Form, attach, load, merge, require_bitsandbytes, tidy
+from stages.lib.scoring.fingerprint import hash_file, made_by, short
+from stages.lib.text.chat_format import Example, FormatName, chat_template, encode
+from stages.lib.training.budget import Budget, presented
 
 log = logging.getLogger("stages")
-HERE = Path(__file__).parent
-CODE = [Path(__file__), *(HERE / "lib" / f"{name}.py" for name in ("adapters", "budget", "models", "prompt", "rows"))]
+LIB = Path(__file__).parent / "lib"
+CODE = [
+    Path(__file__),
+    LIB / "models/loading.py",
+    LIB / "models/lora.py",
+    LIB / "text/chat_format.py",
+    LIB / "training/budget.py",
+    LIB / "training/collate.py",
+]
 """What trained weights depend on."""
 HELD_OUT = pa.schema(
     [
@@ -191,7 +198,7 @@ def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -
     """Return the summed negative log-likelihood, in nats, of every held-out answer [N]."""
     if not tests:
         return np.zeros(0)
-    from stages.lib.scoring import nll_sums
+    from stages.lib.scoring.log_likelihood import nll_sums
 
     network = load(folder, base, written_form(params.train), params.threads)
     check_length(network, params.train.max_tokens, "train.max_tokens")
@@ -205,9 +212,9 @@ def fit(
     """Train, from the last checkpoint on; write the network into the folder and return what happened."""
     from transformers import PrinterCallback, Trainer, set_seed
 
-    from stages.lib.checkpoints import Checkpoints, newest
-    from stages.lib.pace import Pace
-    from stages.lib.rows import joined, pack, padded, tokens
+    from stages.lib.training.checkpoints import Checkpoints, newest
+    from stages.lib.training.collate import joined, pack, padded, tokens
+    from stages.lib.training.pace import Pace
 
     settings = params.train
     packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
@@ -276,7 +283,7 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    from stages.lib import pace
+    from stages.lib.training import pace
 
     if settings.deepspeed is not None and world() == 1:  # it wants a launcher's variables
         os.environ |= {

@@ -6,11 +6,11 @@ models/hub/<role> -> models/hub/<role>.json
 from math import prod
 from pathlib import Path
 
-from stages.lib.artifacts import write_json
-from stages.lib.cost import Size
-from stages.lib.models import check_folder
-from stages.lib.params import Section
-from stages.lib.stage import run
+from stages.lib.core.artifacts import write_json
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.models.flops import Size
+from stages.lib.models.loading import check_folder
 
 
 class Params(Section):

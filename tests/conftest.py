@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from stages import decontaminate, merge
-from stages.lib.artifacts import read_jsonl, read_table, write_table
-from stages.lib.stage import ALWAYS, IN_A_LOG, OFFLINE
+from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.core.runner import ALWAYS, IN_A_LOG, OFFLINE
 
 HF_HOME = Path(tempfile.mkdtemp(prefix="hf-home-"))  # read when the libraries are imported, so set here
 os.environ.update(ALWAYS | IN_A_LOG | OFFLINE | {"HF_HOME": str(HF_HOME), "HF_HUB_CACHE": str(HF_HOME / "hub")})
@@ -142,8 +142,8 @@ def write_vectors(new_folder):
 @pytest.fixture(scope="session")
 def tokenizer(questions):
     """A byte-level BPE without a start or an end of its own."""
-    from stages.lib.small import Small
-    from stages.lib.small_training import make_tokenizer
+    from stages.lib.models.toy import Small
+    from stages.lib.models.toy_training import make_tokenizer
 
     numbers = dict.fromkeys(Small.model_fields, 1) | {"vocabulary": 400, "learning_rate": 0.1}
     made = make_tokenizer(questions, Small.model_validate(numbers))

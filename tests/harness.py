@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.lib.tasks import find_task
+from stages.lib.evaluation.tasks import find_task
 
 
 def ask_the_harness(

@@ -7,10 +7,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from stages.lib import adapters
-from stages.lib.adapters import Form, load
-from stages.lib.artifacts import read_json, read_table
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, read_table
+from stages.lib.core.errors import Stop
+from stages.lib.models import lora as adapters
+from stages.lib.models.lora import Form, load
 from tests.training import LORA, prepare, settings, train_here
 
 FP32 = Form(dtype="fp32", quantize=None, attn_implementation="sdpa")

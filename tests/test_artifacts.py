@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stages.lib.artifacts import (
+from stages.lib.core.artifacts import (
     atomic,
     read_json,
     read_jsonl,
@@ -23,8 +23,8 @@ from stages.lib.artifacts import (
     write_jsonl,
     write_table,
 )
-from stages.lib.hashes import dice, text_hash
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
+from stages.lib.text.hashing import dice, text_hash
 
 SCHEMA = pa.schema([("id", pa.string()), ("ppl", pa.float64())])
 COLUMNS = {"id": [f"한글{n}" for n in range(300)], "ppl": [n / 7 for n in range(300)]}

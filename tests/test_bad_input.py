@@ -13,10 +13,10 @@ import pytest
 
 from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
 from stages.cluster import CLUSTERS
-from stages.lib import adapters
-from stages.lib.artifacts import write_jsonl, write_table
-from stages.lib.stop import Stop
-from stages.lib.tasks import KOBEST
+from stages.lib.core.artifacts import write_jsonl, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.evaluation.tasks import KOBEST
+from stages.lib.models import lora as adapters
 from stages.ppl import PPL
 from tests import training
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.batching import canonical_batches, canonical_length, pad, run_batches
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
+from stages.lib.scoring.batching import canonical_batches, canonical_length, pad, run_batches
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
 BUDGETS = st.integers(1, 2048)

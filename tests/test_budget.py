@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.budget import Budget, batches, presented
+from stages.lib.training.budget import Budget, batches, presented
 
 ARMS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 50)), min_size=1, max_size=30)
 

@@ -11,10 +11,10 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import confusion_matrix
 
 from stages.cluster import Params, cluster
-from stages.lib.artifacts import read_table
-from stages.lib.cells import Cluster, find_cells, length_groups, read_vectors
-from stages.lib.kmeans import BATCH, centroids, distances, fit, hashed_start
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_table
+from stages.lib.core.errors import Stop
+from stages.lib.selection.cells import Cluster, find_cells, length_groups, read_vectors
+from stages.lib.selection.kmeans import BATCH, centroids, distances, fit, hashed_start
 from tests.koquality import groups
 
 SPREADS = (0.5, 2.0, 6.0)

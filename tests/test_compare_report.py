@@ -12,8 +12,8 @@ from stages import compare as comparing
 from stages import report as reporting
 from stages.cluster import CLUSTERS
 from stages.evaluate import ITEMS
-from stages.lib.artifacts import read_json, write_json, write_jsonl, write_table
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, write_json, write_jsonl, write_table
+from stages.lib.core.errors import Stop
 from stages.merge import DROPPED, RAW
 from stages.ppl import PPL
 from stages.sample import SAMPLE

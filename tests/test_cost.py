@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaModel
 
-from stages.lib.artifacts import read_json
-from stages.lib.cost import Size, arm_costs, forward_flops, selection_cost
+from stages.lib.core.artifacts import read_json
+from stages.lib.models.flops import Size, arm_costs, forward_flops, selection_cost
 from stages.weigh import Params, weigh
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "attn_implementation": "eager"}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.lib import paired, power, runs
+from stages.lib.statistics import paired, power
+from stages.lib.statistics import replicates as runs
 
 STATISTICS = {"accuracy": paired.accuracy, "macro_f1": paired.macro_f1}
 KOBEST = (1404, 1000, 500, 397, 1260)

@@ -13,11 +13,11 @@ from stages import decontaminate as checking
 from stages import fetch
 from stages import merge as merging
 from stages.decontaminate import IDENTIFYING, Params
-from stages.lib import overlap
-from stages.lib.artifacts import read_jsonl, read_table, write_jsonl, write_table
-from stages.lib.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping
-from stages.lib.params import read_params
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import read_params
+from stages.lib.text import overlap
+from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping
 from stages.merge import RAW
 from stages.sample import SAMPLE
 from tests.conftest import BENCHMARK

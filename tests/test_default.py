@@ -17,8 +17,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import normalized_mutual_info_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib.artifacts import read_jsonl
-from stages.lib.params import read_params
+from stages.lib.core.artifacts import read_jsonl
+from stages.lib.core.params import read_params
 from stages.ppl import Params, score
 from tests.project import ROOT, UP_TO_DATE, copy_project, run
 from tools.make_default import Row, compose, shuffle_words, write_all

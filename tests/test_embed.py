@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stages.embed import Params, embed
-from stages.lib.artifacts import read_arrow
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_arrow
+from stages.lib.core.errors import Stop
 
 POOLINGS = ("mean", "cls", "pooler")
 

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from stages.evaluate import Params, evaluate
-from stages.lib.adapters import load
-from stages.lib.artifacts import read_jsonl, read_table, write_jsonl
-from stages.lib.metrics import by_task, floor
-from stages.lib.tasks import KOBEST as TASKS
+from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl
+from stages.lib.evaluation.metrics import by_task, floor
+from stages.lib.evaluation.tasks import KOBEST as TASKS
+from stages.lib.models.lora import load
 from tests.harness import ask_the_harness
 from tests.project import ENVIRONMENT, ROOT
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages import fetch, fetch_benchmark, fetch_model
-from stages.lib.artifacts import read_jsonl
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_jsonl
+from stages.lib.core.errors import Stop
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")

@@ -3,9 +3,9 @@
 import pytest
 
 from stages import cluster, fetch_model, merge, ppl, sample, train
-from stages.lib.params import read_params
-from stages.lib.stage import arguments
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import read_params
+from stages.lib.core.runner import arguments
 
 TRAIN = """\
 threads: 1

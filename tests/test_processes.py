@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from stages.lib import processes
-from stages.lib.processes import only_one, take
-from stages.lib.stop import Stop
+from stages.lib.core import processes
+from stages.lib.core.errors import Stop
+from stages.lib.core.processes import only_one, take
 from tests.project import ENVIRONMENT, ROOT
 
 SETTINGS = {
@@ -38,7 +38,7 @@ def test_a_stage_that_runs_already_is_waited_for_and_then_named(locks, monkeypat
 
 
 def test_the_lock_of_a_run_that_was_killed_is_free(locks):
-    script = f"from stages.lib.processes import *; import time; f = open({str(locks / 'ppl')!r}, 'a+'); "
+    script = f"from stages.lib.core.processes import *; import time; f = open({str(locks / 'ppl')!r}, 'a+'); "
     script += "take(f.fileno()); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     holder.stdout.readline()
@@ -50,7 +50,9 @@ def test_the_lock_of_a_run_that_was_killed_is_free(locks):
 
 
 def test_a_stage_ends_when_the_dvc_that_started_it_is_killed():
-    stage = "from stages.lib.processes import *; import time; stop_when_orphaned(); print(os.getpid(), flush=True); "
+    stage = (
+        "from stages.lib.core.processes import *; import time; stop_when_orphaned(); print(os.getpid(), flush=True); "
+    )
     stage += "time.sleep(60)"
     dvc = f"import subprocess; subprocess.run(['sh', '-c', '{sys.executable} -c \"{stage}\"; true'])"
     started = subprocess.Popen([sys.executable, "-c", dvc], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -83,7 +85,7 @@ def test_several_processes_write_the_same_bytes_as_one(stage, count, tmp_path, w
 
 DEATH = """
 import os, pathlib, signal, time
-from stages.lib import store
+from stages.lib.scoring import cache as store
 
 def die(*_):
     while not list(pathlib.Path(".checkpoints").glob("*.parquet")):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.lib.prompt import FORMATS, chat_template, encode, render
+from stages.lib.text.chat_format import FORMATS, chat_template, encode, render
 
 QUESTION, ANSWER = '김치찌개를 "끓이는" 법은?\n두 줄로 {답}해 주세요.', "물을 붓고 끓입니다.\n\n끝."
 WANTED = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from stages import evaluate, fetch_model
-from stages.lib.artifacts import read_jsonl, read_table
-from stages.lib.metrics import by_task
-from stages.lib.params import read_params
-from stages.lib.tasks import KOBEST
+from stages.lib.core.artifacts import read_jsonl, read_table
+from stages.lib.core.params import read_params
+from stages.lib.evaluation.metrics import by_task
+from stages.lib.evaluation.tasks import KOBEST
 from tests.harness import ask_the_harness
 from tests.project import ROOT
 

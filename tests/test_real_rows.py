@@ -16,10 +16,10 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from stages import decontaminate, fetch, fetch_benchmark, merge, sample, stability
 from stages.cluster import CLUSTERS
-from stages.lib.artifacts import read_json, read_jsonl, read_table, write_jsonl, write_table
-from stages.lib.cells import length_groups
-from stages.lib.hashes import dice
-from stages.lib.params import read_params
+from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_jsonl, write_table
+from stages.lib.core.params import read_params
+from stages.lib.selection.cells import length_groups
+from stages.lib.text.hashing import dice
 from stages.ppl import PPL
 from tests.koquality import groups, picks
 from tests.project import ROOT

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.lib.records import read_records
+from stages.lib.text.readers import read_records
 
 ROWS = [
     {"instruction": "한라산의 높이는?", "output": "1947미터입니다."},

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.prompt import Example, encode
-from stages.lib.rows import IGNORED, joined, pack, padded, present
+from stages.lib.text.chat_format import Example, encode
+from stages.lib.training.collate import IGNORED, joined, pack, padded, present
 
 LENGTHS = st.lists(st.integers(1, 32), min_size=1, max_size=60)
 MODELS = {"neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"), "llama": ("LlamaConfig", "LlamaForCausalLM")}

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.lib.artifacts import read_table
-from stages.lib.scoring import nll_sums
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_table
+from stages.lib.core.errors import Stop
+from stages.lib.scoring.log_likelihood import nll_sums
 from stages.ppl import Params, ppl
 
 MODELS = {  # the last four cap or scale their logits behind the head

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.cluster import CLUSTERS
-from stages.lib import selection
-from stages.lib.artifacts import read_jsonl, read_table, write_table
-from stages.lib.selection import BINS, pool, quotas, total
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.selection import methods as selection
+from stages.lib.selection.methods import BINS, pool, quotas, total
 from stages.ppl import PPL
 from stages.sample import Params, sample
 from tests.koquality import picks

@@ -6,10 +6,10 @@ import pytest
 from sklearn.datasets import make_blobs
 
 from stages import cluster, sample
-from stages.lib.artifacts import read_json, read_table, write_table
-from stages.lib.cells import Cluster
-from stages.lib.params import read_params
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, read_table, write_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import read_params
+from stages.lib.selection.cells import Cluster
 from stages.merge import RAW
 from stages.ppl import PPL
 from stages.stability import Params, before, coverage, method_facts, stability, title, varied

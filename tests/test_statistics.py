@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from stages.lib import paired, power, runs
-from stages.lib.answers import classes, digits, outcomes
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
+from stages.lib.evaluation.predictions import classes, digits, outcomes
+from stages.lib.statistics import paired, power
+from stages.lib.statistics import replicates as runs
 
 ITEMS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=60).map(lambda rows: np.array(rows).T)
 PROBABILITIES = st.lists(st.floats(0, 1), min_size=1, max_size=8)

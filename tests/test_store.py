@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stages import embed, ppl
-from stages.lib import store as module
-from stages.lib.fingerprint import changes, made_by, short, without_comments
-from stages.lib.store import Store, complete
+from stages.lib.scoring import cache as module
+from stages.lib.scoring.cache import Store, complete
+from stages.lib.scoring.fingerprint import changes, made_by, short, without_comments
 from tests.test_wiring import closure
 
 MADE_BY = {"weights": "a", "batch_tokens": "64"}
@@ -166,7 +166,7 @@ def test_a_function_of_a_docstring_alone_is_still_code():
 @pytest.mark.parametrize("stage", [ppl, embed])
 def test_the_fingerprint_holds_every_module_that_scores(stage):
     heart = {"ppl": "scoring", "embed": "vectors"}[stage.__name__.split(".")[1]]
-    modules = closure(f"stages.lib.{heart}") - {"stages.lib.progress", "stages.lib.stop"}
+    modules = closure(f"stages.lib.{heart}") - {"stages.lib.core.progress", "stages.lib.core.errors"}
     named = {f"stages.lib.{path.stem}" for path in stage.CODE[1:]}
     assert named == modules
     assert stage.CODE[0].name == f"{stage.__name__.split('.')[1]}.py"

@@ -8,10 +8,10 @@ import torch
 from pydantic import ValidationError
 
 from stages import train as stage
-from stages.lib.artifacts import read_json, read_table
-from stages.lib.prompt import encode, render
-from stages.lib.rows import IGNORED, labels
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, read_table
+from stages.lib.core.errors import Stop
+from stages.lib.text.chat_format import encode, render
+from stages.lib.training.collate import IGNORED, labels
 from tests.training import HELD_OUT, prepare, settings, train_here, weights, with_ids
 
 

@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from stages import train as stage
-from stages.lib import checkpoints, pace
-from stages.lib.artifacts import read_json, read_table
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_json, read_table
+from stages.lib.core.errors import Stop
+from stages.lib.training import checkpoints, pace
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
 
-EVERY_STEP = "from stages.lib import pace; pace.EVERY = 1\n"
+EVERY_STEP = "from stages.lib.training import pace; pace.EVERY = 1\n"
 TWENTY = {"budget": {"unit": "steps", "amount": 20}, "micro_batch": 2}
 ZERO = {
     "zero_optimization": {"stage": 2},
@@ -82,7 +82,8 @@ def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, a
 
 KILL = """
 import os, signal
-from stages.lib import checkpoints, pace
+from stages.lib.training import checkpoints
+from stages.lib.training import pace
 from transformers import Trainer
 
 def killed_at(owner, name, step):

@@ -22,8 +22,8 @@ import pytest
 
 from stages import cluster, compare, embed, fetch_model, merge, ppl, report, sample, train, weigh
 from stages.evaluate import ITEMS
-from stages.lib.artifacts import read_json, read_jsonl, read_table, write_json, write_jsonl, write_table
-from stages.lib.methods import difference
+from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_json, write_jsonl, write_table
+from stages.lib.statistics.comparison import difference
 from tests.conftest import COLUMNS, DROP
 from tests.project import ROOT
 from tests.training import SETTINGS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.lib.artifacts import write_jsonl
+from stages.lib.core.artifacts import write_jsonl
 from stages.train import Params, train
 from tests.project import ENVIRONMENT, ROOT
 

@@ -7,8 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from stages.lib.params import read_params
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import read_params
 
 STAGES = sorted(path.stem for path in (Path(__file__).parent.parent / "stages").glob("[a-z]*.py"))
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from stages.lib.stop import Stop
+from stages.lib.core.errors import Stop
 
 
 def tell(lines: Iterator[str]) -> int:

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.lib import power
-from stages.lib.artifacts import read_jsonl
-from stages.lib.params import PARAMS, read_yaml
-from stages.lib.stop import Stop
-from stages.lib.tasks import find_task
+from stages.lib.core.artifacts import read_jsonl
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import PARAMS, read_yaml
+from stages.lib.evaluation.tasks import find_task
+from stages.lib.statistics import power
 from tools.output import tell
 
 RUNS = (2, 3, 5, 10)

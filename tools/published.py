@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.artifacts import read_json
+from stages.lib.core.artifacts import read_json
 from tools.output import tell
 
 TABLE = Path(__file__).with_name("published.csv")

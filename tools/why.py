@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.lib.artifacts import read_jsonl, read_table
-from stages.lib.params import PARAMS, read_yaml
-from stages.lib.stop import Stop
+from stages.lib.core.artifacts import read_jsonl, read_table
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import PARAMS, read_yaml
 from tools.output import tell
 
 MOST = 10

@@ -1,0 +1,98 @@
+"""The model as lm-evaluation-harness drives it, in one process or several."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import env
+
+from stages.lib.core.errors import Stop
+from stages.lib.core.processes import rank, world
+from stages.lib.core.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""The texts of a context and a continuation, and the tokens of both."""
+Answer = tuple[float, bool]
+"""Log-likelihood of the continuation in nats, and whether it is the greedy one."""
+
+
+class SharedLM(HFLM):  # type: ignore[misc]
+    """HFLM whose batches are dealt to all processes, and which remembers the requests that it cut.
+
+    The batches are those that the harness itself makes in one process, so neither a bit nor a few-shot example depends
+    on how many processes there are. (Where the harness shares items out, each process draws other examples.)
+    """
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=False)
+        self.cut: set[tuple[str, str]] = set()
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
+        answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def _loglikelihood_tokens(self, requests: list[Request], *_: Any, **__: Any) -> list[Answer]:
+        self.note_the_cut(requests)
+        batches = deal(requests, self.batch_size)[rank() :: world()]
+        mine: dict[int, Answer] = {}
+        for numbers in progress(batches, len(batches), "log-likelihoods, batches"):
+            answers = super()._loglikelihood_tokens([requests[number] for number in numbers], disable_tqdm=True)
+            mine |= zip(numbers, answers, strict=True)
+        found = gather(mine)
+        return [found[number] for number in range(len(requests))]
+
+    def note_the_cut(self, requests: list[Request]) -> None:
+        """Keep the texts of requests that the harness cuts from the left; raise Stop where it would cut an answer."""
+        for texts, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise Stop(f"the model takes {self.max_length} tokens, an answer has {len(continuation)}: {texts[1]}")
+            if len(context) + len(continuation) > self.max_length + 1:  # the last token is predicted, not read
+                self.cut.add(texts)
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Keep the compiled templates of prompts: the harness compiles them for every item and every example again.
+
+    That is 96 % of the time that it takes to write 10-shot prompts.
+    """
+    env.from_string = cache(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string
+
+
+def deal(requests: list[Request], size: int) -> list[list[int]]:
+    """Return the numbers of each batch's requests, longest first, as lm_eval/models/utils.py (Collator) deals them.
+
+    Requests that differ in the last token alone are one row of a batch.
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, (_, context, continuation) in enumerate(requests):
+        groups[*context, *continuation[:-1]].append(number)
+
+    def order(numbers: list[int]) -> tuple[int, list[int]]:
+        _, context, continuation = max((requests[number] for number in numbers), key=lambda request: len(request[2]))
+        return -len(context) - len(continuation), context + continuation
+
+    rows = sorted(groups.values(), key=order)
+    return [list(chain(*rows[start : start + size])) for start in range(0, len(rows), size)]
+
+
+def gather(mine: dict[int, Answer]) -> dict[int, Answer]:
+    """Return the answers of all processes, in all of them."""
+    if world() == 1:
+        return mine
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, mine)
+    return {number: answer for part in parts for number, answer in part.items()}

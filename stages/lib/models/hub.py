@@ -1,0 +1,49 @@
+"""Fetch from the Hugging Face hub, at a pinned commit, through its own cache."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.lib.core.errors import Stop
+
+
+def snapshot(
+    repo_type: Literal["model", "dataset"],
+    where: str,
+    name: str | None,
+    revision: str | None,
+    **options: Any,
+) -> Path:
+    """Return the local folder of a hub repository at a commit; `where` names the params entry.
+
+    With HF_HUB_OFFLINE=1 only what HF_HUB_CACHE already holds is used.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not name:
+        raise Stop(f"params.yaml: {where}.name: missing; `from: hub` needs the repository's name")
+    if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        address = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}"
+        raise Stop(
+            f"params.yaml: {where}.revision: wanted a commit hash (40 hex digits), got {revision!r}; "
+            f"`git ls-remote {address} HEAD` prints the newest"
+        )
+    try:
+        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, **options))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise Stop(
+            f"{where}: {name} at {revision} could not be fetched: {error}; "
+            "look at the name, the revision, the network and, for a gated repository, HF_TOKEN"
+        ) from error
+
+
+def load_split(where: str, name: str | None, folder: Path, config: str | None, split: str) -> Any:
+    """Return one split of a data set's local folder, as `datasets` reads it."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_dataset(str(folder), config, split=split)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise Stop(f"{where}: {name} did not load: {error}; look at its name, config and split") from error

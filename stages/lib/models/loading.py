@@ -1,0 +1,98 @@
+"""Load models and tokenizers from folders, on the device that is there."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.lib.core.errors import Stop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("stages")
+SLICE = 10_000
+"""Texts that are tokenized at once."""
+Dtype = Literal["fp32", "bf16"]
+
+
+def start_torch(threads: int) -> str:
+    """Fix the CPU threads of torch, for their number changes the last bits of every sum; return the device."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+        return device
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed warns that it found no accelerator
+    return "cpu"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise Stop unless the folder holds a config and safetensors."""
+    if not (folder / "config.json").is_file():
+        raise Stop(f"{folder}: no model, it lacks config.json; wanted a folder written by save_pretrained")
+    if not list(folder.glob("*.safetensors")):
+        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise Stop(
+            f"{folder}: no *.safetensors, it holds {there}; pickled weights are never loaded: "
+            "convert the folder with save_pretrained, or fetch the model by `from: hub`"
+        )
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise Stop(f"{folder}: no tokenizer that transformers can load: {error}") from error
+    names = ["tokenizer.json", *tokenizer.vocab_files_names.values()]
+    if not any((folder / name).is_file() for name in names):  # transformers would make an empty one without a word
+        raise Stop(f"{folder}: no tokenizer; wanted one of {', '.join(sorted(set(names)))} beside the model")
+    return tokenizer
+
+
+def load_model(folder: Path, auto: str, dtype: Dtype, threads: int) -> "PreTrainedModel":
+    """Return the model in eval mode on the GPU or the CPU; `auto` names its Auto class."""
+    import torch
+    import transformers
+
+    device = start_torch(threads)
+    check_folder(folder)
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    loader: Any = getattr(transformers, auto)
+    model = loader.from_pretrained(folder, dtype=wanted, use_safetensors=True)
+    log.info("%s: %s parameters, %s, on %s", folder, f"{model.num_parameters():,}", dtype, device)
+    return model.to(device).eval()
+
+
+def positions(model: "PreTrainedModel") -> int | None:
+    """Return the most tokens that the model takes, None where it has no bound."""
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)  # RoBERTa counts its positions from the one after this
+    return most if most is None or first is None else most - first - 1
+
+
+def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
+    """Raise Stop where `tokens` positions are more than the model has."""
+    most = positions(model)
+    if most is not None and tokens > most:
+        raise Stop(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: Any) -> list[NDArray[np.int32]]:
+    """Return the token ids of every text; in slices, for the tokenizer's own lists take many times the memory."""
+    ids: list[NDArray[np.int32]] = []
+    for start in range(0, len(texts), SLICE):
+        encoded = tokenizer(list(texts[start : start + SLICE]), truncation=True, return_attention_mask=False, **options)
+        ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
+    return ids

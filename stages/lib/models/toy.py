@@ -1,0 +1,73 @@
+"""Small models from a folder of Korean text, by fixed steps: the stand-ins that run anywhere.
+
+    <folder>/*.txt    documents, separated by blank lines
+    <folder>/*.jsonl  pairs of `instruction` and `output`
+
+A GPT-NeoX on all of it (polyglot-ko's architecture), and a RoBERTa whose mean-pooled vectors bring an instruction and
+its output together, and neighbouring spans of a document (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748; spans
+of one document as positives: Izacard et al. 2022, arXiv 2112.09118). SimCSE by dropout alone finds no topics at this
+size.
+"""
+
+import random
+import re
+from pathlib import Path
+
+from stages.lib.core.artifacts import read_jsonl
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Count, Positive, Section
+
+
+class Small(Section):
+    vocabulary: Positive
+    """Most entries of the byte-level BPE; a small text has fewer merges."""
+    layers: Positive
+    width: Positive
+    heads: Positive
+    positions: Positive
+    """Longest input that the model takes, in tokens."""
+    context: Positive
+    """Tokens of a training row."""
+    batch: Positive
+    """Training rows of a step."""
+    steps: Positive
+    learning_rate: float
+    warmup: Count
+    """Steps over which the learning rate rises; then it falls linearly to 0."""
+    seed: int
+
+
+def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return documents and (instruction, output) pairs."""
+    documents = [
+        document.strip()
+        for path in sorted(folder.glob("*.txt"))
+        for document in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig"))
+        if document.strip()
+    ]
+    pairs = [pair for path in sorted(folder.glob("*.jsonl")) for pair in read_pairs(path)]
+    if not documents and not pairs:
+        raise Stop(f"{folder}: no *.txt and no *.jsonl to train a small model from")
+    return documents, pairs
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    try:
+        return [(str(row["instruction"]), str(row["output"])) for row in read_jsonl(path)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Stop(
+            f"{path}: wanted JSON Lines with instruction and output, got {type(error).__name__}: {error}; "
+            "mend the file, or take it out of the folder"
+        ) from error
+
+
+def spans(documents: list[str], seed: int) -> list[tuple[str, str]]:
+    """Return pairs of up to three sentences before and after a cut, one cut for every two sentences of a document."""
+    dice = random.Random(seed)
+    pairs = []
+    for document in documents:
+        sentences = [part for part in re.split(r"(?<=[.?!])\s+|\n+", document) if part.strip()]
+        for _ in range(len(sentences) // 2):
+            cut = dice.randrange(1, len(sentences))
+            pairs.append((" ".join(sentences[max(0, cut - 3) : cut]), " ".join(sentences[cut : cut + 3])))
+    return pairs

@@ -1,0 +1,97 @@
+"""The cells of a corpus: topics inside every length group.
+
+    N rows, D width
+
+Length groups are KoQuality's: quantiles of the instruction's characters (nayohan/KoQuality,
+generate_sentence_embedding_clustering.py), here over all rows of raw, so that a scorer never moves a cell.
+"""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.lib.core.artifacts import read_arrow, require_same_rows
+from stages.lib.core.errors import Stop
+from stages.lib.core.params import Positive, Section
+from stages.lib.selection.kmeans import Algorithm, Init, fit
+
+log = logging.getLogger("stages")
+
+
+class Cluster(Section):
+    length_groups: Positive
+    clusters: Positive
+    """Clusters inside each length group."""
+    small_groups: Literal["stop", "shrink"]
+    """A length group of fewer rows than clusters: an error that names it, or a cluster for each of its rows."""
+    algorithm: Algorithm
+    init: Init
+    n_init: Positive
+    """Starts of `k-means++`, the best is kept; `hashed` has one."""
+    seed: int
+
+
+def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
+    """Return `id`, `length_group`, `cluster` and the Euclidean `distance` to its centroid, of every row of corpus.
+
+    The index of corpus says which rows of the vectors are its own: a part of the rows needs no copy of their vectors.
+    """
+    cells = corpus[["id"]].assign(
+        length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
+    )
+    if settings.small_groups == "stop":
+        require_rows(cells["length_group"], settings.clusters)
+    for group, rows in cells.groupby("length_group"):
+        k = min(settings.clusters, len(rows))
+        found = fit(
+            vectors_ND[rows.index],
+            list(rows["id"]),
+            k,
+            settings.algorithm,
+            settings.init,
+            settings.n_init,
+            settings.seed,
+        )
+        cells.loc[rows.index, "cluster"], cells.loc[rows.index, "distance"] = found.label, found.distance
+        log.info("length group %d: %d rows, %d clusters, inertia %.2f", group, len(rows), k, found.inertia)
+    return cells
+
+
+def read_vectors(path: Path, ids: pd.Series) -> NDArray[np.float32]:
+    """Return the vectors of embeddings.parquet [N, D], which must be those of `ids`; in memory once, not twice."""
+    require_same_rows(raw=ids, embeddings=read_arrow(path, "id")["id"].to_pylist())
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            vectors_ND = np.empty((len(ids), file.schema_arrow.field("vector").type.list_size), dtype=np.float32)
+            start = 0
+            for batch in file.iter_batches(columns=["vector"]):
+                rows = vectors_ND[start : start + len(batch)]
+                rows[:] = batch["vector"].flatten().to_numpy().reshape(rows.shape)
+                start += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise Stop(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
+    return vectors_ND
+
+
+def length_groups(characters: pd.Series, groups: int) -> NDArray[np.int64]:
+    """Return the group of every row: group i holds q(i/L) <= characters < q((i+1)/L), the last has no upper bound."""
+    bounds = characters.quantile([i / groups for i in range(1, groups)]).to_numpy()
+    group: NDArray[np.int64] = np.searchsorted(bounds, characters.to_numpy(), side="right")
+    return group
+
+
+def require_rows(groups: pd.Series, clusters: int) -> None:
+    sizes = groups.value_counts().sort_index()
+    small = sizes[sizes < clusters]
+    if len(small):
+        listed = ", ".join(f"length group {group} has {size} rows" for group, size in small.items())
+        raise Stop(
+            f"params.yaml: cluster.clusters: {clusters} clusters in each length group, but {listed}; lower "
+            "cluster.clusters or cluster.length_groups, or let them have fewer by cluster.small_groups: shrink"
+        )

@@ -1,0 +1,163 @@
+"""Do these two models differ? Intervals and tests over the items that both answered.
+
+What two models answered on one task is a small table of counts, gold x prediction x the other's prediction, so items
+are resampled by drawing counts. Dimension key: R resamples, G gold class, A prediction, B the other's prediction,
+N held-out rows.
+
+- Interval: percentiles of the paired bootstrap (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters
+  13 and 16), the statistic computed again in every resample.
+- p: paired randomisation test (Noreen 1989, Computer-Intensive Methods for Testing Hypotheses, chapter 2): if the
+  models do not differ, either could have given either answer to an item.
+- Check for accuracy: McNemar's test with mid-p (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology
+  13:91, equation 6).
+- Over several tasks: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
+
+None of these knows that another seed would have given another model: see `runs`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from stages.lib.statistics import power
+
+Counts = NDArray[np.int64]
+Values = NDArray[np.float64]
+Statistic = Callable[[Counts], Values]
+LEVELS = (0.025, 0.975)
+FEW = 10
+"""Items on which two models must differ before an interval or a test says anything."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A difference, and what chance makes of it."""
+
+    est: float
+    resampled: Values
+    """The difference in R resamples of the items [R]."""
+    swapped: Values
+    """The difference where a coin says whose answer is whose [R]."""
+    discordant: int
+    """Items on which the two models differ."""
+
+
+def accuracy(counts_GA: Counts) -> Values:
+    """Return the share of right answers [...] of counts [..., G, A]."""
+    share: Values = np.trace(counts_GA, axis1=-2, axis2=-1) / counts_GA.sum((-2, -1))
+    return share
+
+
+def macro_f1(counts_GA: Counts) -> Values:
+    """Return the mean F1 [...] over the classes that occur in gold or prediction, of counts [..., G, A]."""
+    right = np.diagonal(counts_GA, axis1=-2, axis2=-1)
+    named = counts_GA.sum(-1) + counts_GA.sum(-2)
+    mean: Values = (2 * right / np.maximum(named, 1)).sum(-1) / (named > 0).sum(-1)
+    return mean
+
+
+def tabulate(gold: ArrayLike, ours: ArrayLike, theirs: ArrayLike) -> Counts:
+    """Return the counts [G, A, B] of three columns of classes 0, 1, ... of equal length."""
+    columns = np.array([gold, ours, theirs], dtype=np.int64)
+    shape = (int(columns.max()) + 1,) * 3
+    return np.bincount(np.ravel_multi_index(tuple(columns), shape), minlength=shape[0] ** 3).reshape(shape)
+
+
+def difference(statistic: Statistic, counts_GAB: Counts) -> Values:
+    """Return ours minus theirs [...] of counts [..., G, A, B]."""
+    return statistic(counts_GAB.sum(-1)) - statistic(counts_GAB.sum(-2))
+
+
+def resample(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
+    """Return counts [R, G, A, B] of as many items, drawn with replacement."""
+    items = int(counts_GAB.sum())
+    return rng.multinomial(items, counts_GAB.ravel() / items, size=times).reshape(times, *counts_GAB.shape)
+
+
+def swap(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
+    """Return counts [R, G, A, B] after a fair coin for every item on whether the models exchange their answers."""
+    a, b = np.indices(counts_GAB.shape)[1:]
+    either = np.where(a < b, counts_GAB + counts_GAB.swapaxes(-1, -2), 0)
+    heads = rng.binomial(either, 0.5, size=(times, *either.shape))
+    return heads + (either - heads).swapaxes(-1, -2) + np.where(a == b, counts_GAB, 0)
+
+
+def draw_items(
+    counts_GAB: Counts, statistic: Statistic, resamples: int, randomisations: int, rng: np.random.Generator
+) -> Draws:
+    """Return the difference of a statistic on one task."""
+    return Draws(
+        est=float(difference(statistic, counts_GAB)),
+        resampled=difference(statistic, resample(counts_GAB, resamples, rng)),
+        swapped=difference(statistic, swap(counts_GAB, randomisations, rng)),
+        discordant=int(counts_GAB.sum() - np.einsum("gaa->", counts_GAB)),
+    )
+
+
+def draw_rows(ours: Values, theirs: Values, tokens: Counts, resamples: int, randomisations: int, seed: int) -> Draws:
+    """Return the difference of two losses per token, sum over sum, of nll [N] in nats; rows are resampled."""
+    rng = np.random.default_rng(seed)
+    gap, rows = ours - theirs, len(tokens)
+    places = (rng.integers(rows, size=rows) for _ in range(resamples))
+    coins = (rng.choice((-1, 1), rows) for _ in range(randomisations))
+    return Draws(
+        est=float(gap.sum() / tokens.sum()),
+        resampled=np.array([gap[place].sum() / tokens[place].sum() for place in places]),
+        swapped=np.array([(gap * coin).sum() / tokens.sum() for coin in coins]),
+        discordant=int(np.count_nonzero(gap)),
+    )
+
+
+def mean(draws: Sequence[Draws]) -> Draws:
+    """Return the plain mean over tasks that were drawn independently of each other."""
+    return Draws(
+        est=sum(one.est for one in draws) / len(draws),
+        resampled=np.mean([one.resampled for one in draws], axis=0),
+        swapped=np.mean([one.swapped for one in draws], axis=0),
+        discordant=sum(one.discordant for one in draws),
+    )
+
+
+def tell(draws: Draws) -> dict[str, float]:
+    """Return est, its 95 % interval lo to hi, p, and `resolves`, the smallest difference that these items find at 80 %.
+
+    Where the models differ on too few items to say anything, `too_few` is 1 in place of it.
+    """
+    lo, hi = np.quantile(draws.resampled, LEVELS)
+    extreme = np.count_nonzero(np.abs(draws.swapped) >= abs(draws.est) - 1e-12)
+    found = {
+        "est": draws.est,
+        "lo": float(lo),
+        "hi": float(hi),
+        "p": float((1 + extreme) / (1 + len(draws.swapped))),
+    }
+    few = draws.discordant < FEW
+    return found | ({"too_few": 1} if few else {"resolves": power.by_items(float(np.std(draws.resampled)))})
+
+
+def mcnemar(counts_GAB: Counts) -> float:
+    """Return the mid-p of McNemar's test that two models are right equally often."""
+    ours = int(np.einsum("gga->", counts_GAB) - np.einsum("ggg->", counts_GAB))
+    theirs = int(np.einsum("gag->", counts_GAB) - np.einsum("ggg->", counts_GAB))
+    coins = stats.binom(ours + theirs, 0.5)
+    return float(2 * coins.cdf(min(ours, theirs)) - coins.pmf(min(ours, theirs)))
+
+
+def adjust(told: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Put `p_holm` beside every p of told[task][metric]; the tasks of a metric are a family."""
+    for metric in {metric for task in told.values() for metric in task}:
+        family = [task[metric] for task in told.values() if metric in task]
+        for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
+            one["p_holm"] = p
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return the p of one family, adjusted so that the chance of any false finding is at most the level."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.asarray(p)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return [float(value) for value in adjusted]

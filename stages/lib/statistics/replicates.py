@@ -1,0 +1,101 @@
+"""Does the method help? An interval that covers runs and items together.
+
+Two models trained on two draws, or with two seeds, differ; enough items make any such difference "significant". So
+several runs of each method answer the same items, and a two-way analysis of variance, runs nested in the method and
+items crossed with both, gives the variance of the difference of the methods (Searle, Casella and McCulloch 1992,
+Variance Components, chapter 4), each method with a variance of its own (Welch 1947, Biometrika 34, 28-35), as a method
+that draws no rows varies less than one that does:
+
+    over items + over runs - what both count of run x item
+
+with the degrees of freedom of Satterthwaite 1946, Biometrics Bulletin 2(6), 110-114. No part is taken to be below 0.
+
+Accuracy is a mean over items as it stands. Macro-F1 and a loss per token are linearised: an item's value is the
+statistic plus the item's influence on it (the infinitesimal jackknife: Efron 1982, The Jackknife, the Bootstrap and
+Other Resampling Plans, chapter 6), so their mean over items is the statistic itself.
+
+Dimension key: K runs of one method, N items of one task.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from stages.lib.statistics import power
+
+Values = NDArray[np.float64]
+Classes = NDArray[np.int64]
+ROUNDING = 1e-24
+"""A variance below it is of floating-point sums: all runs answer alike, and nothing can be told."""
+
+
+def accuracy_values(gold_N: Classes, prediction_N: Classes) -> Values:
+    values: Values = (gold_N == prediction_N).astype(np.float64)
+    return values
+
+
+def macro_f1_values(gold_N: Classes, prediction_N: Classes) -> Values:
+    """Return every item's value [N], whose mean is macro-F1 over the classes in gold or prediction."""
+    values = []
+    for one in np.union1d(gold_N, prediction_N):
+        gold, named = gold_N == one, prediction_N == one
+        values.append(ratio_values(2.0 * (gold & named), 1.0 * gold + named))
+    mean: Values = np.mean(values, axis=0)
+    return mean
+
+
+def ratio_values(above_N: Values, below_N: Values) -> Values:
+    """Return every item's value [N], whose mean is sum(above) / sum(below)."""
+    ratio = above_N.sum() / below_N.sum()
+    values: Values = ratio + (above_N - ratio * below_N) / below_N.mean()
+    return values
+
+
+def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float]:
+    """Return ours minus theirs in the plain mean over tasks: est, lo, hi, p, `resolves` and the spread of a run.
+
+    Each sequence holds one array [K, N] per task: the same K runs in each, K of 2 or more, and the same items in both.
+    `run_sd` is the standard deviation of a run's score within its method, noise of the items taken off.
+    """
+    tasks = len(ours)
+    gaps = [a.mean(0) - b.mean(0) for a, b in zip(ours, theirs, strict=True)]
+    items = [(float(gap.var(ddof=1)) / len(gap) / tasks**2, len(gap) - 1) for gap in gaps]
+    among = [run_part(method) for method in (ours, theirs)]
+    rest = [part for method in (ours, theirs) for part in rest_parts(method)]
+    over_items, over_runs, both = (sum(v for v, _ in parts) for parts in (items, among, rest))
+
+    est = sum(float(gap.mean()) for gap in gaps) / tasks
+    variance = float(power.total(over_items, np.array(over_runs), both))
+    if variance < ROUNDING:
+        return {"est": est, "lo": est, "hi": est, "p": 1.0, "resolves": 0.0, "run_sd": 0.0}
+    df = variance**2 / sum(v**2 / df for v, df in [*items, *among, *rest])
+    runs = sum(1 / len(method[0]) for method in (ours, theirs))
+    return interval(est, variance**0.5, df) | {
+        "resolves": power.by_runs(items, among, both),
+        "run_sd": (max(0.0, over_runs - both) / runs) ** 0.5,
+    }
+
+
+def run_part(method: Sequence[Values]) -> power.Part:
+    """Return the variance of a method's mean as its runs show it, and its degrees of freedom."""
+    scores_K = np.mean([task.mean(1) for task in method], axis=0)
+    return float(scores_K.var(ddof=1)) / len(scores_K), len(scores_K) - 1
+
+
+def rest_parts(method: Sequence[Values]) -> list[power.Part]:
+    """Return for every task the part of that variance that is run x item, and its degrees of freedom."""
+    found = []
+    for values_KN in method:
+        runs, items = values_KN.shape
+        rest = values_KN - values_KN.mean(1, keepdims=True) - values_KN.mean(0) + values_KN.mean()
+        df = (runs - 1) * (items - 1)
+        found.append((float((rest**2).sum()) / df / runs / items / len(method) ** 2, df))
+    return found
+
+
+def interval(est: float, error: float, df: float) -> dict[str, float]:
+    """Return est, its 95 % interval and p, by Student's t."""
+    half = error * float(stats.t.ppf(1 - power.LEVEL / 2, df))
+    return {"est": est, "lo": est - half, "hi": est + half, "p": float(2 * stats.t.sf(abs(est) / error, df))}

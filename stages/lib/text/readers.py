@@ -1,0 +1,106 @@
+"""Read the rows of one instruction file, whatever its form; a row that cannot be read is kept as it is."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from stages.lib.core.errors import Stop
+
+csv.field_size_limit(2**31 - 1)
+
+
+class Record(NamedTuple):
+    line: int
+    """Line of a JSONL file, number of the row elsewhere; from 1."""
+    values: dict[str, str] | None
+    """Text by column; None where the row is unreadable."""
+    raw: str
+    """The unreadable row."""
+
+
+def read_records(path: Path, encoding: str) -> Iterator[Record]:
+    """Yield the rows of a .jsonl, .json (a list, or an object keyed by number), .csv or .parquet file.
+
+    Raises Stop where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
+    """
+    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding  # with or without BOM
+    readers = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
+    empty = True
+    try:
+        for record in readers[path.suffix](path, codec):
+            yield record
+            empty = False
+    except UnicodeDecodeError as error:
+        raise Stop(
+            f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
+        ) from error
+    except (LookupError, ValueError, RecursionError, csv.Error, OSError) as error:
+        raise Stop(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
+    if empty:
+        raise Stop(f"{path}: no rows")
+
+
+def json_lines(path: Path, encoding: str) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for line, content in enumerate(file, 1):
+            if content.strip():
+                yield json_line(line, content, encoding)
+
+
+def json_line(line: int, content: bytes, encoding: str) -> Record:
+    try:
+        return to_record(line, json.loads(content.decode(encoding)))
+    except (ValueError, RecursionError):
+        return Record(line, None, content.decode(encoding, errors="replace").strip())
+
+
+def json_file(path: Path, encoding: str) -> Iterator[Record]:
+    content = json.loads(path.read_bytes().decode(encoding))
+    rows = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("wanted a list of objects, or one object of objects keyed by number")
+    yield from (to_record(number, row) for number, row in enumerate(rows, 1))
+
+
+def csv_file(path: Path, encoding: str) -> Iterator[Record]:
+    content = path.read_bytes()
+    content.decode(encoding)  # at once, so that a wrong byte is named by its place in the file
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding, newline=""), strict=True)
+    header = next(reader, [])
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise ValueError(f"the column {', '.join(twice)} stands in the header more than once")
+    for number, fields in enumerate(filter(None, reader), 1):
+        if len(fields) == len(header):
+            yield Record(number, dict(zip(header, fields, strict=True)), "")
+        else:
+            yield Record(number, None, ",".join(fields))
+
+
+def parquet_file(path: Path, _encoding: str) -> Iterator[Record]:
+    rows = (row for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+    yield from (to_record(number, row) for number, row in enumerate(rows, 1))
+
+
+def to_record(line: int, row: Any) -> Record:
+    """Return a row of JSON types as text; a row that is no object or holds a broken surrogate is unreadable."""
+    if not isinstance(row, dict):
+        return Record(line, None, json.dumps(row, ensure_ascii=False))
+    values = {str(column): to_text(value) for column, value in row.items()}
+    try:
+        "".join(values.values()).encode("utf-8")
+    except UnicodeEncodeError:
+        return Record(line, None, json.dumps(row))
+    return Record(line, values, "")
+
+
+def to_text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
