@@ -17,9 +17,10 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
+from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text.overlap import SHORT, Rule, containment, likeness, normalise, overlapping, stands_alone
 
 log = logging.getLogger("stages")
@@ -40,14 +41,6 @@ LEAKS = pa.schema(
 the row, or likeness; `text`: instruction and output; `item_text`: what of the item is in it; `drop`: is it out."""
 ITEM = ["task", "split", "item"]
 FOUND = ["row", "id", "kind", "share", "text", "normalised"]
-IDENTIFYING = {
-    "boolq": ("paragraph", "question"),
-    "copa": ("premise",),
-    "hellaswag": ("context",),
-    "sentineg": ("sentence",),
-    "wic": ("context_1", "context_2"),
-}
-"""Columns that alone make an item known. A word, `원인`, an ending or an alternative does not; all together do."""
 LONG = 20
 """Characters by which a text column of any other task identifies its item ..."""
 SHARED = 4
@@ -93,9 +86,9 @@ def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> No
     found = pd.DataFrame(matches(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
     listed = strongest(found.merge(items, on="normalised")).assign(drop=settings.drop)
     write_table(leaks, listed, LEAKS)
-    say(listed, len(corpus), len(items[ITEM].drop_duplicates()))
+    log_counts(listed, len(corpus), len(items[ITEM].drop_duplicates()))
     if settings.fail and len(listed):
-        raise Stop(complaint(listed, leaks))
+        raise UserError(complaint(listed, leaks))
 
 
 def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
@@ -107,18 +100,19 @@ def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
         for text in identifying_texts(path.parent.name, item)
     ]
     if not rows:
-        raise Stop(f"{benchmark}: no items; wanted <task>/<split>.jsonl; run `dvc repro fetch_benchmark`")
+        raise UserError(f"{benchmark}: no items; wanted <task>/<split>.jsonl; run `dvc repro fetch_benchmark`")
     texts = pd.DataFrame(rows)
     texts["normalised"] = texts["item_text"].map(normalise)
     texts = texts.drop_duplicates([*ITEM, "normalised"])
     sharing = texts.groupby(["task", "normalised"])["item"].transform("size")
-    identifies = texts["task"].isin(list(IDENTIFYING)) | (sharing <= SHARED)
+    identifies = texts["task"].isin(list(KOBEST)) | (sharing <= SHARED)
     return texts[identifies & (texts["normalised"].str.len() >= settings.min_characters)]
 
 
 def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
     texts = {column: value for column, value in item.items() if isinstance(value, str)}
-    columns = IDENTIFYING.get(task) or [column for column, text in texts.items() if len(text) >= LONG]
+    long = [column for column, text in texts.items() if len(text) >= LONG]
+    columns = KOBEST[task].identifying if task in KOBEST else long
     return [*(texts[column] for column in columns if column in texts), " ".join(texts.values())]
 
 
@@ -128,12 +122,12 @@ def matches(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tupl
     wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
     for row, number in overlapping(wholes, texts, rule):
         instruction, output, text = instructions[row], outputs[row], texts[number]
-        kind, share = compare(text, instruction, output, wholes[row], rule)
+        kind, share = match_kind(text, instruction, output, wholes[row], rule)
         if kind:
             yield row, corpus["id"].iat[row], kind, share, f"{instruction}\n\n{output}", text
 
 
-def compare(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:
+def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:
     """Return how a row has a normalised text, and the share of its n-grams; None where it has not."""
     if text in (whole, normalise(instruction), normalise(output)):
         return "exact", 1.0
@@ -155,7 +149,7 @@ def strongest(found: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(["row", *ITEM]).astype({"kind": str})
 
 
-def say(listed: pd.DataFrame, rows: int, items: int) -> None:
+def log_counts(listed: pd.DataFrame, rows: int, items: int) -> None:
     for (task, split), group in listed.groupby(["task", "split"]):
         kinds = dict(sorted(Counter(group["kind"]).items()))
         log.info("%s, %s: %d items in %d rows %s", task, split, group["item"].nunique(), group["row"].nunique(), kinds)

@@ -16,9 +16,9 @@ from stages.lib.core.artifacts import read_table, write_arrow
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import Dtype, check_length, load_model, load_tokenizer, positions, tokenize
+from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, positions, tokenize
 from stages.lib.scoring.cache import Batches, Store, complete, stamped
-from stages.lib.scoring.fingerprint import made_by
+from stages.lib.scoring.fingerprint import compute_fingerprint
 
 log = logging.getLogger("stages")
 Pooling = Literal["mean", "cls", "pooler"]
@@ -50,13 +50,13 @@ class Params(Section):
 def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embeddings: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    make = made_by(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
-    store = Store(checkpoints, make, columns, ["vector"], embeddings)
+    fingerprint = compute_fingerprint(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
+    store = Store(checkpoints, fingerprint, vector_columns, ["vector"], embeddings)
     vectors = complete(store, list(texts), lambda missing: encode(missing, encoder, params))
     if vectors is None:
         return
     rows = vectors.take(place).add_column(0, "id", pa.array(corpus["id"]))
-    write_arrow(embeddings, stamped(rows, make))
+    write_arrow(embeddings, stamped(rows, fingerprint))
     width = rows.schema.field("vector").type.list_size
     log.info("%s rows, %s distinct instructions, %d numbers each", f"{len(rows):,}", f"{len(texts):,}", width)
 
@@ -65,7 +65,7 @@ def encode(texts: list[str], encoder: Path, params: Params) -> Batches:
     """Yield the rows of every batch and their unit vectors [n, D]; texts without a token get zeros."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)
-    model = load_model(encoder, "AutoModel", settings.dtype, params.threads)
+    model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel")
 
     import torch
 
@@ -82,7 +82,7 @@ def encode(texts: list[str], encoder: Path, params: Params) -> Batches:
     yield from embed_batches(model, ids, settings.pooling, progress(batches, len(batches), "embeddings, batches"))
 
 
-def columns(vectors_ND: NDArray[np.float32]) -> dict[str, pa.Array]:
+def vector_columns(vectors_ND: NDArray[np.float32]) -> dict[str, pa.Array]:
     return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])}
 
 

@@ -19,19 +19,20 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from stages.lib.core.artifacts import atomic, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
 from stages.lib.core.processes import rank
 from stages.lib.core.runner import run
-from stages.lib.evaluation.tasks import KOBEST, Task, find_task
-from stages.lib.models.loading import Dtype, load_tokenizer
-from stages.lib.models.lora import Form, load
+from stages.lib.evaluation.kobest import KOBEST
+from stages.lib.evaluation.tasks import Task, find_task
+from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer
+from stages.lib.models.lora import load_network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger("stages")
-METRICS = """\
+HARNESS_METRICS = """\
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
   - metric: f1
@@ -40,7 +41,7 @@ metric_list:
     higher_is_better: true
 """
 MOST_CHOICES = 10
-"""Of an item: metrics/items tells a choice by a digit."""
+"""Of an item, because metrics/items holds a choice as one digit."""
 ACC_NORM = "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
 ITEMS = pa.schema(
     [
@@ -80,8 +81,8 @@ class Evaluate(Section):
             raise ValueError(f"{', '.join(twice)} twice: its items would count twice in every mean")
         return values
 
-    def form(self) -> Form:
-        return Form(dtype=self.dtype, quantize=self.quantize, attn_implementation=None)
+    def load_config(self) -> LoadConfig:
+        return LoadConfig(dtype=self.dtype, quantize=self.quantize)
 
 
 class Params(Section):
@@ -89,7 +90,7 @@ class Params(Section):
     evaluate: Evaluate
 
 
-def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, items: Path) -> None:
+def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, evaluation: Path) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
     from stages.lib.evaluation.lm_eval_model import templates_compiled_once
@@ -97,13 +98,13 @@ def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path,
     with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
         lines = check_tasks(tasks, max(settings.shots), Path(scratch))
-        network = load(model, base, settings.form(), params.threads)
+        network = load_network(model, base, settings.load_config(), params.threads)
         rows = pd.DataFrame(answers(settings, tasks, lines, network, model, Path(scratch)))
     if rank() != 0:
         return
-    with atomic(items) as folder:
+    with atomic(evaluation) as folder:
         write_table(folder / "items.parquet", rows, ITEMS)
-    say(arm, rows)
+    log_accuracy(arm, rows)
 
 
 def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
@@ -112,7 +113,7 @@ def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
         files = {split: benchmark / task.name / f"{split}.jsonl" for split in task.splits}
         for path in files.values():
             if not path.is_file():
-                raise Stop(f"{path}: missing; the harness's {task.name} reads {', '.join(task.splits)}")
+                raise UserError(f"{path}: missing; the harness's {task.name} reads {', '.join(task.splits)}")
         data = {
             "include": str(task.path),
             "task": task.name,
@@ -125,14 +126,14 @@ def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
             },
         }
         lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in data.items()]  # JSON is YAML
-        text = "".join(lines) + METRICS + (ACC_NORM if "acc_norm" in task.metrics else "")
+        text = "".join(lines) + HARNESS_METRICS + (ACC_NORM if "acc_norm" in task.metrics else "")
         (scratch / f"{task.name}.yaml").write_text(text, encoding="utf-8")
 
 
 def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> dict[str, list[int]]:
     """Return for every task the line of each item that is asked, in the file of its split.
 
-    Raise Stop for what the harness would meet hours later, or pass over: columns, examples, right answers.
+    Raise UserError for what the harness would meet hours later, or pass over: columns, examples, right answers.
     """
     from jinja2 import UndefinedError
 
@@ -143,7 +144,7 @@ def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> dict[str, list[
             check_items(task.name, asked, shots)
             lines[task.name] = lines_of(asked.eval_docs, asked.dataset[task.asked])
         except (IndexError, KeyError, ValueError, UndefinedError) as error:
-            raise Stop(f"benchmark {task.name}: not in the columns that the harness reads: {error}") from error
+            raise UserError(f"benchmark {task.name}: not in the columns that the harness reads: {error}") from error
     return lines
 
 
@@ -158,16 +159,16 @@ def lines_of(items: Any, rows: Any) -> list[int]:
 
 
 def check_items(name: str, task: Any, shots: int) -> None:
-    """Raise Stop where a task has too few examples to give, or an item no right answer."""
+    """Raise UserError where a task has too few examples to give, or an item no right answer."""
     pool = len(task.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split) if shots else 0
     if shots > pool:
-        raise Stop(f"params.yaml: evaluate.shots: {shots}, but {name} has only {pool} examples to give")
+        raise UserError(f"params.yaml: evaluate.shots: {shots}, but {name} has only {pool} examples to give")
     for number, item in enumerate(task.eval_docs):
         gold, choices = task.doc_to_target(item), task.doc_to_choice(item)
         if gold not in (choices if isinstance(gold, str) else range(len(choices))):
-            raise Stop(f"benchmark {name}, item {number}: the answer is {gold!r}, none of {', '.join(choices)}")
+            raise UserError(f"benchmark {name}, item {number}: the answer is {gold!r}, none of {', '.join(choices)}")
         if len(choices) > MOST_CHOICES:
-            raise Stop(f"benchmark {name}, item {number}: {len(choices)} choices, but {MOST_CHOICES} at most are told")
+            raise UserError(f"benchmark {name}, item {number}: {len(choices)} choices, but at most {MOST_CHOICES}")
 
 
 def manager(scratch: Path) -> Any:
@@ -219,7 +220,7 @@ def item_row(task: Task, shots: int, line: int, sample: dict[str, Any], cut: set
     }
 
 
-def say(arm: str, rows: pd.DataFrame) -> None:
+def log_accuracy(arm: str, rows: pd.DataFrame) -> None:
     groups = rows.groupby(["shots", "task"])
     log.info("%s: accuracy\n%s", arm, groups["correct"].mean().unstack().round(3).to_string())
     for (shots, task), count in groups["truncated"].sum().items():

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.lib.core.artifacts import atomic
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.models.hub import load_split, snapshot
@@ -59,9 +59,9 @@ def copy_file(path: Path, source: str, folder: Path) -> None:
     where = f"params.yaml: fetch.sources.{source}.name"
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*"))) or "nothing"
-        raise Stop(f"{where}: no file {path}; {path.parent} holds {there}")
+        raise UserError(f"{where}: no file {path}; {path.parent} holds {there}")
     if path.suffix.lower() not in SUFFIXES:
-        raise Stop(f"{where}: wanted a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
+        raise UserError(f"{where}: wanted a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
     shutil.copyfile(path, folder / f"{source}{path.suffix.lower()}")
 
 
@@ -69,7 +69,7 @@ def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:
     """Write one split of a hub data set as Parquet."""
     where = f"fetch.sources.{source}"
     if settings.split is None:
-        raise Stop(f"params.yaml: {where}.split: missing; a hub data set needs one, mostly `train`")
+        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs one, mostly `train`")
     local = snapshot("dataset", where, settings.name, settings.revision)
     load_split(where, settings.name, local, settings.config, settings.split).to_parquet(
         str(folder / f"{source}.parquet")

@@ -14,21 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stages.lib.core.artifacts import atomic, read_jsonl, write_jsonl
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
+from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.tasks import Task, find_task
 from stages.lib.models.hub import load_split, snapshot
 
 log = logging.getLogger("stages")
-COLUMNS = {
-    "boolq": ("paragraph", "question", "label"),
-    "copa": ("premise", "question", "alternative_1", "alternative_2", "label"),
-    "hellaswag": ("context", "ending_1", "ending_2", "ending_3", "ending_4", "label"),
-    "sentineg": ("sentence", "label"),
-    "wic": ("word", "context_1", "context_2", "label"),
-}
-"""KoBEST's, all that is kept of it; the items of other tasks are kept whole."""
 Items = list[dict[str, Any]]
 
 
@@ -77,29 +70,32 @@ def read_items(inputs: Path, task: Task, split: str) -> Items:
         return read_jsonl(path)
     except FileNotFoundError:
         files = f"<task>/{{{','.join(task.splits)}}}.jsonl"
-        raise Stop(f"{path}: missing; fetch_benchmark.inputs needs {files}") from None
+        raise UserError(f"{path}: missing; fetch_benchmark.inputs needs {files}") from None
     except ValueError as error:
-        raise Stop(f"{path}: not JSON Lines in UTF-8: {error}") from error
+        raise UserError(f"{path}: not JSON Lines in UTF-8: {error}") from error
 
 
 def checked(rows: Items, task: str, split: str) -> Items:
     """Return the items, of KoBEST with its columns alone.
 
-    Raises Stop where an item lacks one, or its label is none of 0..labels-1, or the split has no item.
+    Raises UserError where an item lacks one, or its label is none of 0..labels-1, or the split has no item.
     """
-    where, columns, labels = f"benchmark {task}/{split}", COLUMNS.get(task, ()), 4 if task == "hellaswag" else 2
+    where = f"benchmark {task}/{split}"
+    columns, labels = (KOBEST[task].columns, KOBEST[task].choices) if task in KOBEST else ((), 0)
     if not rows:
-        raise Stop(f"{where}: no items")
+        raise UserError(f"{where}: no items")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise Stop(f"{where}, item {number}: wanted an object with {', '.join(columns) or 'columns'}, got {row!r}")
+            raise UserError(
+                f"{where}, item {number}: wanted an object with {', '.join(columns) or 'columns'}, got {row!r}"
+            )
         missing = [column for column in columns if row.get(column) is None]
         if missing:
-            raise Stop(
+            raise UserError(
                 f"{where}, item {number}: lacks {', '.join(missing)}; wanted {', '.join(columns)}, got {', '.join(row)}"
             )
         if columns and row["label"] not in range(labels):
-            raise Stop(f"{where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
+            raise UserError(f"{where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
     return [{column: row[column] for column in columns or row} for row in rows]
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import atomic
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.runner import run
 from stages.lib.models.hub import snapshot
@@ -65,7 +65,7 @@ def fetch_model(params: Params, role: str, inputs: Path, model: Path) -> None:
 def copy_model(folder: Path, out: Path) -> None:
     """Copy configs, tokenizer and safetensors; nothing pickled."""
     if not folder.is_dir():
-        raise Stop(f"{folder}: no such folder; fetch_model.*.inputs names the model's")
+        raise UserError(f"{folder}: no such folder; fetch_model.*.inputs names the model's")
     check_folder(folder)
     out.mkdir()
     for path in sorted(folder.iterdir()):
@@ -92,7 +92,7 @@ def convert(role: str, local: Path, out: Path) -> None:
     try:
         loader.from_pretrained(local, dtype="auto", use_safetensors=False).save_pretrained(out)
     except (OSError, ValueError, UnpicklingError) as error:
-        raise Stop(f"{local}: pytorch_model.bin could not be read as weights alone: {error}") from error
+        raise UserError(f"{local}: pytorch_model.bin could not be read as weights alone: {error}") from error
     AutoTokenizer.from_pretrained(local).save_pretrained(out)
     log.info("%s: converted to safetensors", role)
 

@@ -20,10 +20,10 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.lib.core.artifacts import write_jsonl, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Share
 from stages.lib.core.runner import run
-from stages.lib.text.hashing import dice, text_hash
+from stages.lib.text.hashing import text_hash, uniform_hash
 from stages.lib.text.readers import Record, read_records
 
 log = logging.getLogger("stages")
@@ -106,25 +106,25 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
     kept, drawn = rows.loc[clean.index.drop(held), COLUMNS], rows.loc[held, COLUMNS]
     bad = rows[rows["reason"].notna()]
     if kept.empty:
-        raise Stop(
+        raise UserError(
             f"params.yaml: merge: no row is left of {len(rows)}: {len(drawn)} held out, dropped "
             f"{dict(Counter(bad['reason']))}; look at merge.drop and merge.held_out"
         )
     write_table(raw, kept, RAW)
     write_jsonl(held_out, drawn.to_dict("records"))
     write_table(dropped, bad.assign(id=bad["id"].where(bad["readable"], None), text=dropped_text(bad)), DROPPED)
-    say_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
+    log_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
 
 
 def check_names(rows: pd.DataFrame) -> None:
     if (rows["source"] == "all").any():
-        raise Stop("merge.sources: a source is called `all`, which in the summary means every source; rename it")
+        raise UserError("merge.sources: a source is called `all`, which in the summary means every source; rename it")
 
 
 def check_sources(sources: Path, names: list[str]) -> None:
     fetched = {path.stem for path in sources.iterdir()}
     if fetched != set(names) or len(names) > len(set(names)):
-        raise Stop(
+        raise UserError(
             f"params.yaml: merge.sources and fetch.sources must name the same sources, each once: "
             f"only merge has {sorted(set(names) - fetched)}, only fetch has {sorted(fetched - set(names))}"
         )
@@ -137,7 +137,7 @@ def read_source(folder: Path, source: Source, drop: Drop) -> pd.DataFrame:
     rows = to_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
     bad = rows[~rows["readable"]]
     if len(bad) > drop.max_unreadable * len(rows):
-        raise Stop(
+        raise UserError(
             f"{path}: {len(bad)} of {len(rows)} rows are unreadable, more than merge.drop.max_unreadable allows "
             f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['unread'].iloc[0][:80]!r}. "
             f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
@@ -157,7 +157,7 @@ def check_columns(path: Path, source: Source, there: set[str]) -> None:
     missing = [column for column in wanted if column not in there]
     if missing:
         listed = ", ".join(sorted(there))
-        raise Stop(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
+        raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
 def to_row(record: Record, source: Source, columns: set[str]) -> Row:
@@ -226,14 +226,14 @@ def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:
         return clean.index
     unknown = sorted(set(settings.sources) - set(clean["source"]))
     if unknown:
-        raise Stop(
+        raise UserError(
             f"params.yaml: merge.held_out.sources: no row has the source {', '.join(unknown)}; "
             f"there are {', '.join(sorted(set(clean['source'])))}"
         )
     text, texts = pd.factorize(clean["instruction"])
     sizes = np.bincount(text)
     pool = pd.unique(text[clean["source"].isin(settings.sources)])
-    order = pd.Series(dice(list(texts[pool]), "held_out", settings.seed), index=pool).sort_values(kind="stable")
+    order = pd.Series(uniform_hash(list(texts[pool]), "held_out", settings.seed), index=pool).sort_values(kind="stable")
     drawn, room = [], settings.max_rows
     for instruction in order[order < settings.share].index:
         if sizes[instruction] <= room:  # an instruction of more rows is passed over, the next ones may fit
@@ -242,7 +242,7 @@ def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:
     return clean.index[np.isin(text, drawn)]
 
 
-def say_counts(rows: pd.DataFrame, kept: pd.Series, held: pd.Series) -> None:
+def log_counts(rows: pd.DataFrame, kept: pd.Series, held: pd.Series) -> None:
     for source, reason in rows.groupby("source", sort=False)["reason"]:
         raw, out = int((kept == source).sum()), int((held == source).sum())
         why = dict(sorted(Counter(reason.dropna()).items()))

@@ -15,13 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.lib.core.artifacts import read_table, write_arrow
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import Dtype, check_length, load_model, load_tokenizer, tokenize
+from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, tokenize
 from stages.lib.scoring.cache import Batches, Store, complete, stamped
-from stages.lib.scoring.fingerprint import made_by
+from stages.lib.scoring.fingerprint import compute_fingerprint
 
 log = logging.getLogger("stages")
 LIB = Path(__file__).parent / "lib"
@@ -57,13 +57,13 @@ class Params(Section):
 def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    make = made_by(scorer, params.ppl.model_dump() | {"threads": params.threads}, CODE)
-    store = Store(checkpoints, make, lambda scores: columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
+    fingerprint = compute_fingerprint(scorer, params.ppl.model_dump() | {"threads": params.threads}, CODE)
+    store = Store(checkpoints, fingerprint, lambda scores: score_columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
     scores = complete(store, list(texts), lambda missing: score(missing, scorer, params))
     if scores is None:
         return
     rows = scores.take(place).add_column(0, "id", pa.array(corpus["id"]))
-    write_arrow(ppl, stamped(rows.cast(PPL), make))
+    write_arrow(ppl, stamped(rows.cast(PPL), fingerprint))
     median = rows["ppl"].to_pandas().median()
     log.info(
         "%s rows, %s distinct instructions, %s predicted tokens; perplexity: median %.1f",
@@ -75,7 +75,7 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
     """Yield the rows of every batch and, for each, how many tokens are predicted and their mean -log p [n, 2]."""
     settings = params.ppl
     tokenizer = load_tokenizer(scorer)
-    model = load_model(scorer, "AutoModelForCausalLM", settings.dtype, params.threads)
+    model = load_model(scorer, LoadConfig(dtype=settings.dtype), params.threads)
 
     import torch
 
@@ -87,7 +87,7 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
     ids = tokenize(tokenizer, texts, add_special_tokens=False, max_length=settings.max_tokens)
     if settings.add_bos:
         if tokenizer.bos_token_id is None:
-            raise Stop(f"params.yaml: ppl.add_bos: the tokenizer of {scorer} has no bos token")
+            raise UserError(f"params.yaml: ppl.add_bos: the tokenizer of {scorer} has no bos token")
         ids = [np.concatenate([[tokenizer.bos_token_id], row]) for row in ids]
     starts = [1] * len(ids)
     silent = [row for row, tokens in enumerate(ids) if len(tokens) < 2]
@@ -99,12 +99,12 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
         yield rows, torch.stack([tokens, sums / tokens], dim=1)
 
 
-def columns(scores: NDArray[np.float64], scorer: Path) -> dict[str, pa.Array]:
+def score_columns(scores: NDArray[np.float64], scorer: Path) -> dict[str, pa.Array]:
     """Return tokens, nll and ppl; the last two null where no token is predicted."""
     tokens, nll = scores.T
     lost = int((~np.isfinite(nll)).sum())
     if lost:
-        raise Stop(f"{scorer}: {lost} of {len(nll)} perplexities are no numbers in its dtype; try ppl.dtype: fp32")
+        raise UserError(f"{scorer}: {lost} of {len(nll)} perplexities are no numbers in its dtype; try ppl.dtype: fp32")
     without = tokens == 0
     return {
         "tokens": pa.array(tokens.astype(np.int64)),

@@ -1,11 +1,10 @@
-"""Tell it all: one summary of rows, perplexities, cells, arms and differences, and the tables behind the plots.
+"""Write one summary of the corpus, the arms and their differences, and the tables behind the plots.
 
-metrics/{arms,items}/*, data/eval/base, data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/ppl.parquet,
-data/clusters.parquet, data/stability.json, data/leaks.parquet, models/hub/{scorer,encoder,base}.json
+metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
     -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 
-Where a method and the control have two runs or more, arms and their replicates, it answers whether the method helps
-(`methods`); from one run of each it can only be said whether two models differ.
+If a method and the control have two runs or more each, arms and their replicates, it answers whether the method helps
+(`statistics.replicates`); one run of each only shows whether two models differ.
 """
 
 import logging
@@ -13,19 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from stages.lib.core.artifacts import atomic, read_json, read_jsonl, read_table, require_same_rows, write_json
+from stages.lib.core.artifacts import atomic, read_json, write_json
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.metrics import by_task, floor, without_leaks
-from stages.lib.models.flops import Size, arm_costs, selection_cost
-from stages.lib.selection.methods import DRAWN
-from stages.lib.statistics.comparison import difference
+from stages.lib.evaluation.metrics import EVERYWHERE
+from stages.lib.evaluation.predictions import from_digits
+from stages.lib.selection.methods import METHODS
+from stages.lib.statistics.comparison import Run, compare_methods
 
 log = logging.getLogger("stages")
-QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 Arms = dict[str, Any]
 
 
@@ -51,161 +48,99 @@ class Params(Section):
     train: AnyTrain
 
 
-def report(
-    params: Params,
-    arms: Path,
-    items: Path,
-    base_items: Path,
-    raw: Path,
-    held_out: Path,
-    dropped: Path,
-    ppl: Path,
-    clusters: Path,
-    stability: Path,
-    leaks: Path,
-    scorer: Path,
-    encoder: Path,
-    base_model: Path,
-    summary: Path,
-    plots: Path,
-) -> None:
-    corpus, scores, cells = read_table(raw, "id", "source"), read_table(ppl), read_table(clusters)
-    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
-    scored = corpus.assign(ppl=scores["ppl"], tokens=scores["tokens"])
-    base, leaked = read_table(base_items / "items.parquet"), read_table(leaks)
-    base_scores, floor_scores = by_task(base), by_task(base, floor)
-    found, answered = (read_arms(folder, list(params.arms)) for folder in (arms, items))
-    compared = methods(params, answered)
-
-    content = {
-        "rows": rows_by_source(corpus, pd.DataFrame(read_jsonl(held_out)), read_table(dropped)),
-        "ppl": {"all": quantiles(scored), **{str(s): quantiles(g) for s, g in scored.groupby("source")}},
-        "cells": cell_facts(cells),
+def report(params: Params, arms: Path, items: Path, profile: Path, stability: Path, summary: Path, plots: Path) -> None:
+    warn_of_strangers(params, arms)
+    corpus, base = read_json(profile), read_json(arms / "base.json")
+    found = {name: read_json(arms / f"{name}.json") for name in params.arms}
+    compared = methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
+    content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
-        "leaks": leak_facts(leaked),
-        "cost": cost_facts(params, scores, found, *(Size(**read_json(path)) for path in (scorer, encoder, base_model))),
-        "base": {"scores": base_scores, "scores_without_leaks": without_leaks(base, leaked)},
-        "floor": floor_scores,
-        "arms": {name: without_series(arm) for name, arm in found.items()},
+        "cost": costs(params, corpus["selection_cost"], found),
+        "base": {name: base[name] for name in ("scores", "scores_without_leaks")},
+        "majority_baseline": base["majority_baseline"],
+        "arms": {name: for_diff(arm) for name, arm in found.items()},
         "methods": compared,
     }
     write_json(summary, content)
+    marks = {"base": base["scores"], "(majority baseline)": base["majority_baseline"]}
     with atomic(plots) as folder:
         folder.mkdir()
-        for name, table in plot_tables(scored, found, {"base": base_scores, "(floor)": floor_scores}).items():
+        for name, table in plot_tables(corpus["ppl_histogram"], found, marks).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    told = list(sentences(params, found, compared))
-    for line in told:
+    for line in sentences(params, found, compared):
         log.info("%s", line)
-    if told:
-        log.info("every interval is one of 95 % by itself: of twenty, about one is off by chance alone")
 
 
-def read_arms(folder: Path, names: list[str]) -> Arms:
-    """Return what `compare` wrote of the arms that params name; say which other file to remove."""
-    stale = sorted(path for path in folder.glob("*.json") if path.stem not in names)
+def warn_of_strangers(params: Params, arms: Path) -> None:
+    """Name the files of arms that params no longer have; git tracks them, so only the user can remove them."""
+    stale = sorted(path for path in arms.glob("*.json") if path.stem not in {*params.arms, "base"})
     if stale:
         listed = " ".join(str(path) for path in stale)
         log.warning("params.yaml names no such arm, so it is ignored; `git rm %s`", listed)
-    return {name: read_json(folder / f"{name}.json") for name in names}
 
 
-def rows_by_source(raw: pd.DataFrame, held_out: pd.DataFrame, dropped: pd.DataFrame) -> dict[str, Any]:
-    """Return rows read, raw, held out and dropped by reason, for every source and over all."""
-    held = held_out["source"] if len(held_out) else pd.Series(dtype=str)
-    names = sorted({*raw["source"], *held, *dropped["source"]})
-    found: dict[str, Any] = {}
-    for name in ["all", *names]:
-        kept, out, bad = (c if name == "all" else c[c == name] for c in (raw["source"], held, dropped["source"]))
-        reasons = dropped.loc[bad.index, "reason"].value_counts().sort_index()
-        found[name] = {
-            "read": len(kept) + len(out) + len(bad),
-            "raw": len(kept),
-            "held_out": len(out),
-            "dropped": {str(reason): int(count) for reason, count in reasons.items()},
-        }
-    return found
+def read_run(path: Path) -> Run:
+    content = read_json(path)
+    return Run(from_digits(content["items"]), **content["held_out"])
 
 
-def quantiles(rows: pd.DataFrame) -> dict[str, float]:
-    values = rows["ppl"].dropna()
-    named = {f"p{round(100 * q):02d}": float(np.quantile(values, q)) for q in QUANTILES} if len(values) else {}
-    return named | {"without": int(rows["ppl"].isna().sum()), "tokens": int(rows["tokens"].sum())}
+def costs(params: Params, selection: dict[str, int], arms: Arms) -> dict[str, Any]:
+    """Return what selection and each arm's training cost, and what the arm saved over training on every candidate.
 
-
-def cell_facts(cells: pd.DataFrame) -> dict[str, float]:
-    sizes = cells.groupby(["length_group", "cluster"]).size()
-    return {
-        "cells": len(sizes),
-        "smallest": int(sizes.min()),
-        "median": float(sizes.median()),
-        "largest": int(sizes.max()),
-        "mean_distance": float(cells["distance"].mean()),
-    }
-
-
-def leak_facts(leaks: pd.DataFrame) -> dict[str, Any]:
-    """Return how many rows have an item of the benchmark, and rows and items by task and split, items by kind too."""
-    found: dict[str, Any] = {"rows": leaks["id"].nunique(), "rows_dropped": leaks.loc[leaks["drop"], "id"].nunique()}
-    for (task, split), group in leaks.groupby(["task", "split"]):
-        kinds = group.groupby("kind")["item"].nunique().to_dict()
-        counts = {"rows": group["id"].nunique(), "items": group["item"].nunique()} | kinds
-        found.setdefault(task, {})[split] = counts
-    return found
-
-
-def cost_facts(
-    params: Params, scores: pd.DataFrame, arms: Arms, scorer: Size, encoder: Size, base: Size
-) -> dict[str, Any]:
-    selection = selection_cost(scores, scorer, encoder)
-    methods, unit = {name: arm.method for name, arm in params.arms.items()}, params.train.budget.unit
+    Only a budget of epochs makes a smaller arm train less: with any other, nothing is saved.
+    """
+    unit, spent = params.train.budget.unit, {name: arm["cost"] for name, arm in arms.items()}
+    full = full_flops(arms, params.control) if params.control and unit == "epochs" else 0
     if unit != "epochs":
-        log.info("cost: the budget is in %s, one for all arms, so a smaller arm saves no training", unit)
-    return {
-        "selection": selection,
-        "arms": arm_costs(arms, methods, params.control, unit, selection["flops"], base),
+        log.info("cost: the budget is in %s, the same for all arms, so a smaller arm saves no training", unit)
+    of_arms = {
+        name: cost
+        | {
+            "selection_flops": selection["flops"] if METHODS[params.arms[name].method].uses_cells else 0,
+            "saved_flops": full - cost["training_flops"] if full else 0,
+        }
+        for name, cost in spent.items()
     }
+    return {"selection": selection, "arms": of_arms}
 
 
-def without_series(arm: Any) -> Any:
-    """Leave out lists: what `dvc metrics diff` cannot show stands in metrics/arms and in the plots."""
+def full_flops(arms: Arms, control: str) -> int:
+    """Return the cost of training on every candidate: that of an arm that did, or the control's scaled up."""
+    for arm in arms.values():
+        if arm["sample"]["rows"] == arm["sample"]["candidates"]:
+            return int(arm["cost"]["training_flops"])
+    sample, spent = arms[control]["sample"], arms[control]["cost"]["training_flops"]
+    share: float = sample["rows"] / sample["candidates"]
+    return round(spent / share)
+
+
+def for_diff(arm: Any) -> Any:
+    """Leave out lists, which `dvc metrics diff` cannot show, and the cost, which stands by itself."""
     if not isinstance(arm, dict):
         return arm
-    return {key: without_series(value) for key, value in arm.items() if not isinstance(value, list)}
+    return {name: for_diff(value) for name, value in arm.items() if not isinstance(value, list) and name != "cost"}
 
 
-def plot_tables(scored: pd.DataFrame, arms: Arms, marks: dict[str, Any]) -> dict[str, pd.DataFrame]:
+def plot_tables(histogram: list[dict[str, Any]], arms: Arms, marks: dict[str, Any]) -> dict[str, pd.DataFrame]:
     """Return the tables behind the plots; `marks` are scores to set beside those of the arms."""
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
-    figures = marks | {name: arm["scores"] for name, arm in arms.items()}
+    found = marks | {name: arm["scores"] for name, arm in arms.items()}
     scores = [
-        {"arm": name, "shots": shots, "task": task, "macro_f1": values["macro_f1"], "accuracy": values["accuracy"]}
-        for name, by_shots in figures.items()
+        {"arm": name, "shots": shots, "task": task} | {metric: values[metric] for metric in EVERYWHERE}
+        for name, by_shots in found.items()
         for shots, tasks in by_shots.items()
         for task, values in tasks.items()
     ]
     return {
-        "ppl": histogram(scored.dropna(subset="ppl")),
+        "ppl": pd.DataFrame(histogram, columns=["source", "ppl", "share"]),
         "cells": pd.DataFrame(cells, columns=["arm", "cell", "candidates", "selected"]),
         "loss": pd.DataFrame(losses, columns=["arm", "step", "loss"]),
         "scores": pd.DataFrame(scores),
     }
 
 
-def histogram(scored: pd.DataFrame, bins: int = 40) -> pd.DataFrame:
-    """Return the share of each source's rows per bin of log perplexity."""
-    if scored.empty:
-        return pd.DataFrame(columns=["source", "ppl", "share"])
-    edges = np.geomspace(scored["ppl"].min(), scored["ppl"].max() * (1 + 1e-9), bins + 1)
-    tables = [
-        pd.DataFrame({"source": source, "ppl": edges[:-1], "share": np.histogram(group["ppl"], edges)[0] / len(group)})
-        for source, group in scored.groupby("source")
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def methods(params: Params, answered: Arms) -> dict[str, Any]:
+def methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
     """Return every method that can be compared with the control over runs and items: both have two runs or more."""
     groups = runs_of(params)
     theirs = groups.get(str(params.control), [])
@@ -213,8 +148,8 @@ def methods(params: Params, answered: Arms) -> dict[str, Any]:
         name: {
             "runs": len(ours),
             "control_runs": len(theirs),
-            "draws_rows": int(params.arms[name].method in DRAWN),
-            "vs_control": difference([answered[run] for run in ours], [answered[run] for run in theirs]),
+            "draws_rows": int(METHODS[params.arms[name].method].draws_rows),
+            "vs_control": compare_methods([runs[run] for run in ours], [runs[run] for run in theirs]),
         }
         for name, ours in groups.items()
         if name != params.control and min(len(ours), len(theirs)) > 1
@@ -230,22 +165,30 @@ def runs_of(params: Params) -> dict[str, list[str]]:
 
 
 def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
-    """Yield what is found of every method, in the mean macro-F1 of each shots and in held-out loss."""
-    groups = runs_of(params)
+    """Yield what was found about every method, in mean macro-F1 by shots and in held-out loss."""
+    groups, control = runs_of(params), str(params.control)
     for name, ours in groups.items():
-        if name == params.control:
+        if name == control:
             continue
-        told = (compared.get(name) or arms[name])["vs_control"]
-        both = f"over {len(ours)} and {len(groups[str(params.control)])} runs and items"
+        found = (compared.get(name) or arms[name])["vs_control"]
+        both = f"over {len(ours)} and {len(groups[control])} runs and items"
         scope = both if name in compared else "over items alone"
-        found = [(f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1) for shots, tasks in told["scores"].items()]
-        found += [("held-out loss", one, -1) for source, one in told["held_out_loss"].items() if source == "all"]
-        for what, one, better in found:
-            figures = f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}] {scope}"
-            yield f"{name} minus {params.control}, {what}: {figures}: {verdict(one, better, name in compared)}"
-        yield from other_size(name, arms[name], str(params.control), arms[str(params.control)])
-        if len(ours) > 1 and params.arms[name].method not in DRAWN:
-            yield f"{name}: its seeds only train, for {params.arms[name].method} draws no rows"
+        for what, one, better in headlines(found):
+            interval = f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}] {scope}"
+            yield f"{name} minus {control}, {what}: {interval}: {verdict(one, better, name in compared)}"
+        yield from other_size(name, arms[name], control, arms[control])
+        if len(ours) > 1 and not METHODS[params.arms[name].method].draws_rows:
+            yield f"{name}: its seeds only train, because {params.arms[name].method} draws no rows"
+    if len(groups) > 1:
+        yield "each interval holds the truth 95 times in 100; of twenty, about one misses it by chance alone"
+
+
+def headlines(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, float], int]]:
+    """Yield name, estimate and the sign of a better one."""
+    for shots, tasks in found["scores"].items():
+        yield f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1
+    if "all" in found["held_out_loss"]:
+        yield "held-out loss", found["held_out_loss"]["all"], -1
 
 
 def other_size(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:

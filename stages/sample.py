@@ -1,7 +1,6 @@
-"""Take the rows of one arm, and say for every row why it is in or out.
+"""Select the rows of one arm, and say for every row why it is in or out.
 
-data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet
-    -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
+data/raw.parquet, data/candidates.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
 """
 
 import logging
@@ -9,14 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_table, require_same_rows, write_jsonl, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.selection.methods import Allocation, Method, leaked_ids, pool, select
+from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
+from stages.lib.selection.methods import Allocation, MethodName, select
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(
@@ -33,22 +34,27 @@ SAMPLE = pa.schema(
 
 
 class Arm(Section):
-    method: Method
+    method: MethodName
+    """Entry of METHODS in stages/lib/selection/methods.py."""
+    by: str = "ppl"
+    """Score that ranks the rows of a cell: a column of data/candidates.parquet."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the candidates; `all` has none, it takes every candidate."""
+    """Share of the candidates; `all` has none because it takes every candidate."""
     allocation: Allocation = "exact"
-    """`exact`: one size for all arms of a fraction. `koquality`: the original's picks, repeated instructions too."""
+    """`exact`: one size for all arms of a fraction. `koquality`: the original's picks, with repeated instructions."""
     seed: int
     """Draws the rows of `random` and `steady`, and trains every arm."""
     replicate: str | None = None
-    """The arm of which this is another run: all but the seed is equal."""
+    """The arm of which this is another run: everything but the seed is equal."""
 
     @model_validator(mode="after")
     def all_has_no_fraction(self) -> "Arm":
         if (self.method == "all") != (self.fraction is None):
             raise ValueError("every method but `all` states a fraction")
         if self.allocation == "koquality" and self.method not in ("spread", "highest"):
-            raise ValueError("allocation: koquality is one of `spread` and `highest`")
+            raise ValueError("allocation: koquality goes with `spread` or `highest`")
+        if self.allocation == "koquality" and self.by != "ppl":
+            raise ValueError("allocation: koquality picks by ppl")
         return self
 
 
@@ -79,39 +85,47 @@ class Params(Section):
             runs = [self.arms[run].seed for run in self.arms if arm.replicate in (run, self.arms[run].replicate)]
             if runs.count(arm.seed) > 1:
                 raise ValueError(f"arms.{name}: seed {arm.seed} is that of another run of {arm.replicate}")
-            other = [key for key in ("method", "fraction", "allocation") if getattr(arm, key) != getattr(first, key)]
+            other = [
+                key for key in ("method", "by", "fraction", "allocation") if getattr(arm, key) != getattr(first, key)
+            ]
             if other:
                 raise ValueError(f"arms.{name}: a replicate of {arm.replicate} has its {' and '.join(other)} too")
         return self
 
 
-def sample(
-    params: Params, arm: str, raw: Path, ppl: Path, clusters: Path, leaks: Path, samples: Path, why: Path
-) -> None:
-    corpus = read_table(raw)
-    scores, cells = read_table(ppl, "id", "ppl"), read_table(clusters, "id", "length_group", "cluster")
-    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
+def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path, sample_parquet: Path) -> None:
+    settings, corpus, rows = params.arms[arm], read_table(raw), read_table(candidates)
+    require_same_rows(raw=corpus["id"], candidates=rows["id"])
+    if settings.allocation == "koquality":
+        rows = rows.assign(reason=allow_repeated(rows["reason"]), instruction=corpus["instruction"])
+    candidate = rows["reason"].isna()
+    require_scores(rows[candidate], arm, settings.by)
 
-    settings, leaked = params.arms[arm], leaked_ids(read_table(leaks, "id", "drop"))
-    rows = pool(corpus, scores["ppl"], cells, leaked, repeated=settings.allocation == "koquality")
-    candidate = rows["reason"].isna().to_numpy()
-    if not candidate.any():
-        raise Stop(f"{ppl}: no candidate among {len(rows)} rows: {rows['reason'].value_counts().to_dict()}")
-    rows["selected"] = False
+    rows = rows.assign(score=rows[settings.by], rank=rank_in_cell(rows[candidate], settings.by), selected=False)
     rows.loc[candidate, "selected"] = select(
         rows[candidate], settings.method, settings.allocation, settings.fraction or 1, settings.seed
     )
     rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
-
-    chosen = rows["selected"].to_numpy()
-    if not chosen.any():
-        raise Stop(
+    if not rows["selected"].any():
+        raise UserError(
             f"params.yaml: arms.{arm}: no row: fraction {settings.fraction} of {candidate.sum()} candidates is "
             "less than one; raise the fraction"
         )
-    write_jsonl(samples, corpus[chosen].to_dict("records"))
-    write_table(why, rows.astype({"rank": "Int64"}), SAMPLE)
-    log.info("%s: %s of %s candidates", arm, f"{chosen.sum():,}", f"{candidate.sum():,}")
+    write_jsonl(samples, corpus[rows["selected"]].to_dict("records"))
+    write_table(sample_parquet, rows.astype({"rank": "Int64"}), SAMPLE)
+    log.info("%s: %s of %s candidates", arm, f"{rows['selected'].sum():,}", f"{candidate.sum():,}")
+
+
+def require_scores(candidates: pd.DataFrame, arm: str, by: str) -> None:
+    """Raise UserError unless every candidate has the score, because arms of one fraction must have one size."""
+    scores = [name for name in candidates.select_dtypes("number") if name not in CELL]
+    if by not in scores:
+        raise UserError(f"params.yaml: arms.{arm}.by: no score {by!r}; there are {', '.join(scores)}")
+    if candidates.empty:
+        raise UserError("data/candidates.parquet: no row is a candidate; `reason` says why, row by row")
+    without = int(candidates[by].isna().sum())
+    if without:
+        raise UserError(f"params.yaml: arms.{arm}.by: {without} of {len(candidates)} candidates have no {by}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""How much of a selection is luck, and how much of it stays when rows are added.
+"""Measure how much of a selection is chance, and how much of it stays when rows are added.
 
-    data/raw.parquet, data/ppl.parquet, data/embeddings.parquet, data/leaks.parquet -> data/stability.json
+    data/raw.parquet, data/candidates.parquet, data/embeddings.parquet -> data/stability.json
 
-For every method that selects from the cells of the section `cluster`:
+For every method, selecting from cells that are computed from scratch with the settings of the section `cluster`:
 
 - `overlap`: the share of its rows that it selects again from the cells of a variant (another seed, another number of
-  clusters); `chance` is what a random draw would have in common with them.
-- `in_every_variant`: the share that it selects from the cells of all variants; the rest is `luck`.
-- `churn`: the share of an earlier selection that is gone once rows were added; length groups, clusters and selection
+  clusters); a random draw would share `expected_overlap` of them.
+- `in_every_variant`: the share that it selects from the cells of all variants; the rest is its `instability`.
+- `churn`: the share of an earlier selection that is gone once rows are added; length groups, clusters and selection
   are computed from scratch before and after.
 - `coverage`: how far the selection is from all candidates, as the L1 distance of the cells' shares and the Wasserstein
   distance of the mean NLL in nats.
 """
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,19 +24,21 @@ from pydantic import Field, ValidationError, model_validator
 from threadpoolctl import threadpool_limits
 
 from stages.lib.core.artifacts import read_table, require_same_rows, write_json
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, describe
 from stages.lib.core.runner import run
+from stages.lib.selection.candidates import CELL, mark_repeated, rank_in_cell
 from stages.lib.selection.cells import Cluster, find_cells, read_vectors
-from stages.lib.selection.methods import CELL, Method, leaked_ids, lowest, pool, select, total
-from stages.lib.text.hashing import dice
+from stages.lib.selection.methods import MethodName, lowest, select, total
+from stages.lib.text.hashing import uniform_hash
 
 log = logging.getLogger("stages")
 Fraction = Annotated[float, Field(gt=0, le=1)]
+COLUMNS = ("id", "nll", "ppl", "characters", "reason")
 
 
 class Stability(Section):
-    methods: list[Method]
+    methods: list[MethodName]
     fraction: Fraction
     """Share of the candidates that each method takes."""
     seed: int
@@ -63,28 +64,27 @@ class Params(Section):
         return self
 
 
-def stability(params: Params, raw: Path, ppl: Path, embeddings: Path, leaks: Path, figures: Path) -> None:
-    corpus, scores = read_table(raw), read_table(ppl, "id", "nll", "ppl")
-    require_same_rows(raw=corpus["id"], ppl=scores["id"])
-    corpus, leaked = corpus.assign(nll=scores["nll"], ppl=scores["ppl"]), leaked_ids(read_table(leaks, "id", "drop"))
-    vectors_ND = read_vectors(embeddings, corpus["id"])
+def stability(params: Params, raw: Path, candidates: Path, embeddings: Path, stability: Path) -> None:
+    corpus, rows = read_table(raw, "id", "instruction"), read_table(candidates, *COLUMNS)
+    require_same_rows(raw=corpus["id"], candidates=rows["id"])
+    rows, vectors_ND = rows.assign(instruction=corpus["instruction"]), read_vectors(embeddings, corpus["id"])
 
     settings, base = params.stability, varied(params.cluster, {})
     variants = {name: varied(params.cluster, changes) for name, changes in settings.variants.items()}
     with threadpool_limits(params.threads):
         distinct = dict.fromkeys([base, *variants.values()])
-        chosen = {each: choose(corpus, vectors_ND, each, settings, leaked) for each in distinct}
+        chosen = {each: choose(rows, vectors_ND, each, settings) for each in distinct}
         earlier = {
-            title(added): choose(before(added, corpus, settings.seed), vectors_ND, base, settings, leaked)
+            title(added): choose(before(added, rows, settings.seed), vectors_ND, base, settings)
             for added in settings.added
         }
     others = {name: chosen[cells] for name, cells in variants.items()}
-    methods = {method: method_facts(method, chosen[base], others, earlier) for method in settings.methods}
-    chance = total(len(chosen[base]), settings.fraction) / len(chosen[base])
-    write_json(figures, {"chance": chance, "methods": methods})
-    for method, facts in methods.items():
-        shares = {"luck": facts.get("luck", 0.0)} | {f"gone at +{name}": gone for name, gone in facts["churn"].items()}
-        log.info("%s: %s", method, ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+    methods = {method: stability_of(method, chosen[base], others, earlier) for method in settings.methods}
+    expected = total(len(chosen[base]), settings.fraction) / len(chosen[base])
+    write_json(stability, {"expected_overlap": expected, "methods": methods})
+    for method, found in methods.items():
+        gone = "".join(f", gone at +{name} {share:.3f}" for name, share in found["churn"].items())
+        log.info("%s: instability %.3f%s", method, found.get("instability", 0.0), gone)
 
 
 def varied(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
@@ -104,33 +104,31 @@ def before(added: float, corpus: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return the rows that were there before: all but those of lowest hash."""
     count = added if isinstance(added, int) else round(len(corpus) * added / (1 + added))
     if count >= len(corpus):
-        raise Stop(f"params.yaml: stability.added: {added} rows are added, but there are {len(corpus)}; add fewer")
-    return corpus[~lowest(dice(list(corpus["id"]), "added", seed), count)]
+        raise UserError(f"params.yaml: stability.added: {added} rows are added, but there are {len(corpus)}; add fewer")
+    return corpus[~lowest(uniform_hash(list(corpus["id"]), "added", seed), count)]
 
 
-def choose(
-    corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability, leaked: Collection[str]
-) -> pd.DataFrame:
+def choose(rows: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability) -> pd.DataFrame:
     """Return the candidates among these rows with their cells, and under each method's name whether it takes them."""
-    rows = pool(corpus, corpus["ppl"], find_cells(corpus, vectors_ND, cells), leaked)
+    rows = rows.assign(reason=mark_repeated(rows["instruction"], rows["reason"]))
+    rows = rows.assign(**find_cells(rows, vectors_ND, cells)[CELL])
     candidates = rows[rows["reason"].isna()]
+    candidates = candidates.assign(rank=rank_in_cell(candidates, "ppl"))
     if not total(len(candidates), settings.fraction):
-        raise Stop(
+        raise UserError(
             f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than a row; "
             "raise the fraction"
         )
-    taken = {
-        method: select(candidates, method, "exact", settings.fraction, settings.seed) for method in settings.methods
-    }
-    return candidates.assign(nll=corpus["nll"], **taken)
+    taken = {name: select(candidates, name, "exact", settings.fraction, settings.seed) for name in settings.methods}
+    return candidates.assign(**taken)
 
 
-def method_facts(
-    method: Method, base: pd.DataFrame, variants: dict[str, pd.DataFrame], earlier: dict[str, pd.DataFrame]
+def stability_of(
+    method: str, base: pd.DataFrame, variants: dict[str, pd.DataFrame], earlier: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return what stability.json tells about one method; `luck` where there is a variant."""
+    """Return what stability.json holds for one method; `instability` only if there is a variant."""
     again = {name: selected_again(base[method], other[method]) for name, other in variants.items()}
-    facts: dict[str, Any] = {
+    found: dict[str, Any] = {
         "rows": int(base[method].sum()),
         "overlap": {name: float(kept.mean()) for name, kept in again.items()},
         "churn": {name: float((~selected_again(old[method], base[method])).mean()) for name, old in earlier.items()},
@@ -138,8 +136,8 @@ def method_facts(
     }
     if again:
         in_all = pd.DataFrame(again).all(axis=1)
-        facts |= {"in_every_variant": float(in_all.mean()), "luck": float((~in_all).mean())}
-    return facts
+        found |= {"in_every_variant": float(in_all.mean()), "instability": float((~in_all).mean())}
+    return found
 
 
 def selected_again(selected: pd.Series, other: pd.Series) -> pd.Series:

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
 from stages.lib.core.artifacts import atomic, read_jsonl, remove, write_json, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
 from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import check_length, load_tokenizer
-from stages.lib.models.lora import Adapter, Form, attach, load, merge, require_bitsandbytes, tidy
-from stages.lib.scoring.fingerprint import hash_file, made_by, short
-from stages.lib.text.chat_format import Example, FormatName, chat_template, encode
+from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
+from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
+from stages.lib.scoring.fingerprint import compute_fingerprint, hash_file, short
+from stages.lib.text.chat_format import FORMATS, Example, FormatName, chat_template, encode
 from stages.lib.training.budget import Budget, presented
 
 log = logging.getLogger("stages")
@@ -121,31 +121,32 @@ def train(
     base: Path,
     checkpoints: Path,
     model: Path,
-    report: Path,
-    losses: Path,
+    training: Path,
+    training_parquet: Path,
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
     tokenizer = load_tokenizer(base)
     if tokenizer.eos_token_id is None:
-        raise Stop(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
+        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
     tokenizer.chat_template = chat_template(settings.format)
-    tests = encode(tokenizer, settings.format, *columns(held), settings.max_tokens)
+    tests = encode(tokenizer, settings.format, *instructions_and_outputs(held), settings.max_tokens)
     examples = to_learn(tokenizer, read_jsonl(samples), settings)
     usable = [example for example in examples if example.learns()]
     if not usable:
-        raise Stop(
+        raise UserError(
             f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(examples)} rows"
         )
-    make = made_by(base, {"rows": hash_file(samples), "arm": arm, "seed": seed, "threads": params.threads}, CODE)
-    make |= {"settings": settings.model_dump_json(), "processes": str(world())}
-    checkpoints = checkpoints / short(make)
+    inputs = {"rows": hash_file(samples), "text": hash_file(FORMATS / f"{settings.format}.json"), "arm": arm}
+    state = {"seed": seed, "threads": params.threads, "settings": settings.model_dump_json(), "processes": world()}
+    fingerprint = compute_fingerprint(base, inputs | state, CODE)
+    checkpoints = checkpoints / short(fingerprint)
 
     before = answer_nll(base, base, tests, params) if rank() == 0 else None
     barrier()
     with atomic(model) if rank() == 0 else nullcontext(model) as folder:
-        done = fit(params, base, usable, seed, checkpoints, folder)
+        done = run_training(params, base, usable, seed, checkpoints, folder)
         if rank() > 0:
             return
         finish(params, base, folder)
@@ -153,17 +154,17 @@ def train(
         after = answer_nll(folder, base, tests, params)
         tokens = [len(test.ids) - test.start for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
-        write_table(losses, rows.assign(nll_base=before, nll=after), HELD_OUT)
-        write_json(report, done | row_facts(examples, tests, tokenizer.eos_token_id))
+        write_table(training_parquet, rows.assign(nll_base=before, nll=after), HELD_OUT)
+        write_json(training, done | row_facts(examples, tests, tokenizer.eos_token_id))
     remove(checkpoints)
 
 
-def columns(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+def instructions_and_outputs(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return [row["instruction"] for row in rows], [row["output"] for row in rows]
 
 
 def to_learn(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
-    examples = encode(tokenizer, settings.format, *columns(rows), settings.max_tokens)
+    examples = encode(tokenizer, settings.format, *instructions_and_outputs(rows), settings.max_tokens)
     return [Example(ids, 0) for ids, _ in examples] if settings.loss_on == "all" else examples
 
 
@@ -177,21 +178,21 @@ def row_facts(examples: list[Example], tests: list[Example], end: int) -> dict[s
     }
 
 
-def trained_form(settings: Train) -> Form:
+def training_load_config(settings: Train) -> LoadConfig:
     """Return how the network is held in training: what is trained in fp32, a base under an adapter in `dtype`."""
     dtype = settings.dtype if settings.adapter else "fp32"
-    return Form(dtype=dtype, quantize=settings.quantize, attn_implementation=settings.attn_implementation)
+    return LoadConfig(dtype=dtype, quantize=settings.quantize, attn_implementation=settings.attn_implementation)
 
 
-def written_form(settings: Train) -> Form:
+def scoring_load_config(settings: Train) -> LoadConfig:
     """Return how the network is held when it is scored: merged weights are no longer of 4 bits.
 
     Flash attention would neither take fp32 nor keep a row's bits apart from its neighbours.
     """
-    form = trained_form(settings)
+    config = training_load_config(settings)
     merged = settings.adapter is not None and settings.adapter.merge
-    attention = "sdpa" if form.attn_implementation == "flash_attention_2" else form.attn_implementation
-    return form.model_copy(update={"quantize": None if merged else form.quantize, "attn_implementation": attention})
+    attention = "sdpa" if config.attn_implementation == "flash_attention_2" else config.attn_implementation
+    return config.model_copy(update={"quantize": None if merged else config.quantize, "attn_implementation": attention})
 
 
 def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
@@ -200,21 +201,20 @@ def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -
         return np.zeros(0)
     from stages.lib.scoring.log_likelihood import nll_sums
 
-    network = load(folder, base, written_form(params.train), params.threads)
+    network = load_network(folder, base, scoring_load_config(params.train), params.threads)
     check_length(network, params.train.max_tokens, "train.max_tokens")
     ids, starts = [test.ids for test in tests], [test.start for test in tests]
     return nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
 
 
-def fit(
+def run_training(
     params: Params, base: Path, examples: list[Example], seed: int, checkpoints: Path, folder: Path
 ) -> dict[str, Any]:
     """Train, from the last checkpoint on; write the network into the folder and return what happened."""
     from transformers import PrinterCallback, Trainer, set_seed
 
-    from stages.lib.training.checkpoints import Checkpoints, newest
-    from stages.lib.training.collate import joined, pack, padded, tokens
-    from stages.lib.training.pace import Pace
+    from stages.lib.training.callbacks import CheckpointCallback, ThroughputCallback, newest
+    from stages.lib.training.collate import flattened, pack, padded, tokens
 
     settings = params.train
     packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
@@ -228,8 +228,8 @@ def fit(
         model=to_train(params, base, saved),
         args=arguments,
         train_dataset=[pack for step in steps for pack in step + [[]] * (settings.batch - len(step))],
-        data_collator=joined if settings.packing else padded,
-        callbacks=[Checkpoints(checkpoints), Pace(spent)],
+        data_collator=flattened if settings.packing else padded,
+        callbacks=[CheckpointCallback(checkpoints), ThroughputCallback(spent)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(saved) if saved else None)
@@ -251,39 +251,39 @@ def to_train(params: Params, base: Path, saved: Path | None) -> Any:
     """
     settings = params.train
     weights = (not settings.adapter and saved) or base
-    network = load(weights, base, trained_form(settings), params.threads).train()
+    network = load_network(weights, base, training_load_config(settings), params.threads).train()
     check_length(network, settings.max_tokens, "train.max_tokens")
     return attach(network, settings.adapter) if settings.adapter else network
 
 
 def require_machine(settings: Train) -> None:
-    """Raise Stop for what the params want and this machine has not, before any work is lost."""
+    """Raise UserError for what the params want and this machine has not, before any work is lost."""
     import torch
 
     gpus = torch.cuda.device_count()
     if settings.batch % (settings.micro_batch * world()):
-        raise Stop(
+        raise UserError(
             f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
             f"batch ({settings.batch}); it is the same on any number of devices"
         )
     if settings.dtype == "fp16" and not gpus:
-        raise Stop("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
+        raise UserError("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
     if gpus > 1 and world() == 1 and settings.deepspeed is None:  # the Trainer would multiply the batch and the budget
-        raise Stop(
+        raise UserError(
             f"{gpus} GPUs are visible to one process; set PET_NPROC_PER_NODE={gpus} to train on all of them, or "
             "CUDA_VISIBLE_DEVICES=0"
         )
     if settings.quantize:
         require_bitsandbytes()
     if settings.report_to != "none" and find_spec(settings.report_to) is None:
-        raise Stop(f"params.yaml: train.report_to: {settings.report_to} is not installed; `pip install` it")
+        raise UserError(f"params.yaml: train.report_to: {settings.report_to} is not installed; `pip install` it")
 
 
 def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
-    from stages.lib.training import pace
+    from stages.lib.training.callbacks import LOG_STEPS
 
     if settings.deepspeed is not None and world() == 1:  # it wants a launcher's variables
         os.environ |= {
@@ -308,9 +308,9 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
         deepspeed=settings.deepspeed,
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        logging_steps=pace.EVERY,
+        logging_steps=LOG_STEPS,
         logging_first_step=True,
-        save_strategy="no",  # but where `Checkpoints` says so
+        save_strategy="no",  # but where `CheckpointCallback` says so
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
@@ -335,9 +335,9 @@ def finish(params: Params, base: Path, folder: Path) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     if params.train.adapter:
-        tidy(folder)
+        normalise_adapter_config(folder)
     if params.train.adapter and params.train.adapter.merge:
-        merge(folder, base, written_form(params.train), params.threads)
+        merge_adapter(folder, base, scoring_load_config(params.train), params.threads)
 
 
 if __name__ == "__main__":

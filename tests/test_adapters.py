@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from stages.lib.core.artifacts import read_json, read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.models import lora as adapters
-from stages.lib.models.lora import Form, load
+from stages.lib.models.lora import LoadConfig, load
 from tests.training import LORA, prepare, settings, train_here
 
-FP32 = Form(dtype="fp32", quantize=None, attn_implementation="sdpa")
+FP32 = LoadConfig(dtype="fp32", quantize=None, attn_implementation="sdpa")
 FOUR_BITS = FP32.model_copy(update={"quantize": "nf4"})
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e '.[4bit]'"
@@ -70,7 +70,7 @@ def test_an_adapter_twice_has_the_same_bytes_and_learns(lora, run):
 
 
 def test_a_module_that_the_model_lacks_is_named(run):
-    with pytest.raises(Stop, match=r"no q_proj in the model; it has .*query_key_value"):
+    with pytest.raises(UserError, match=r"no q_proj in the model; it has .*query_key_value"):
         run(adapter=LORA | {"modules": ["q_proj", "dense"]})
 
 
@@ -104,7 +104,7 @@ def test_an_adapter_of_a_base_of_four_bits_is_merged_into_whole_weights(new_fold
 
 def test_four_bits_without_bitsandbytes_say_what_to_install(run, monkeypatch):
     monkeypatch.setattr(adapters, "find_spec", lambda _: None)
-    with pytest.raises(Stop, match=r"needs bitsandbytes; `pip install .*\[4bit\]"):
+    with pytest.raises(UserError, match=r"needs bitsandbytes; `pip install .*\[4bit\]"):
         run(adapter=LORA, quantize="nf4")
 
 

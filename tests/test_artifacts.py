@@ -23,8 +23,8 @@ from stages.lib.core.artifacts import (
     write_jsonl,
     write_table,
 )
-from stages.lib.core.errors import Stop
-from stages.lib.text.hashing import dice, text_hash
+from stages.lib.core.errors import UserError
+from stages.lib.text.hashing import text_hash, uniform_hash
 
 SCHEMA = pa.schema([("id", pa.string()), ("ppl", pa.float64())])
 COLUMNS = {"id": [f"한글{n}" for n in range(300)], "ppl": [n / 7 for n in range(300)]}
@@ -131,26 +131,26 @@ def test_no_flipped_byte_of_a_page_is_read_as_data(tmp_path):
     spans = [(page.dictionary_page_offset or page.data_page_offset, page.total_compressed_size) for page in pages]
     for place in [place for start, size in spans for place in range(start, start + size, 5)]:
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
-        with suppress(Stop):
+        with suppress(UserError):
             misread += [] if read_table(path).equals(want) else [place]
     assert misread == []
 
 
 def test_a_table_that_is_not_there_or_cut_stops_by_name(tmp_path):
     path = tmp_path / "a.parquet"
-    with pytest.raises(Stop, match=r"a\.parquet: not readable.*dvc repro"):
+    with pytest.raises(UserError, match=r"a\.parquet: not readable.*dvc repro"):
         read_table(path)
     write_table(path, COLUMNS, SCHEMA)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(Stop, match=r"a\.parquet: not readable.*dvc repro"):
+    with pytest.raises(UserError, match=r"a\.parquet: not readable.*dvc repro"):
         read_table(path)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, np.float64("-inf")])
 def test_json_of_no_finite_number_is_refused_by_key(number, tmp_path):
-    with pytest.raises(Stop, match=r"a\.json: arms: spread: loss is (nan|inf|-inf)"):
+    with pytest.raises(UserError, match=r"a\.json: arms: spread: loss is (nan|inf|-inf)"):
         write_json(tmp_path / "a.json", {"arms": {"spread": {"loss": number}, "random": {"loss": 1.0}}})
-    with pytest.raises(Stop, match=r"a\.json: losses: step is"):
+    with pytest.raises(UserError, match=r"a\.json: losses: step is"):
         write_json(tmp_path / "a.json", {"losses": [{"step": 1.0}, {"step": number}]})
     assert files(tmp_path) == []
 
@@ -175,11 +175,11 @@ def test_json_lines_come_back_whatever_they_hold(new_folder, rows):
 
 def test_rows_of_different_merges_are_told_apart():
     require_same_rows(raw=pd.Series(["a", "b"]), ppl=["a", "b"])
-    with pytest.raises(Stop, match=r"clusters has c in row 1, not b as raw: .*dvc repro"):
+    with pytest.raises(UserError, match=r"clusters has c in row 1, not b as raw: .*dvc repro"):
         require_same_rows(raw=["a", "b"], ppl=["a", "b"], clusters=["a", "c"])
-    with pytest.raises(Stop, match=r"ppl has 1 rows, not 2 as raw"):
+    with pytest.raises(UserError, match=r"ppl has 1 rows, not 2 as raw"):
         require_same_rows(raw=["a", "b"], ppl=["a"])
-    with pytest.raises(Stop, match=r"ppl has 3 rows, not 2 as raw"):
+    with pytest.raises(UserError, match=r"ppl has 3 rows, not 2 as raw"):
         require_same_rows(raw=["a", "b"], ppl=["a", "b", "c"])
 
 
@@ -198,13 +198,13 @@ def test_a_hash_knows_where_one_text_ends():
 
 @given(st.lists(st.text(), unique=True, max_size=20), st.integers())
 def test_a_die_is_the_rows_own(texts, seed):
-    thrown = dice(texts, "draw", seed)
+    thrown = uniform_hash(texts, "draw", seed)
     assert ((thrown >= 0) & (thrown < 1)).all()
-    assert [dice([text], "draw", seed)[0] for text in texts] == list(thrown)
+    assert [uniform_hash([text], "draw", seed)[0] for text in texts] == list(thrown)
 
 
 def test_dice_are_even_and_differ_by_key():
     texts = [str(number) for number in range(4000)]
-    one, other = dice(texts, "draw", 1), dice(texts, "draw", 2)
+    one, other = uniform_hash(texts, "draw", 1), uniform_hash(texts, "draw", 2)
     assert np.histogram(one, 10, (0, 1))[0] == pytest.approx(np.full(10, 400), abs=80)
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.06

@@ -14,7 +14,7 @@ import pytest
 from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
 from stages.cluster import CLUSTERS
 from stages.lib.core.artifacts import write_jsonl, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.evaluation.tasks import KOBEST
 from stages.lib.models import lora as adapters
 from stages.ppl import PPL
@@ -376,7 +376,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_named_and_leaves_nothing(case, world):
     spoil, words = CASES[case]
-    with pytest.raises(Stop) as stop:
+    with pytest.raises(UserError) as stop:
         spoil(world)
     for word in words:
         assert word in str(stop.value)

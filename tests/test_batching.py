@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.scoring.batching import canonical_batches, canonical_length, pad, run_batches
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=60)
@@ -79,12 +79,12 @@ def memory_for(tokens):
 
 def test_out_of_memory_stops_and_names_a_budget_that_fits():
     batches = canonical_batches([30] * 100, 1024)
-    with pytest.raises(Stop, match=r"a batch of 34 x 30 tokens; a budget of 240 tokens fits"):
+    with pytest.raises(UserError, match=r"a batch of 34 x 30 tokens; a budget of 240 tokens fits"):
         list(run_batches(batches, memory_for(300)))
     fits = canonical_batches([30] * 100, 240)
     assert [row for rows, _ in run_batches(fits, memory_for(300)) for row in rows] == list(range(100))
 
 
 def test_out_of_memory_with_one_row_asks_for_fewer_tokens():
-    with pytest.raises(Stop, match="lower max_tokens"):
+    with pytest.raises(UserError, match="lower max_tokens"):
         list(run_batches(canonical_batches([500], 1024), memory_for(300)))

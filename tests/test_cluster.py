@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from stages.cluster import Params, cluster
 from stages.lib.core.artifacts import read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.selection.cells import Cluster, find_cells, length_groups, read_vectors
 from stages.lib.selection.kmeans import BATCH, centroids, distances, fit, hashed_start
 from tests.koquality import groups
@@ -60,9 +60,9 @@ def test_hashed_dice_cost_little_inertia_beside_one_random_start_where_topics_to
 @pytest.mark.parametrize("spread", SPREADS)
 def test_topics_stay_when_rows_are_added(spread):
     vectors, ids = blobs(spread)
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     before = fit(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).label
-    more = np.concatenate([vectors[:300], dice.normal(0, 5, size=(2, 16)).astype(np.float32), vectors[300:]])
+    more = np.concatenate([vectors[:300], rng.normal(0, 5, size=(2, 16)).astype(np.float32), vectors[300:]])
     after = np.delete(
         fit(more, [*ids[:300], "new1", "new2", *ids[300:]], 8, "lloyd", "hashed", 1, seed=1).label, [300, 301]
     )
@@ -143,7 +143,7 @@ def test_every_group_has_its_own_topics_and_distances_to_their_means(algorithm, 
 
 
 def test_more_topics_than_rows_names_the_group(run):
-    with pytest.raises(Stop, match=r"cluster\.clusters: 41 .*length group 0 has 40 rows, length group 1 .*lower"):
+    with pytest.raises(UserError, match=r"cluster\.clusters: 41 .*length group 0 has 40 rows, length group 1 .*lower"):
         run(clusters=41)
     assert read_table(run(clusters=40)[0])["distance"].max() == pytest.approx(0, abs=1e-5)
 
@@ -174,8 +174,8 @@ def test_a_part_of_the_rows_has_the_cells_it_would_have_alone():
 
 
 def test_vectors_in_several_row_groups_are_read_in_order(tmp_path, write_vectors):
-    dice = np.random.default_rng(3)
-    vectors, ids = dice.normal(size=(50, 4)).astype(np.float32), [f"row{n}" for n in range(50)]
+    rng = np.random.default_rng(3)
+    vectors, ids = rng.normal(size=(50, 4)).astype(np.float32), [f"row{n}" for n in range(50)]
     pq.write_table(pq.read_table(write_vectors(ids, vectors)), tmp_path / "split.parquet", row_group_size=7)
     assert pq.ParquetFile(tmp_path / "split.parquet").num_row_groups == 8
     assert (read_vectors(tmp_path / "split.parquet", pd.Series(ids)) == vectors).all()
@@ -192,7 +192,7 @@ def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_ve
         "seed": 1,
     }
     vectors = write_vectors(["row0", "rowX"], np.eye(2, 4))
-    with pytest.raises(Stop, match="embeddings has rowX in row 1, not row1 as raw"):
+    with pytest.raises(UserError, match="embeddings has rowX in row 1, not row1 as raw"):
         cluster(
             Params.model_validate({"threads": 1, "cluster": params}),
             write_raw(["가", "나"]),
@@ -202,15 +202,15 @@ def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_ve
 
 
 def test_centroids_are_the_means_of_their_rows():
-    dice = np.random.default_rng(5)
-    rows, label = dice.normal(size=(50, 4)).astype(np.float32), dice.integers(0, 3, 50)
+    rng = np.random.default_rng(5)
+    rows, label = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 3, 50)
     means = np.stack([rows[label == cluster].mean(axis=0) for cluster in range(3)])
     assert np.allclose(centroids(rows, label, 3), means, atol=1e-6)
 
 
 def test_sums_in_slices_have_the_bits_of_sums_row_by_row():
-    dice = np.random.default_rng(6)
-    rows, label = dice.normal(size=(BATCH + 905, 24)).astype(np.float32), dice.integers(0, 5, BATCH + 905)
+    rng = np.random.default_rng(6)
+    rows, label = rng.normal(size=(BATCH + 905, 24)).astype(np.float32), rng.integers(0, 5, BATCH + 905)
     sums = np.zeros((5, 24))
     for own, row in zip(label, rows, strict=True):
         sums[own] += row

@@ -13,7 +13,7 @@ from stages import report as reporting
 from stages.cluster import CLUSTERS
 from stages.evaluate import ITEMS
 from stages.lib.core.artifacts import read_json, write_json, write_jsonl, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.merge import DROPPED, RAW
 from stages.ppl import PPL
 from stages.sample import SAMPLE
@@ -208,10 +208,10 @@ def test_nothing_held_out_leaves_no_loss(compare, files, tmp_path):
 def test_arms_of_other_items_or_rows_are_not_compared(compare, files, tmp_path):
     other = items(tmp_path / "other", ARM, gold=GOLD | {"copa": [1, 1, 1, 1]})
     for name in ("control_items", "base_items"):
-        with pytest.raises(Stop, match=r"evaluated on different items.*dvc repro"):
+        with pytest.raises(UserError, match=r"evaluated on different items.*dvc repro"):
             compare("spread", files | {name: other})
     other = losses(tmp_path / "other_losses", [1.0, 1.0, 1.0], ids=("h0", "h1", "h9"))
-    with pytest.raises(Stop, match="control has h9 in row 2, not h2 as arm"):
+    with pytest.raises(UserError, match="control has h9 in row 2, not h2 as arm"):
         compare("spread", files | {"control_losses": other})
     assert not (tmp_path / "metrics" / "arms" / "spread.json").exists()
 
@@ -385,7 +385,7 @@ def test_scores_of_another_merge_stop_the_report(report, tmp_path):
     write_table(
         tmp_path / "other", {"id": ids, "text": ids, "tokens": [5] * 10, "nll": [1.0] * 10, "ppl": [2.0] * 10}, PPL
     )
-    with pytest.raises(Stop, match="ppl has rX in row 9, not r9 as raw"):
+    with pytest.raises(UserError, match="ppl has rX in row 9, not r9 as raw"):
         report([], None, ppl=tmp_path / "other")
 
 
@@ -478,7 +478,7 @@ def test_runs_that_answered_other_items_stop_the_report(report, runs_of_two_meth
     kept = read_json(path)
     kept["items"]["0-shot"]["copa"]["gold"] = "1" * 80
     write_json(path, kept)
-    with pytest.raises(Stop, match=r"metrics/items: runs answered different items.*dvc repro"):
+    with pytest.raises(UserError, match=r"metrics/items: runs answered different items.*dvc repro"):
         report(RUNS, "random")
 
 

@@ -14,7 +14,7 @@ from stages import fetch
 from stages import merge as merging
 from stages.decontaminate import IDENTIFYING, Params
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.text import overlap
 from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping
@@ -246,7 +246,7 @@ def test_the_table_says_whether_the_row_is_out(check):
 def test_fail_names_the_first_leaks_and_leaves_the_table(check, tmp_path):
     premises = [item["premise"] for item in items("copa")]
     listed = check([(premise, "답") for premise in premises[:5]])
-    with pytest.raises(Stop, match=r"5 rows have an item") as stop:
+    with pytest.raises(UserError, match=r"5 rows have an item") as stop:
         check([(premise, "답") for premise in premises[:5]], fail=True)
     assert f"row0 has copa test 0 (exact): {premises[0]}" in str(stop.value)
     assert f"and {len(listed) - 3} more in" in str(stop.value)
@@ -258,7 +258,7 @@ def test_fail_is_content_where_there_is_no_leak(check):
 
 
 def test_a_benchmark_without_items_stops(check, new_folder):
-    with pytest.raises(Stop, match=r"no items; wanted <task>/<split>.jsonl"):
+    with pytest.raises(UserError, match=r"no items; wanted <task>/<split>.jsonl"):
         check([("질문", "답")], new_folder())
 
 

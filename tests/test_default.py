@@ -160,8 +160,8 @@ def test_a_fluent_sentence_scores_below_its_shuffled_words(
     default: Path, raw: pd.DataFrame, composed: list[Row]
 ) -> None:
     fluent = [text for text in of_kind(raw, composed, "clean")["instruction"] if len(text.split()) >= 5]
-    dice = random.Random(7)
-    shuffled = [shuffle_words(dice, text) for text in fluent]
+    rng = random.Random(7)
+    shuffled = [shuffle_words(rng, text) for text in fluent]
     scorer, params = default / "models/hub/scorer", read_params(Params, default / "params.yaml")
     nll = mean_nll(fluent + shuffled, scorer, params)
     below = nll[: len(fluent)] < nll[len(fluent) :]

@@ -8,7 +8,7 @@ import torch
 
 from stages.embed import Params, embed
 from stages.lib.core.artifacts import read_arrow
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 POOLINGS = ("mean", "cls", "pooler")
 
@@ -83,7 +83,7 @@ def test_tokens_beyond_the_limit_do_not_count(run, write_raw, questions, plain):
 def test_an_encoder_without_a_pooler_stops_when_it_is_asked(run, write_raw, questions, build, save, tokenizer):
     folder = save(build("DistilBertConfig", "DistilBertModel", hidden_dim=64), tokenizer)
     raw = write_raw(questions[:3])
-    with pytest.raises(Stop, match=r"embed\.pooling.*no pooler; use mean or cls"):
+    with pytest.raises(UserError, match=r"embed\.pooling.*no pooler; use mean or cls"):
         run(raw, model=folder, pooling="pooler")
     assert len(run(raw, model=folder, pooling="cls")[1]) == 3
 
@@ -92,7 +92,7 @@ def test_more_tokens_than_positions_stop_the_stage(run, write_raw, questions, bu
     roberta = save(build("RobertaConfig", "RobertaModel", max_position_embeddings=102), tokenizer)
     raw = write_raw([" ".join(questions)])
     for tokens in (103, 102, 101):  # RoBERTa counts positions from 2, so 102 of them hold 100 tokens
-        with pytest.raises(Stop, match=r"embed\.max_tokens"):
+        with pytest.raises(UserError, match=r"embed\.max_tokens"):
             run(raw, model=roberta, max_tokens=tokens)
     assert len(run(raw, model=roberta, max_tokens=100)[1]) == 1
 

@@ -10,7 +10,7 @@ import torch
 
 from stages import fetch, fetch_benchmark, fetch_model
 from stages.lib.core.artifacts import read_jsonl
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
@@ -114,7 +114,7 @@ def test_code_in_a_pickle_is_not_run(put, get_model, lm, tmp_path):
     folder = put("model", "org/model")
     pickled(lm, folder)
     torch.save({"weights": Attack(tmp_path / "attacked")}, folder / "pytorch_model.bin")
-    with pytest.raises(Stop, match=r"could not be read as weights alone"):
+    with pytest.raises(UserError, match=r"could not be read as weights alone"):
         get_model()
     assert not (tmp_path / "attacked").exists()
     assert not (tmp_path / "model").exists()
@@ -131,21 +131,21 @@ def test_pickles_beside_safetensors_are_left_behind(put, get_model, lm):
 def test_a_revision_that_is_no_commit_stops(revision, put, get_model, get_source, lm):
     shutil.copytree(lm, put("model", "org/model"), dirs_exist_ok=True)
     wanted = rf"revision: wanted a commit hash \(40 hex digits\), got {revision!r}; .*huggingface\.co/"
-    with pytest.raises(Stop, match=rf"fetch_model\.base\.{wanted}org/model "):
+    with pytest.raises(UserError, match=rf"fetch_model\.base\.{wanted}org/model "):
         get_model(revision=revision)
-    with pytest.raises(Stop, match=rf"fetch\.sources\.alpaca\.{wanted}datasets/org/data "):
+    with pytest.raises(UserError, match=rf"fetch\.sources\.alpaca\.{wanted}datasets/org/data "):
         get_source(revision=revision)
 
 
 def test_a_repository_without_a_name_stops(get_model):
-    with pytest.raises(Stop, match=r"fetch_model\.base\.name: missing"):
+    with pytest.raises(UserError, match=r"fetch_model\.base\.name: missing"):
         get_model(name=None)
 
 
 def test_what_the_cache_lacks_stops_offline_and_leaves_nothing(get_model, get_source, tmp_path):
-    with pytest.raises(Stop, match=rf"fetch_model\.base: org/model at {COMMIT} could not be fetched"):
+    with pytest.raises(UserError, match=rf"fetch_model\.base: org/model at {COMMIT} could not be fetched"):
         get_model()
-    with pytest.raises(Stop, match=rf"fetch\.sources\.alpaca: org/data at {COMMIT} could not be fetched"):
+    with pytest.raises(UserError, match=rf"fetch\.sources\.alpaca: org/data at {COMMIT} could not be fetched"):
         get_source()
     assert list(tmp_path.iterdir()) == []
 
@@ -164,12 +164,12 @@ def test_a_folder_gives_its_safetensors_and_no_pickle(get_model, lm, tmp_path):
 def test_a_folder_without_safetensors_stops(get_model, lm, tmp_path):
     folder = tmp_path / "mine"
     pickled(lm, folder)
-    with pytest.raises(Stop, match=r"mine: no \*\.safetensors, it holds .*pytorch_model\.bin.*save_pretrained"):
+    with pytest.raises(UserError, match=r"mine: no \*\.safetensors, it holds .*pytorch_model\.bin.*save_pretrained"):
         get_model(inputs=folder, **{"from": "folder"})
     (folder / "config.json").unlink()
-    with pytest.raises(Stop, match=r"mine: no model, it lacks config\.json"):
+    with pytest.raises(UserError, match=r"mine: no model, it lacks config\.json"):
         get_model(inputs=folder, **{"from": "folder"})
-    with pytest.raises(Stop, match=r"nowhere: no such folder; fetch_model\.\*\.inputs"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; fetch_model\.\*\.inputs"):
         get_model(inputs=tmp_path / "nowhere", **{"from": "folder"})
     assert not (tmp_path / "model").exists()
 
@@ -216,7 +216,7 @@ def test_a_data_set_that_does_not_load_stops_by_name(wrong, put, get_source, row
     settings, message = WRONG[wrong]
     content = b'{"instruction": "cut' if wrong == "a broken file" else jsonl(rows)
     (put("dataset", "org/data") / "train.jsonl").write_bytes(content)
-    with pytest.raises(Stop, match=message):
+    with pytest.raises(UserError, match=message):
         get_source(**settings)
     assert not (tmp_path / "sources").exists()
 
@@ -244,7 +244,9 @@ def test_tasks_of_several_repositories_come_each_at_its_commit(put, tmp_path, js
     write_configs(put("dataset", "HAERAE-HUB/HAE_RAE_BENCH"), {"history": {"test": jsonl([history])}})
     write_configs(put("dataset", "HAERAE-HUB/KMMLU"), {"Accounting": {"test": jsonl([exam]), "dev": jsonl([exam] * 5)}})
     tasks, commits = ["haerae_history", "kmmlu_accounting"], {"HAERAE-HUB/HAE_RAE_BENCH": COMMIT}
-    with pytest.raises(Stop, match=r"fetch_benchmark\.revisions\.HAERAE-HUB/KMMLU\.revision: wanted a commit hash"):
+    with pytest.raises(
+        UserError, match=r"fetch_benchmark\.revisions\.HAERAE-HUB/KMMLU\.revision: wanted a commit hash"
+    ):
         get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits)
     get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits | {"HAERAE-HUB/KMMLU": COMMIT})
     found = {str(path.relative_to(tmp_path / "out")): read_jsonl(path) for path in (tmp_path / "out").rglob("*.jsonl")}

@@ -25,12 +25,12 @@ SMALL = {"layers": 6, "width": 256, "heads": 4, "steps": 1}
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose ppl and embed take some seconds each, with everything before them done and committed."""
     folder = copy_project(tmp_path_factory.mktemp("killed") / "project")
-    dice = random.Random(1)
+    rng = random.Random(1)
     inputs = folder / "data/mine/inputs"
     inputs.mkdir(parents=True)
     with (inputs / "many.jsonl").open("w", encoding="utf-8") as file:
         for number in range(ROWS):
-            text = " ".join("".join(dice.choices(SYLLABLES, k=3)) for _ in range(dice.randint(2, 60)))
+            text = " ".join("".join(rng.choices(SYLLABLES, k=3)) for _ in range(rng.randint(2, 60)))
             file.write(json.dumps({"instruction": f"{number} {text}", "output": "답"}, ensure_ascii=False) + "\n")
     shrink(folder)
     change_params(
@@ -122,10 +122,10 @@ def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(
 @pytest.mark.slow
 def test_twenty_runs_killed_at_random_end_with_the_same_bytes(project: Path, whole: tuple[list[bytes], float]) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    dice, after_a_chunk, delays = random.Random(seed), 0, []
+    rng, after_a_chunk, delays = random.Random(seed), 0, []
     print(f"seed {seed}, an uninterrupted run takes {whole[1]:.1f} s")
     while len(delays) < 20 or after_a_chunk < 12:
-        delays.append(dice.uniform(0, whole[1]))
+        delays.append(rng.uniform(0, whole[1]))
         chunks = kill_at(project, delays[-1])
         after_a_chunk += chunks > 0
         print(f"killed after {delays[-1]:.1f} s, {chunks} chunks")

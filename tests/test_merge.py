@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import merge
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 TEXTS = ["한라산의 높이는?", "시를 써 줘", "김치찌개 끓이는 법", "장보고는 누구인가요?", "와이파이가 느려요", "전세란?"]
 NOISE = ["", " \n", "hello there", "12 + 34", "가나다 " * 80, unicodedata.normalize("NFD", TEXTS[0]), f" {TEXTS[1]}\n"]
@@ -284,10 +284,10 @@ def test_an_instruction_of_many_rows_does_not_starve_the_held_out_rows(run_merge
 
 
 def test_a_source_called_all_stops(run_merge):
-    with pytest.raises(Stop, match="called `all`"):
+    with pytest.raises(UserError, match="called `all`"):
         run_merge({"all": many("생활", 3)})
 
 
 def test_a_column_that_stands_twice_in_a_csv_header_stops(run_merge):
-    with pytest.raises(Stop, match="the column output stands in the header more than once"):
+    with pytest.raises(UserError, match="the column output stands in the header more than once"):
         run_merge({"life": (".csv", "instruction,output,output\n질문,답,답\n".encode())})

@@ -3,7 +3,7 @@
 import pytest
 
 from stages import cluster, fetch_model, merge, ppl, sample, train
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.core.runner import arguments
 
@@ -48,7 +48,7 @@ def read(tmp_path):
 @pytest.fixture
 def complaint(read):
     def run(model, text):
-        with pytest.raises(Stop) as stop:
+        with pytest.raises(UserError) as stop:
             read(model, text)
         return str(stop.value)
 
@@ -207,7 +207,7 @@ def test_a_file_that_is_no_params_file_is_refused(broken, complaint):
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path):
-    with pytest.raises(Stop, match=r"params\.yaml: missing.*cp recipes/"):
+    with pytest.raises(UserError, match=r"params\.yaml: missing.*cp recipes/"):
         read_params(train.Params, tmp_path / "params.yaml")
 
 
@@ -215,5 +215,5 @@ def test_arguments_are_counted_and_typed(tmp_path):
     paths = ["raw", "embeddings", "clusters"]
     assert arguments(cluster.cluster, paths) == [tmp_path.joinpath(p).relative_to(tmp_path) for p in paths]
     assert arguments(sample.sample, ["spread", *"abcdef"])[0] == "spread"
-    with pytest.raises(Stop, match="wanted the arguments raw embeddings clusters, got raw"):
+    with pytest.raises(UserError, match="wanted the arguments raw embeddings clusters, got raw"):
         arguments(cluster.cluster, ["raw"])

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.lib.core import processes
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.processes import only_one, take
 from tests.project import ENVIRONMENT, ROOT
 
@@ -30,7 +30,7 @@ def locks(tmp_path, monkeypatch):
 def test_a_stage_that_runs_already_is_waited_for_and_then_named(locks, monkeypatch, caplog):
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
     with only_one("ppl"):
-        with pytest.raises(Stop, match=rf"process {os.getpid()} still runs this stage"), only_one("ppl"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} still runs this stage"), only_one("ppl"):
             pass
         with only_one("embed"):
             pass

@@ -19,7 +19,7 @@ from stages.cluster import CLUSTERS
 from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.params import read_params
 from stages.lib.selection.cells import length_groups
-from stages.lib.text.hashing import dice
+from stages.lib.text.hashing import uniform_hash
 from stages.ppl import PPL
 from tests.koquality import groups, picks
 from tests.project import ROOT
@@ -128,7 +128,7 @@ def bigram_nll(texts: pd.Series) -> pd.Series:
     firsts = Counter(first for first, _ in pairs.elements())
     cost = {pair: math.log(firsts[pair[0]] / count) for pair, count in pairs.items()}
     nll = [sum(cost[pair] for pair in pairwise(text)) / (len(text) - 1) if len(text) > 1 else None for text in texts]
-    return pd.Series(nll, dtype=float).mask(dice(list(texts), "no perplexity") < 0.01)
+    return pd.Series(nll, dtype=float).mask(uniform_hash(list(texts), "no perplexity") < 0.01)
 
 
 def unit_vectors(texts: pd.Series) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_allocation_koquality_takes_the_originals_real_rows(
 @pytest.fixture(scope="module")
 def figures(real: Path, write_leaks) -> dict[str, dict]:
     """What `stability` says of every method at 5 % of 27 thousand rows and a tenth more, by how clusters start."""
-    keep = np.sort(np.argsort(dice(list(pd.read_parquet(real / "raw.parquet")["id"]), "27 thousand"))[:29700])
+    keep = np.sort(np.argsort(uniform_hash(list(pd.read_parquet(real / "raw.parquet")["id"]), "27 thousand"))[:29700])
     for name in INPUTS:
         pq.write_table(pq.read_table(real / f"{name}.parquet").take(keep), real / f"{name}_27000")
     found = {}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.text.chat_format import Example, encode
-from stages.lib.training.collate import IGNORED, joined, pack, padded, present
+from stages.lib.training.collate import IGNORED, flattened, pack, padded, present
 
 LENGTHS = st.lists(st.integers(1, 32), min_size=1, max_size=60)
 MODELS = {"neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"), "llama": ("LlamaConfig", "LlamaForCausalLM")}
@@ -34,7 +34,7 @@ def examples(tokenizer, rows):
 def test_a_row_in_a_pack_has_the_logits_that_it_has_alone(model, attention, build, examples):
     network = build(*MODELS[model])
     network.set_attn_implementation(attention)
-    (together,) = network(**joined([examples[:4], examples[4:]]), use_cache=False).logits
+    (together,) = network(**flattened([examples[:4], examples[4:]]), use_cache=False).logits
     alone = [network(**padded([[example]])).logits[0] for example in examples]
     assert torch.allclose(together, torch.cat(alone), atol=2e-4)
 
@@ -45,12 +45,12 @@ def test_packed_rows_have_the_loss_of_padded_rows(everything, build, examples):
     network = build(*MODELS["neox"])
     if everything:
         examples = [Example(ids, 0) for ids, _ in examples]
-    packed, apart = joined([examples]), padded([[example] for example in examples])
+    packed, apart = flattened([examples]), padded([[example] for example in examples])
     assert (packed["labels"][:, 1:] != IGNORED).sum() == (apart["labels"][:, 1:] != IGNORED).sum()
     assert network(**packed, use_cache=False).loss.item() == pytest.approx(network(**apart).loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("collate", [padded, joined])
+@pytest.mark.parametrize("collate", [padded, flattened])
 def test_what_fills_a_step_up_has_no_label_and_moves_no_row(collate, examples):
     packs = [[example] for example in examples]
     for name, tensor in collate(packs).items():

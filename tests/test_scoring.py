@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.lib.core.artifacts import read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.scoring.log_likelihood import nll_sums
 from stages.ppl import Params, ppl
 
@@ -32,8 +32,8 @@ def model(request, build):
 
 @pytest.fixture(scope="module")
 def sequences(tokenizer):
-    dice = np.random.default_rng(1)
-    return [dice.integers(3, len(tokenizer), size=length).tolist() for length in LENGTHS]
+    rng = np.random.default_rng(1)
+    return [rng.integers(3, len(tokenizer), size=length).tolist() for length in LENGTHS]
 
 
 def score(model, sequences, budget):
@@ -157,7 +157,7 @@ def test_tokens_beyond_the_limit_do_not_count(run, write_raw, questions, tokeniz
 def test_more_tokens_than_positions_stop_the_stage(run, write_raw, questions):
     raw = write_raw(questions)
     for settings in ({"max_tokens": 257}, {"max_tokens": 256, "add_bos": True}):
-        with pytest.raises(Stop, match=r"ppl\.max_tokens: 257 tokens, but the model has 256 positions"):
+        with pytest.raises(UserError, match=r"ppl\.max_tokens: 257 tokens, but the model has 256 positions"):
             run(raw, **settings)
 
 
@@ -173,7 +173,7 @@ def test_a_tokenizer_without_a_beginning_stops_add_bos(run, write_raw, questions
 
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     folder = save(build("GPTNeoXConfig", "GPTNeoXForCausalLM"), bare)
-    with pytest.raises(Stop, match=r"ppl\.add_bos: the tokenizer of .* has no bos token"):
+    with pytest.raises(UserError, match=r"ppl\.add_bos: the tokenizer of .* has no bos token"):
         run(write_raw(questions), scorer=folder, add_bos=True)
 
 

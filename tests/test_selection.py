@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.cluster import CLUSTERS
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.selection import methods as selection
 from stages.lib.selection.methods import BINS, pool, quotas, total
 from stages.ppl import PPL
@@ -226,7 +226,9 @@ def test_all_takes_every_candidate(run):
 
 @pytest.mark.parametrize(("method", "fraction"), [("spread", 0.01), ("random", 0.001)])
 def test_an_arm_without_a_row_stops_by_name(method, fraction, run):
-    with pytest.raises(Stop, match=rf"arms\.ours: no row: fraction {fraction} of 60 candidates .*raise the fraction"):
+    with pytest.raises(
+        UserError, match=rf"arms\.ours: no row: fraction {fraction} of 60 candidates .*raise the fraction"
+    ):
         run(TABLE, arm(method, fraction))
 
 
@@ -240,7 +242,7 @@ def test_scores_of_another_merge_stop_the_stage(new_folder, write_raw, write_lea
     cells = {"id": ["row0", "row1"], "length_group": [0, 0], "cluster": [0, 0], "distance": [0.0, 0.0]}
     write_table(folder / "clusters", cells, CLUSTERS)
     params = Params.model_validate({"arms": arm("all"), "control": "ours"})
-    with pytest.raises(Stop, match="ppl has rowX in row 1, not row1 as raw"):
+    with pytest.raises(UserError, match="ppl has rowX in row 1, not row1 as raw"):
         sample(params, "ours", raw, folder / "ppl", folder / "clusters", write_leaks(), folder / "a", folder / "b")
 
 

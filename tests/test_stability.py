@@ -7,7 +7,7 @@ from sklearn.datasets import make_blobs
 
 from stages import cluster, sample
 from stages.lib.core.artifacts import read_json, read_table, write_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.selection.cells import Cluster
 from stages.merge import RAW
@@ -154,9 +154,9 @@ def test_rows_are_taken_away_by_their_hash_and_more_of_them_hold_the_fewer():
 
 
 def test_more_additions_than_rows_and_less_than_a_row_stop_by_name(figures):
-    with pytest.raises(Stop, match=r"stability\.added: 400 rows are added, but there are 400; add fewer"):
+    with pytest.raises(UserError, match=r"stability\.added: 400 rows are added, but there are 400; add fewer"):
         figures(added=[400])
-    with pytest.raises(Stop, match=r"stability\.fraction: 0\.001 of 394 candidates is less than a row; raise"):
+    with pytest.raises(UserError, match=r"stability\.fraction: 0\.001 of 394 candidates is less than a row; raise"):
         figures(fraction=0.001)
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_variant_is_told_as_every_mistake_in_params(tmp_path):
     assert "more_clusters: {clusters: 12}" in text
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("more_clusters: {clusters: 12}", "more_clusters: {cluster: 12}"), encoding="utf-8")
-    with pytest.raises(Stop, match=r"stability\.variants\.more_clusters\.cluster: unknown key \(got 12\)"):
+    with pytest.raises(UserError, match=r"stability\.variants\.more_clusters\.cluster: unknown key \(got 12\)"):
         read_params(Params, path)
 
 

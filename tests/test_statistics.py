@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.evaluation.predictions import classes, digits, outcomes
 from stages.lib.statistics import paired, power
 from stages.lib.statistics import replicates as runs
@@ -215,7 +215,7 @@ def test_digits_come_back_as_they_were():
     import pandas as pd
 
     assert classes(digits(pd.Series([0, 3, 1, 9]))).tolist() == [0, 3, 1, 9]
-    with pytest.raises(Stop, match="more than ten choices"):
+    with pytest.raises(UserError, match="more than ten choices"):
         digits(pd.Series([0, 10]))
 
 

@@ -10,7 +10,7 @@ import torch
 from stages import embed, ppl
 from stages.lib.scoring import cache as module
 from stages.lib.scoring.cache import Store, complete
-from stages.lib.scoring.fingerprint import changes, made_by, short, without_comments
+from stages.lib.scoring.fingerprint import changes, compute_fingerprint, short, without_comments
 from tests.test_wiring import closure
 
 MADE_BY = {"weights": "a", "batch_tokens": "64"}
@@ -140,7 +140,7 @@ def model(tmp_path):
 )
 def test_every_file_of_the_model_is_in_the_fingerprint(name, part, model, tmp_path):
     def find():
-        return made_by(model, {"dtype": "fp32"}, [tmp_path / "code.py"])
+        return compute_fingerprint(model, {"dtype": "fp32"}, [tmp_path / "code.py"])
 
     before = find()
     assert find() == before
@@ -151,12 +151,12 @@ def test_every_file_of_the_model_is_in_the_fingerprint(name, part, model, tmp_pa
 
 def test_settings_and_code_are_in_the_fingerprint_and_comments_are_not(model, tmp_path):
     code = tmp_path / "code.py"
-    before = made_by(model, {"dtype": "fp32"}, [code])
-    assert "dtype (was fp32, is bf16)" in changes(before, made_by(model, {"dtype": "bf16"}, [code]))
+    before = compute_fingerprint(model, {"dtype": "fp32"}, [code])
+    assert "dtype (was fp32, is bf16)" in changes(before, compute_fingerprint(model, {"dtype": "bf16"}, [code]))
     code.write_text('"""A docstring."""\n\nx = 1  # one\n')
-    assert made_by(model, {"dtype": "fp32"}, [code]) == before
+    assert compute_fingerprint(model, {"dtype": "fp32"}, [code]) == before
     code.write_text("x = 2\n")
-    assert made_by(model, {"dtype": "fp32"}, [code])["code"] != before["code"]
+    assert compute_fingerprint(model, {"dtype": "fp32"}, [code])["code"] != before["code"]
 
 
 def test_a_function_of_a_docstring_alone_is_still_code():

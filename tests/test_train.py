@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.text.chat_format import encode, render
 from stages.lib.training.collate import IGNORED, labels
 from tests.training import HELD_OUT, prepare, settings, train_here, weights, with_ids
@@ -93,18 +93,20 @@ def test_the_last_steps_of_a_training_have_a_loss_too(run, rows):
 
 def test_two_gpus_for_one_process_are_refused_before_any_work(run, rows, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(Stop, match="2 GPUs are visible to one process; set PET_NPROC_PER_NODE=2"):
+    with pytest.raises(UserError, match="2 GPUs are visible to one process; set PET_NPROC_PER_NODE=2"):
         run(rows)
 
 
 def test_a_report_that_cannot_be_made_is_refused_before_any_work(run, rows, monkeypatch):
     monkeypatch.setattr(stage, "find_spec", lambda _: None)
-    with pytest.raises(Stop, match=r"train\.report_to: wandb is not installed"):
+    with pytest.raises(UserError, match=r"train\.report_to: wandb is not installed"):
         run(rows, report_to="wandb")
 
 
 def test_no_row_with_an_answer_stops_the_stage(run, rows):
-    with pytest.raises(Stop, match=r"samples\.jsonl: train\.max_tokens \(8\) leaves no answer token in any of 40 rows"):
+    with pytest.raises(
+        UserError, match=r"samples\.jsonl: train\.max_tokens \(8\) leaves no answer token in any of 40 rows"
+    ):
         run(rows, max_tokens=8)
 
 
@@ -164,7 +166,7 @@ def test_gradient_checkpointing_changes_no_bit(run, rows, trained):
 def test_half_precision_without_a_gpu_is_refused(run, rows):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(Stop, match="fp16 wants a GPU"):
+    with pytest.raises(UserError, match="fp16 wants a GPU"):
         run(rows[:4], dtype="fp16")
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.training import checkpoints, pace
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
 
@@ -98,9 +98,9 @@ def killed_at(owner, name, step):
 checkpoints.SECONDS = 0
 pace.EVERY = 2
 """
-BETWEEN = "killed_at(checkpoints.Checkpoints, 'on_step_end', 7)"
+BETWEEN = "killed_at(checkpoints.CheckpointCallback, 'on_step_end', 7)"
 WRITING = "killed_at(Trainer, '_save_optimizer_and_scheduler', 8)"
-UNMARKED = "killed_at(checkpoints.Checkpoints, 'on_save', 8)"
+UNMARKED = "killed_at(checkpoints.CheckpointCallback, 'on_save', 8)"
 slow = pytest.mark.slow
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_training_is_left_alone(folder, caplog, monkeypa
 
 def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder):
     monkeypatch.setattr(stage, "world", lambda: 3)
-    with pytest.raises(Stop, match=r"3 processes x micro_batch \(4\) do not divide batch \(4\)"):
+    with pytest.raises(UserError, match=r"3 processes x micro_batch \(4\) do not divide batch \(4\)"):
         train_here(folder)
 
 

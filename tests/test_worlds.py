@@ -98,19 +98,19 @@ def settings(stage, arms=ARMS):
 
 def plant():
     """Return the rows by source; the answers of `noise` are the longest of all, and `clean` has none of them."""
-    pairs, dice = read_jsonl(ROOT / "data/pretrain/pairs.jsonl"), random.Random(1)
+    pairs, rng = read_jsonl(ROOT / "data/pretrain/pairs.jsonl"), random.Random(1)
     answers = sorted({pair["output"] for pair in pairs}, key=len)
     wrong = answers[-round(LONGEST * len(answers)) :]
-    dice.shuffle(pairs)
+    rng.shuffle(pairs)
     spoiled = round(NOISE * len(pairs))
     clean = [pair for pair in pairs[spoiled:] if pair["output"] not in wrong]
-    return {"clean": clean, "noise": [spoil(pair, wrong, dice) for pair in pairs[:spoiled]]}
+    return {"clean": clean, "noise": [spoil(pair, wrong, rng) for pair in pairs[:spoiled]]}
 
 
-def spoil(row, wrong, dice):
+def spoil(row, wrong, rng):
     words = row["instruction"].split()
-    answer = dice.choice([one for one in wrong if one != row["output"]])
-    return {"instruction": " ".join(dice.sample(words, len(words))), "output": answer}
+    answer = rng.choice([one for one in wrong if one != row["output"]])
+    return {"instruction": " ".join(rng.sample(words, len(words))), "output": answer}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 
 STAGES = sorted(path.stem for path in (Path(__file__).parent.parent / "stages").glob("[a-z]*.py"))
@@ -19,7 +19,7 @@ def check(path: Path) -> list[str]:
     for stage in STAGES:
         try:
             read_params(importlib.import_module(f"stages.{stage}").Params, path)
-        except Stop as stop:
+        except UserError as stop:
             problems |= dict.fromkeys(line.strip() for line in str(stop).splitlines()[1:] or [str(stop)])
     return list(problems)
 

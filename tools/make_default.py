@@ -81,48 +81,48 @@ def topics() -> list[dict[str, Any]]:
 
 def compose() -> tuple[list[Row], list[Row], list[str]]:
     """Return input rows by source (noise included), the pairs of pretrain, and its documents."""
-    dice = random.Random(20240501)
+    rng = random.Random(20240501)
     inputs, pretrain, spare, documents = [], [], [], []
     for topic in topics():
-        documents += articles(dice, list(topic["items"].values()))
+        documents += articles(rng, list(topic["items"].values()))
         for number, (name, facts) in enumerate(topic["items"].items()):
             for facet, asks in topic["asks"].items():
                 ways = [Row(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet]) for a in asks]
                 *long, short = ways
-                dice.shuffle(long)
-                (inputs if dice.random() < 0.4 else pretrain).append(replace(short, source="chat"))
-                cut = 2 if dice.random() < 0.45 else 1
+                rng.shuffle(long)
+                (inputs if rng.random() < 0.4 else pretrain).append(replace(short, source="chat"))
+                cut = 2 if rng.random() < 0.45 else 1
                 inputs += long[:cut]
                 spare.append(long[cut])
                 pretrain += long[cut + 1 :]
-            inputs += whole_rows(dice, topic["topic"], name, facts, number, pretrain)
-    dice.shuffle(spare)
+            inputs += whole_rows(rng, topic["topic"], name, facts, number, pretrain)
+    rng.shuffle(spare)
     pretrain += spare[40:]
-    inputs += [shuffled(dice, row) for row in spare[:40]]
-    inputs += other_noise(dice, inputs, documents)
+    inputs += [shuffled(rng, row) for row in spare[:40]]
+    inputs += other_noise(rng, inputs, documents)
     order = list(range(len(inputs)))
-    dice.shuffle(order)
-    dice.shuffle(pretrain)
+    rng.shuffle(order)
+    rng.shuffle(pretrain)
     return repeats_last([inputs[i] for i in order]), pretrain, documents
 
 
-def articles(dice: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
+def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
     """Yield documents that tell of four items of a topic, a paragraph each."""
     for _ in range(len(items)):
         paragraphs = []
-        for facts in dice.sample(items, 4):
+        for facts in rng.sample(items, 4):
             body = [text for facet, text in facts.items() if facet != "요약"]
-            paragraphs.append(" ".join(dice.sample(body, len(body))))
+            paragraphs.append(" ".join(rng.sample(body, len(body))))
         yield "\n".join(paragraphs)
 
 
 def whole_rows(
-    dice: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[Row]
+    rng: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[Row]
 ) -> Iterator[Row]:
     """Yield the rows that ask about the whole item: an introduction, a summary of its facts."""
     body = " ".join(text for facet, text in facts.items() if facet != "요약")
     asks = [Row(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
-    dice.shuffle(asks)
+    rng.shuffle(asks)
     yield asks[0]
     pretrain += asks[1:]
     summary = Row("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
@@ -132,23 +132,23 @@ def whole_rows(
         pretrain.append(replace(summary, instruction=summary.text, input=""))
 
 
-def shuffled(dice: random.Random, row: Row) -> Row:
+def shuffled(rng: random.Random, row: Row) -> Row:
     """Return the row with the words of its instruction in another order; the last word differs."""
-    return replace(row, instruction=shuffle_words(dice, row.instruction), kind="shuffled")
+    return replace(row, instruction=shuffle_words(rng, row.instruction), kind="shuffled")
 
 
-def shuffle_words(dice: random.Random, text: str) -> str:
+def shuffle_words(rng: random.Random, text: str) -> str:
     words = text.split()
     mixed = words[:]
     while mixed[-1] == words[-1]:
-        dice.shuffle(mixed)
+        rng.shuffle(mixed)
     return " ".join(mixed)
 
 
-def other_noise(dice: random.Random, rows: list[Row], documents: list[str]) -> Iterator[Row]:
+def other_noise(rng: random.Random, rows: list[Row], documents: list[str]) -> Iterator[Row]:
     """Yield the planted rows that `merge` must drop."""
     clean = [row for row in rows if row.kind == "clean" and not row.input]
-    picked = dice.sample(clean, 40)
+    picked = rng.sample(clean, 40)
     for row in picked[:18]:
         yield replace(row, kind="duplicate")
     for row in [row for row in picked[18:] if row.source in ("life", "assistant")][:3]:  # they come before chat
@@ -157,7 +157,7 @@ def other_noise(dice: random.Random, rows: list[Row], documents: list[str]) -> I
         yield replace(row, kind="duplicate", instruction=unicodedata.normalize("NFD", row.instruction))
     for row in picked[34:36]:
         yield replace(row, kind="duplicate", instruction=f"  {row.instruction}\n")
-    for number, row in enumerate(dice.sample(clean, 12)):
+    for number, row in enumerate(rng.sample(clean, 12)):
         empty = {"instruction": ("", "   ")[number % 2]} if number < 6 else {"output": ("", "\n ")[number % 2]}
         yield replace(row, kind="empty", **empty)
     noise = YAML(typ="safe").load(PARTS / "noise.yaml")
@@ -165,7 +165,7 @@ def other_noise(dice: random.Random, rows: list[Row], documents: list[str]) -> I
     for number, (instruction, output) in enumerate(noise["other_languages"] + noise["garbage"]):
         yield Row(homes[number % 4], "", instruction, output, kind="not_korean")
     for source in ("life", "assistant", "knowledge"):
-        long = " ".join(dice.sample(documents, 4)).replace("\n", " ")
+        long = " ".join(rng.sample(documents, 4)).replace("\n", " ")
         yield Row(source, "", f"다음 글을 세 문장으로 요약해 주세요. {long}", long[:200], kind="too_long")
     good = json.dumps({"instruction": clean[0].instruction, "output": clean[0].output}, ensure_ascii=False).encode()
     yield Row("life", "", "", "", kind="unreadable", broken=good[:-20])
@@ -245,13 +245,13 @@ def write_pretrain(pairs: list[Row], documents: list[str], folder: Path) -> None
 
 def benchmark() -> dict[str, list[list[dict[str, Any]]]]:
     """Return the items of every task in groups that share a text, so that no split shares one with another."""
-    dice = random.Random(20240502)
+    rng = random.Random(20240502)
     parts = {path.stem: YAML(typ="safe").load(path) for path in sorted((PARTS / "benchmark").glob("*.yaml"))}
-    words = [wic_items(dice, entry["word"], *entry["senses"]) for entry in parts["wic"]]
+    words = [wic_items(rng, entry["word"], *entry["senses"]) for entry in parts["wic"]]
     return {
         "boolq": [boolq_items(entry) for entry in parts["boolq"]],
-        "copa": [copa_items(dice, entry) for entry in parts["copa"]],
-        "hellaswag": [[hellaswag_item(dice, n, entry)] for n, entry in enumerate(parts["hellaswag"])],
+        "copa": [copa_items(rng, entry) for entry in parts["copa"]],
+        "hellaswag": [[hellaswag_item(rng, n, entry)] for n, entry in enumerate(parts["hellaswag"])],
         "sentineg": [
             [{"sentence": good, "label": 1}, {"sentence": bad, "label": 0}]
             for good, bad in zip(parts["sentineg"]["positive"], parts["sentineg"]["negative"], strict=True)
@@ -264,28 +264,28 @@ def boolq_items(entry: dict[str, str]) -> list[dict[str, Any]]:
     return [{"paragraph": entry["paragraph"], "question": entry[a], "label": n} for n, a in enumerate(("no", "yes"))]
 
 
-def copa_items(dice: random.Random, entry: dict[str, Any]) -> list[dict[str, Any]]:
+def copa_items(rng: random.Random, entry: dict[str, Any]) -> list[dict[str, Any]]:
     items = []
     for question, (right, wrong) in (("원인", entry["cause"]), ("결과", entry["effect"])):
-        label = dice.randrange(2)
+        label = rng.randrange(2)
         first, second = (right, wrong) if label == 0 else (wrong, right)
         item = {"premise": entry["premise"], "question": question, "alternative_1": first, "alternative_2": second}
         items.append(item | {"label": label})
     return items
 
 
-def hellaswag_item(dice: random.Random, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+def hellaswag_item(rng: random.Random, number: int, entry: dict[str, Any]) -> dict[str, Any]:
     right, *wrong = entry["endings"]
-    dice.shuffle(wrong)
+    rng.shuffle(wrong)
     label = number % 4
     endings = [*wrong[:label], right, *wrong[label:]]
     return {"context": entry["context"]} | {f"ending_{n}": e for n, e in enumerate(endings, 1)} | {"label": label}
 
 
-def wic_items(dice: random.Random, word: str, one: list[str], other: list[str]) -> list[dict[str, Any]]:
+def wic_items(rng: random.Random, word: str, one: list[str], other: list[str]) -> list[dict[str, Any]]:
     """Return three pairs of one sense and three of two."""
-    same = [(one[0], one[1]), (other[0], other[1]), dice.choice([(one[1], one[2]), (other[1], other[2])])]
-    differ = list(zip(one, dice.sample(other, 3), strict=True))
+    same = [(one[0], one[1]), (other[0], other[1]), rng.choice([(one[1], one[2]), (other[1], other[2])])]
+    differ = list(zip(one, rng.sample(other, 3), strict=True))
     pairs = [(pair, 1) for pair in same] + [(pair, 0) for pair in differ]
     return [{"word": word, "context_1": a, "context_2": b, "label": label} for (a, b), label in pairs]
 

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Iterator
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 
-def tell(lines: Iterator[str]) -> int:
+def print_lines(lines: Iterator[str]) -> int:
     """Print all lines, or, where they stop, the reason alone on standard error; return the exit status."""
     try:
         print(*lines, sep="\n")
-    except Stop as stop:
+    except UserError as stop:
         print(stop, file=sys.stderr)
         return 1
     return 0

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.lib.core.artifacts import read_jsonl
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.evaluation.tasks import find_task
 from stages.lib.statistics import power
-from tools.output import tell
+from tools.output import print_lines
 
 RUNS = (2, 3, 5, 10)
 
@@ -31,14 +31,14 @@ def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
 
 
 def benchmark_items() -> list[int]:
-    """Return how many items of every task are asked; raise Stop where the benchmark is not here yet."""
+    """Return how many items of every task are asked; raise UserError where the benchmark is not here yet."""
     params = read_yaml(PARAMS)
     inputs = Path(str(params["fetch_benchmark"]["inputs"]))
     names = [f"{task.name}/{task.asked}.jsonl" for task in map(find_task, params["evaluate"]["tasks"])]
     for folder in (Path("data/benchmark"), inputs):
         if all((folder / name).is_file() for name in names):
             return [len(read_jsonl(folder / name)) for name in names]
-    raise Stop(f"no {names[0]} in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
+    raise UserError(f"no {names[0]} in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
 
 
 def main(words: list[str]) -> int:
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
     except ValueError:
         print("usage: python -m tools.power DISCORDANCE SPREAD [N ...], shares from 0 to 1", file=sys.stderr)
         return 2
-    return tell(lines(discordance, spread, [int(n) for n in items]))
+    return print_lines(lines(discordance, spread, [int(n) for n in items]))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from typing import Any
 import pandas as pd
 
 from stages.lib.core.artifacts import read_json
-from tools.output import tell
+from stages.lib.evaluation.kobest import KOBEST
+from tools.output import print_lines
 
 TABLE = Path(__file__).with_name("published.csv")
-KOBEST = {"boolq": 1404, "copa": 1000, "hellaswag": 500, "sentineg": 397, "wic": 1260}
-"""Test items of KoBEST v1.0: figures over other items are of another benchmark."""
 COLUMNS = [(task, "macro_f1") for task in KOBEST] + [
     ("mean", "macro_f1"),
     ("hellaswag", "acc_norm"),
@@ -42,8 +41,8 @@ def lines(path: Path) -> Iterator[str]:
     """Yield one table for every number of shots of ours, then what is comparable."""
     summary, published = read_json(path), pd.read_csv(TABLE)
     arms = {f"**{name}**": arm["scores"] for name, arm in summary["arms"].items()}
-    models = {"**base**": summary["base"]["scores"], **arms, "majority floor": summary["floor"]}
-    for shots in sorted({int(name.removesuffix("-shot")) for name in summary["floor"]}):
+    models = {"**base**": summary["base"]["scores"], **arms, "majority baseline": summary["majority_baseline"]}
+    for shots in sorted({int(name.removesuffix("-shot")) for name in summary["majority_baseline"]}):
         rows = [(f"{model} [{note(source)}]", figures_of(group)) for (model, source), group in groups(published, shots)]
         rows += [(name, of_kobest(scores[f"{shots}-shot"])) for name, scores in models.items()]
         yield f"### {shots}-shot\n\n{table(rows)}\n"
@@ -87,13 +86,13 @@ def of_kobest(tasks: dict[str, Any]) -> dict[str, Any]:
 def ours(tasks: dict[str, Any]) -> str:
     """Return whether our own figures are of KoBEST at all."""
     items = {task: found["n"] for task, found in tasks.items() if task in KOBEST}
-    if items and all(KOBEST[task] == n for task, n in items.items()):
+    if items and all(KOBEST[task].test_items == n for task, n in items.items()):
         return "Ours: KoBEST v1.0, prompts of lm-evaluation-harness, metrics under their own names."
     return f"Ours are of other items than KoBEST's ({items}), so no published figure is comparable with them."
 
 
 def main() -> int:
-    return tell(lines(Path("metrics/summary.json")))
+    return print_lines(lines(Path("metrics/summary.json")))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ from pathlib import Path
 import pandas as pd
 
 from stages.lib.core.artifacts import read_jsonl, read_table
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
-from tools.output import tell
+from tools.output import print_lines
 
 MOST = 10
 """Rows that are told about; a piece of text may be in many."""
 
 
 def why(wanted: str, data: Path = Path("data")) -> Iterator[str]:
-    """Yield lines about every row whose id or text holds `wanted`; raise Stop where there is none."""
+    """Yield lines about every row whose id or text holds `wanted`; raise UserError where there is none."""
     raw, dropped = read_table(data / "raw.parquet"), read_table(data / "dropped.parquet")
     held_out = pd.DataFrame(read_jsonl(data / "held_out.jsonl"), columns=raw.columns)
     arms = {arm: read_table(data / f"samples/{arm}.parquet") for arm in read_yaml(PARAMS)["arms"]}
@@ -30,7 +30,7 @@ def why(wanted: str, data: Path = Path("data")) -> Iterator[str]:
     for row in gone[matches(gone, wanted)].to_dict("records"):
         found.append(f"{about(row)}\n  dropped by merge: {row['reason']}, row {row['line']} of {row['source']}")
     if not found:
-        raise Stop(
+        raise UserError(
             f"no row has the id {wanted!r} or holds it in its text; rows read are in data/raw.parquet and beside it"
         )
     yield from found[:MOST]
@@ -67,7 +67,7 @@ def main(words: list[str]) -> int:
     if len(words) != 1:
         print("usage: python -m tools.why ID, or a piece of the text in quotes", file=sys.stderr)
         return 2
-    return tell(why(words[0]))
+    return print_lines(why(words[0]))
 
 
 if __name__ == "__main__":

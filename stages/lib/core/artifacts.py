@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 ROW_GROUP = 2**17
 """Rows that are turned into Arrow's at once: its text takes 2 GiB at most."""
@@ -65,22 +65,22 @@ def read_arrow(path: Path, *names: str) -> pa.Table:
     try:
         return pq.read_table(path, columns=list(names) or None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise Stop(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
+        raise UserError(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
 
 
 def require_same_rows(**ids: Iterable[str]) -> None:
-    """Raise Stop unless all the named columns of ids are equal, row by row."""
+    """Raise UserError unless all the named columns of ids are equal, row by row."""
     (first, want), *others = ((name, pd.Series(column)) for name, column in ids.items())
     for name, got in others:
         if got.equals(want):
             continue
         row = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), None)
         differs = f"{len(got)} rows, not {len(want)}" if row is None else f"{got[row]} in row {row}, not {want[row]}"
-        raise Stop(f"{name} has {differs} as {first}: they come from different merges; run `dvc repro`")
+        raise UserError(f"{name} has {differs} as {first}: they come from different merges; run `dvc repro`")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write sorted JSON of finite numbers; raise Stop where a number is not finite."""
+    """Write sorted JSON of finite numbers; raise UserError where a number is not finite."""
     require_finite(content, path.name)
     with atomic(path) as scratch:
         text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
@@ -95,12 +95,12 @@ def require_finite(content: Any, where: str) -> None:
         for value in content:
             require_finite(value, where)
     elif isinstance(content, float) and not math.isfinite(content):
-        raise Stop(f"{where} is {content}; look for the stage that made it, its log says more")
+        raise UserError(f"{where} is {content}; look for the stage that made it, its log says more")
 
 
 def read_json(path: Path) -> Any:
     if not path.is_file():
-        raise Stop(f"{path}: missing; run `dvc repro`")
+        raise UserError(f"{path}: missing; run `dvc repro`")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Read params.yaml and check the part of it that a stage uses."""
+"""Read params.yaml and validate the sections that a stage uses."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -7,26 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 PARAMS = Path("params.yaml")
-SECTIONS = (
-    "threads",
-    "fetch",
-    "fetch_benchmark",
-    "fetch_model",
-    "merge",
-    "decontaminate",
-    "ppl",
-    "embed",
-    "cluster",
-    "arms",
-    "control",
-    "stability",
-    "train",
-    "evaluate",
-    "compare",
-)
 
 
 P = TypeVar("P", bound=BaseModel)
@@ -36,38 +19,36 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, every key stated, no other key allowed."""
+    """A section of params.yaml: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 def read_params(model: type[P], path: Path = PARAMS) -> P:
-    """Return the sections that `model` names, checked; raise Stop with every error at once.
+    """Return the sections that `model` names, validated. Raises UserError with every error at once.
 
-    ruamel.yaml reads YAML 1.2, as DVC does: there `1e-5` is a number.
+    A stage looks at its own sections only, so that a new section changes nothing here; `tools.check` knows them all.
     """
     content = read_yaml(path)
-    errors = [f"{name}: unknown section" for name in content if name not in SECTIONS]
     wanted = {name: content[name] for name in model.model_fields if name in content}
     try:
-        params = model.model_validate(wanted)
+        return model.model_validate(wanted)
     except ValidationError as error:
-        errors += [describe(item) for item in error.errors()]
-    if errors:
-        listed = "".join(f"\n  {error}" for error in errors)
-        raise Stop(f"{path}: {len(errors)} to correct{listed}")
-    return params
+        errors = [describe(item) for item in error.errors()]
+        listed = "".join(f"\n  {message}" for message in errors)
+        raise UserError(f"{path}: {len(errors)} to correct{listed}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML 1.2 mapping: like DVC, ruamel.yaml reads `1e-5` as a number."""
     try:
         content = YAML(typ="safe").load(path)
     except FileNotFoundError:
-        raise Stop(f"{path}: missing; `cp recipes/NAME.yaml {path}` makes a recipe active") from None
+        raise UserError(f"{path}: missing; `cp recipes/NAME.yaml {path}` makes a recipe active") from None
     except YAMLError as error:
-        raise Stop(f"{path}: not YAML: {error}") from None
+        raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise Stop(f"{path}: wanted a mapping of sections, got {type(content).__name__}")
+        raise UserError(f"{path}: wanted a mapping of sections, got {type(content).__name__}")
     return content
 
 

@@ -1,6 +1,5 @@
-"""The processes of a stage: how many, one run at a time, and none left behind."""
+"""The processes of a stage: how many there are, one run at a time, and none left behind."""
 
-import fcntl
 import logging
 import os
 import sys
@@ -10,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
 
 import psutil
+from filelock import FileLock, Timeout
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 log = logging.getLogger("stages")
 LOCKS = Path(".checkpoints/locks")
@@ -34,9 +33,9 @@ def world() -> int:
 
 
 def relaunch_if_asked() -> None:
-    """Become torchrun, which starts this stage several times, where its variables in the environment ask for it.
+    """Become torchrun, which starts this stage in several processes, if its environment variables ask for that.
 
-    https://docs.pytorch.org/docs/stable/elastic/run.html: every option can be set as PET_<OPTION>.
+    Every option can be set as PET_<OPTION>: https://docs.pytorch.org/docs/stable/elastic/run.html.
     """
     asked = any(os.environ.get(name, "1") != "1" for name in ("PET_NPROC_PER_NODE", "PET_NNODES"))
     if asked and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -45,8 +44,8 @@ def relaunch_if_asked() -> None:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Meet the other processes, and leave together."""
+def process_group() -> Iterator[None]:
+    """Join the process group, and leave it together with the others."""
     if world() == 1:
         yield
         return
@@ -54,11 +53,11 @@ def joined() -> Iterator[None]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    store = next(rendezvous("env://"))[0]  # torchrun's, so it outlives any of the processes
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients meet on GPUs, all else on CPUs
+    store = next(rendezvous("env://"))[0]  # torchrun holds it, so it outlives each process
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients on GPUs, the rest on CPUs
     dist.init_process_group(backend, timeout=FOREVER, store=store, rank=rank(), world_size=world())
     yield
-    if store.add("done", 1) == world():  # at a barrier of gloo the first to leave would cut off the last
+    if store.add("done", 1) == world():  # at a gloo barrier the first process to leave would cut off the last
         store.set("all done", "")
     store.wait(["all done"], FOREVER)
     dist.destroy_process_group()
@@ -74,45 +73,41 @@ def barrier() -> None:
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
-    """Hold the stage's lock; wait a while for another run of it. Raises Stop that names the run that does not end."""
+    """Hold the stage's lock; wait a while for another run of the stage. Raises UserError if that run does not end."""
     LOCKS.mkdir(parents=True, exist_ok=True)
-    with (LOCKS / name.replace("/", "_")).open("a+", encoding="ascii") as file:
-        if not take(file.fileno()):
-            log.warning("waiting for process %s, which still runs this stage", holder(file))
-        until = time.monotonic() + PATIENCE
-        while not take(file.fileno()):
-            if time.monotonic() > until:
-                raise Stop(f"process {holder(file)} still runs this stage; wait for it or kill it, then run again")
-            time.sleep(0.5)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read() or "unknown"
-
-
-def take(file: int) -> bool:
+    lock = FileLock(LOCKS / name.replace("/", "_"))
+    holder = Path(f"{lock.lock_file}.pid")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("waiting for process %s, which still runs this stage", pid_in(holder))
+        try:
+            lock.acquire(timeout=PATIENCE, poll_interval=0.5)
+        except Timeout:
+            raise UserError(
+                f"process {pid_in(holder)} still runs this stage; wait for it or kill it, then run again"
+            ) from None
+    try:
+        holder.write_text(str(os.getpid()), encoding="ascii")
+        yield
+    finally:
+        lock.release()
+
+
+def pid_in(holder: Path) -> str:
+    return holder.read_text(encoding="ascii") if holder.is_file() else "unknown"
 
 
 def stop_when_orphaned() -> None:
-    """End this process a second after the dvc that started it is gone, however that ended.
+    """End this process within a second after the dvc that started it is gone, however dvc ended.
 
-    Else it would go on, and write over the output of the run that follows. What a stage writes is whole or absent, so
-    it can end anywhere.
+    Otherwise it would go on and overwrite the output of the next run. Outputs are whole or absent, so the process can
+    end anywhere.
     """
     parent = starter()
 
     def watch() -> None:
-        with suppress(psutil.NoSuchProcess):  # it may go between the two questions
+        with suppress(psutil.NoSuchProcess):  # the parent may end between the two calls
             while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(1)
         log.error("stopped: process %d, which started this stage, is gone", parent.pid)

@@ -1,5 +1,6 @@
-"""Run one stage: params, arguments, log, errors."""
+"""Run one stage: command line, params, log, errors."""
 
+import argparse
 import inspect
 import logging
 import os
@@ -8,18 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
-from stages.lib.core.processes import joined, only_one, rank, relaunch_if_asked, stop_when_orphaned, world
+from stages.lib.core.processes import only_one, process_group, rank, relaunch_if_asked, stop_when_orphaned, world
 
 log = logging.getLogger("stages")
 
-# Nothing but `fetch*` may reach for the network. Libraries read these when they are imported, which is one reason why
-# stages import torch and its kin inside functions; the other is that a mistake in params should not wait for them.
+# Only `fetch*` may use the network. Libraries read these variables when they are imported, which is one reason why
+# stages import torch and its like inside functions; the other is that an error in params should not wait for them.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -28,27 +29,27 @@ OFFLINE = {
 ALWAYS = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 IN_A_LOG = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_MININTERVAL": "5",  # a bar is a line every so often
+    "TQDM_MININTERVAL": "5",  # seconds, so that a progress bar does not flood the log
 }
 
 
 def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True, several: bool = False) -> None:
-    """Call `stage(params, *arguments)` as dvc.yaml wires it; exit 1 with one message on `Stop`.
+    """Call `stage(params, **arguments)` with the command line's flags; on UserError print one message and exit 1.
 
-    `several`: the stage shares its work out where torchrun starts it in several processes.
+    `several`: the stage can share its work among the processes that torchrun starts.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     os.environ.update(ALWAYS | (OFFLINE if offline else {}) | ({} if sys.stderr.isatty() else IN_A_LOG))
     started = time.monotonic()
     try:
-        params, words = read_params(model), arguments(stage, sys.argv[1:])
+        arguments, params = parse_arguments(stage, sys.argv[1:]), read_params(model)
         if several:
             relaunch_if_asked()
-        with under_dvc(), joined():
-            stage(params, *words)
-    except Stop as stop:
-        log.error("%s stopped: %s", stage.__name__, stop)
+        with under_dvc(), process_group():
+            stage(params, **arguments)
+    except UserError as error:
+        log.error("%s stopped: %s", stage.__name__, error)
         sys.exit(1)
     log.info("%s: done in %.1f s", stage.__name__, time.monotonic() - started)
     if world() > 1:
@@ -56,7 +57,7 @@ def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True
 
 
 def leave() -> None:
-    """End the process without the interpreter's own end, in which threads of torch.distributed abort now and then."""
+    """End the process at once: during the interpreter's own shutdown, threads of torch.distributed sometimes abort."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
@@ -64,7 +65,7 @@ def leave() -> None:
 
 @contextmanager
 def under_dvc() -> Iterator[None]:
-    """Where dvc runs the stage: one run at a time, and none that outlives its dvc."""
+    """If dvc runs the stage: allow one run at a time, and stop when that dvc is gone."""
     name = os.environ.get("DVC_STAGE")
     if name is None:
         yield
@@ -74,10 +75,31 @@ def under_dvc() -> Iterator[None]:
         yield
 
 
-def arguments(stage: Callable[..., None], words: list[str]) -> list[Any]:
-    """Return the command line's words as the types that the stage's signature gives them."""
-    wanted = list(inspect.signature(stage).parameters.values())[1:]
-    if len(words) != len(wanted):
-        names = " ".join(parameter.name for parameter in wanted)
-        raise Stop(f"wanted the arguments {names}, got {' '.join(words) or 'none'}; see dvc.yaml")
-    return [Path(w) if p.annotation is Path else w for p, w in zip(wanted, words, strict=True)]
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; wanted {self.format_usage().removeprefix('usage:').strip()}; see dvc.yaml")
+
+
+def parse_arguments(stage: Callable[..., None], words: list[str]) -> dict[str, Any]:
+    """Return the value of every flag, by name: `--raw data/raw.parquet` for the parameter `raw: Path`.
+
+    Raises UserError if a flag is missing, misspelt or given twice.
+    """
+    parameters = list(inspect.signature(stage).parameters.values())[1:]
+    parser = Parser(
+        prog=f"python -m stages.{stage.__name__}", usage=usage(parameters), add_help=False, allow_abbrev=False
+    )
+    for parameter in parameters:
+        kind = str if parameter.annotation is str else Path
+        optional = parameter.default is not parameter.empty
+        parser.add_argument(f"--{parameter.name}", type=kind, required=not optional, default=None)
+    twice = sorted({word for word in words if word.startswith("--") and words.count(word) > 1})
+    if twice:
+        parser.error(f"{', '.join(twice)} is given more than once")
+    return vars(parser.parse_args(words))
+
+
+def usage(parameters: list[inspect.Parameter]) -> str:
+    return " ".join(f"--{parameter.name} {parameter.name.upper()}" for parameter in parameters)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import env
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.processes import rank, world
 from stages.lib.core.progress import progress
 
@@ -40,19 +40,21 @@ class SharedLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: list[Request], *_: Any, **__: Any) -> list[Answer]:
         self.note_the_cut(requests)
-        batches = deal(requests, self.batch_size)[rank() :: world()]
+        batches = harness_batches(requests, self.batch_size)[rank() :: world()]
         mine: dict[int, Answer] = {}
         for numbers in progress(batches, len(batches), "log-likelihoods, batches"):
             answers = super()._loglikelihood_tokens([requests[number] for number in numbers], disable_tqdm=True)
             mine |= zip(numbers, answers, strict=True)
-        found = gather(mine)
+        found = gather_answers(mine)
         return [found[number] for number in range(len(requests))]
 
     def note_the_cut(self, requests: list[Request]) -> None:
-        """Keep the texts of requests that the harness cuts from the left; raise Stop where it would cut an answer."""
+        """Keep the texts of requests that the harness cuts on the left. Raises UserError if it would cut an answer."""
         for texts, context, continuation in requests:
             if len(continuation) > self.max_length:
-                raise Stop(f"the model takes {self.max_length} tokens, an answer has {len(continuation)}: {texts[1]}")
+                raise UserError(
+                    f"the model takes {self.max_length} tokens, an answer has {len(continuation)}: {texts[1]}"
+                )
             if len(context) + len(continuation) > self.max_length + 1:  # the last token is predicted, not read
                 self.cut.add(texts)
 
@@ -70,7 +72,7 @@ def templates_compiled_once() -> Iterator[None]:
         del env.from_string
 
 
-def deal(requests: list[Request], size: int) -> list[list[int]]:
+def harness_batches(requests: list[Request], size: int) -> list[list[int]]:
     """Return the numbers of each batch's requests, longest first, as lm_eval/models/utils.py (Collator) deals them.
 
     Requests that differ in the last token alone are one row of a batch.
@@ -87,7 +89,7 @@ def deal(requests: list[Request], size: int) -> list[list[int]]:
     return [list(chain(*rows[start : start + size])) for start in range(0, len(rows), size)]
 
 
-def gather(mine: dict[int, Answer]) -> dict[int, Answer]:
+def gather_answers(mine: dict[int, Answer]) -> dict[int, Answer]:
     """Return the answers of all processes, in all of them."""
     if world() == 1:
         return mine

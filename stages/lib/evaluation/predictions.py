@@ -1,37 +1,77 @@
-"""What a model answered, item by item, short enough for git: metrics/items/<arm>.json.
+"""What a model answered, item by item: as arrays, and short enough for git (metrics/items/<arm>.json).
 
-Per shots and task one string of digits each in item order, the gold class and the predicted one, and, where the task
-has it, whether the length-normalised choice is right (`correct_norm`); per held-out row its answer tokens and its
-nll in nats.
+In the file, each task has one string of digits in item order per column: the gold class, the predicted one and, if the
+task has it, whether the length-normalised choice is right (`correct_norm`). Each held-out row has its answer tokens and
+its NLL in nats.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
-Answers = dict[str, dict[str, dict[str, str]]]
 Classes = NDArray[np.int64]
-EVERYWHERE = ("accuracy", "macro_f1")
-"""Metrics that every task has."""
 
 
-def answers(items: pd.DataFrame) -> Answers:
-    """Return every task's digits by shots and task, of the table that `evaluate` writes."""
-    found: Answers = {}
+class Predictions(NamedTuple):
+    """The answers to the N items of one task."""
+
+    gold: Classes
+    prediction: Classes
+    correct_norm: Classes | None
+    """Whether the choice by likelihood per character is right; None if the task has no acc_norm."""
+
+
+ByTask = dict[str, dict[str, Predictions]]
+"""Predictions by shots (`0-shot`) and task."""
+
+
+def predictions(items: pd.DataFrame) -> ByTask:
+    """Return the answers in the table that `evaluate` writes, in item order."""
+    found: ByTask = {}
     for (shots, task), group in items.sort_values("item", kind="stable").groupby(["shots", "task"]):
-        columns = ["gold", "prediction"] + ["correct_norm"] * bool(group["correct_norm"].notna().all())
-        found.setdefault(f"{shots}-shot", {})[str(task)] = {name: digits(group[name].astype(int)) for name in columns}
+        found.setdefault(f"{shots}-shot", {})[str(task)] = of_one_task(group)
     return found
 
 
-def digits(classes: pd.Series) -> str:
+def of_one_task(items: pd.DataFrame) -> Predictions:
+    columns = items[["gold", "prediction"]].to_numpy(dtype=np.int64)
+    norm = items["correct_norm"]
+    return Predictions(columns[:, 0], columns[:, 1], norm.to_numpy(dtype=np.int64) if norm.notna().all() else None)
+
+
+def to_digits(answers: ByTask) -> dict[str, Any]:
+    """Return the answers as JSON. Raises UserError if a task has more than ten choices."""
+    return {
+        shots: {
+            task: {name: digits(one) for name, one in columns._asdict().items() if one is not None}
+            for task, columns in tasks.items()
+        }
+        for shots, tasks in answers.items()
+    }
+
+
+def digits(classes: Classes) -> str:
     if classes.max() > 9:
-        raise Stop("a task has more than ten choices, and a digit tells ten; leave it out of the benchmark")
-    return "".join(map(str, classes))
+        raise UserError("a task has more than ten choices, but a digit holds ten; leave the task out of the benchmark")
+    return "".join(map(str, classes.tolist()))
+
+
+def from_digits(content: dict[str, Any]) -> ByTask:
+    return {
+        shots: {
+            task: Predictions(
+                classes(columns["gold"]),
+                classes(columns["prediction"]),
+                classes(columns["correct_norm"]) if "correct_norm" in columns else None,
+            )
+            for task, columns in tasks.items()
+        }
+        for shots, tasks in content.items()
+    }
 
 
 def classes(text: str) -> Classes:
@@ -39,16 +79,7 @@ def classes(text: str) -> Classes:
     return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - ord("0")
 
 
-def outcomes(task: dict[str, str]) -> dict[str, tuple[Classes, Classes]]:
-    """Return gold and prediction [N] by metric; to accuracy and acc_norm an answer is right, 1, or not."""
-    gold, prediction = classes(task["gold"]), classes(task["prediction"])
-    right = {"accuracy": (gold == prediction).astype(np.int64)}
-    if "correct_norm" in task:
-        right["acc_norm"] = classes(task["correct_norm"])
-    return {"macro_f1": (gold, prediction)} | {metric: (np.ones_like(gold), one) for metric, one in right.items()}
-
-
-def held_out(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return answer tokens and nll in nats by id."""
+def held_out_answers(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return answer tokens and NLL in nats by id, as JSON."""
     ids = [str(name) for name in rows["id"]]
     return {name: dict(zip(ids, rows[name].tolist(), strict=True)) for name in ("tokens", "nll")}

@@ -5,10 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
+from stages.lib.evaluation.kobest import KOBEST
 
-KOBEST = ("boolq", "copa", "hellaswag", "sentineg", "wic")
-"""Named as KoBEST names them; any other task has the harness's own name."""
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -30,16 +29,16 @@ class Task:
 
 
 def find_task(name: str) -> Task:
-    """Return the harness's definition; raise Stop where it has none that asks for one of several choices."""
+    """Return the harness's definition; raise UserError where it has none that asks for one of several choices."""
     known = f"kobest_{name}" if name in KOBEST else name
     where = f"params.yaml: evaluate.tasks: {name}"
     path, settings = definition(known)
     if path is None:
-        raise Stop(f"{where}: the harness has no task {known}")
+        raise UserError(f"{where}: the harness has no task {known}")
     if "group" in settings:
-        raise Stop(f"{where}: a group of the harness; name its tasks: {', '.join(map(str, settings['task']))}")
+        raise UserError(f"{where}: a group of the harness; name its tasks: {', '.join(map(str, settings['task']))}")
     if settings.get("output_type") != "multiple_choice" or "process_results" in settings:
-        raise Stop(f"{where}: only multiple-choice tasks with one right answer can be evaluated here")
+        raise UserError(f"{where}: only multiple-choice tasks with one right answer can be evaluated here")
     splits = dict.fromkeys(settings[key] for key in SPLITS if settings.get(key))
     metrics = tuple(metric["metric"] for metric in settings["metric_list"])
     asked = settings.get("test_split") or settings["validation_split"]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 
 def snapshot(
@@ -22,17 +22,17 @@ def snapshot(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if not name:
-        raise Stop(f"params.yaml: {where}.name: missing; `from: hub` needs the repository's name")
+        raise UserError(f"params.yaml: {where}.name: missing; `from: hub` needs the repository's name")
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         address = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}"
-        raise Stop(
+        raise UserError(
             f"params.yaml: {where}.revision: wanted a commit hash (40 hex digits), got {revision!r}; "
             f"`git ls-remote {address} HEAD` prints the newest"
         )
     try:
         return Path(snapshot_download(name, repo_type=repo_type, revision=revision, **options))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise Stop(
+        raise UserError(
             f"{where}: {name} at {revision} could not be fetched: {error}; "
             "look at the name, the revision, the network and, for a gated repository, HF_TOKEN"
         ) from error
@@ -46,4 +46,4 @@ def load_split(where: str, name: str | None, folder: Path, config: str | None, s
     try:
         return load_dataset(str(folder), config, split=split)
     except (DatasetsError, ValueError, OSError) as error:
-        raise Stop(f"{where}: {name} did not load: {error}; look at its name, config and split") from error
+        raise UserError(f"{where}: {name} did not load: {error}; look at its name, config and split") from error

@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import Section
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +20,16 @@ log = logging.getLogger("stages")
 SLICE = 10_000
 """Texts that are tokenized at once."""
 Dtype = Literal["fp32", "bf16"]
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class LoadConfig(Section):
+    """How the weights of a model are held."""
+
+    dtype: Literal["fp32", "bf16", "fp16"]
+    quantize: Literal["nf4"] | None = None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """None: what transformers chooses for the model."""
 
 
 def start_torch(threads: int) -> str:
@@ -36,12 +48,12 @@ def start_torch(threads: int) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise Stop unless the folder holds a config and safetensors."""
+    """Raise UserError unless the folder holds a config and safetensors."""
     if not (folder / "config.json").is_file():
-        raise Stop(f"{folder}: no model, it lacks config.json; wanted a folder written by save_pretrained")
+        raise UserError(f"{folder}: no model, it lacks config.json; wanted a folder written by save_pretrained")
     if not list(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise Stop(
+        raise UserError(
             f"{folder}: no *.safetensors, it holds {there}; pickled weights are never loaded: "
             "convert the folder with save_pretrained, or fetch the model by `from: hub`"
         )
@@ -53,25 +65,52 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise Stop(f"{folder}: no tokenizer that transformers can load: {error}") from error
+        raise UserError(f"{folder}: no tokenizer that transformers can load: {error}") from error
     names = ["tokenizer.json", *tokenizer.vocab_files_names.values()]
     if not any((folder / name).is_file() for name in names):  # transformers would make an empty one without a word
-        raise Stop(f"{folder}: no tokenizer; wanted one of {', '.join(sorted(set(names)))} beside the model")
+        raise UserError(f"{folder}: no tokenizer; wanted one of {', '.join(sorted(set(names)))} beside the model")
     return tokenizer
 
 
-def load_model(folder: Path, auto: str, dtype: Dtype, threads: int) -> "PreTrainedModel":
-    """Return the model in eval mode on the GPU or the CPU; `auto` names its Auto class."""
+def load_model(folder: Path, config: LoadConfig, threads: int, auto: str = "AutoModelForCausalLM") -> "PreTrainedModel":
+    """Return the model of a folder, in eval mode on the GPU or the CPU; `auto` names its Auto class.
+
+    Raises UserError if the folder holds no safetensors, or if transformers cannot load it as `config` says.
+    """
     import torch
     import transformers
 
     device = start_torch(threads)
     check_folder(folder)
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    loader: Any = getattr(transformers, auto)
-    model = loader.from_pretrained(folder, dtype=wanted, use_safetensors=True)
-    log.info("%s: %s parameters, %s, on %s", folder, f"{model.num_parameters():,}", dtype, device)
-    return model.to(device).eval()
+    dtype = getattr(torch, TORCH_NAMES[config.dtype])
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+    if config.quantize:
+        options |= {"quantization_config": four_bits(dtype), "device_map": {"": device}}
+    try:
+        model: PreTrainedModel = getattr(transformers, auto).from_pretrained(folder, use_safetensors=True, **options)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{folder}: transformers cannot load it as the params say: {error}") from error
+    count = sum(getattr(part, "ds_numel", part.numel()) for part in model.parameters())  # ZeRO-3 holds a share
+    log.info("%s: %s parameters, %s, on %s", folder, f"{count:,}", config.quantize or config.dtype, device)
+    return (model if config.quantize else model.to(device)).eval()
+
+
+def require_bitsandbytes() -> None:
+    if find_spec("bitsandbytes") is None:
+        raise UserError("params.yaml: quantize: nf4 needs bitsandbytes; `pip install -c constraints.txt -e '.[4bit]'`")
+
+
+def four_bits(dtype: Any) -> Any:
+    """Return nf4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314)."""
+    require_bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def positions(model: "PreTrainedModel") -> int | None:
@@ -83,10 +122,10 @@ def positions(model: "PreTrainedModel") -> int | None:
 
 
 def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
-    """Raise Stop where `tokens` positions are more than the model has."""
+    """Raise UserError where `tokens` positions are more than the model has."""
     most = positions(model)
     if most is not None and tokens > most:
-        raise Stop(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")
+        raise UserError(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: Any) -> list[NDArray[np.int32]]:

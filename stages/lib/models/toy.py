@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from stages.lib.core.artifacts import read_jsonl
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
 
 
@@ -47,7 +47,7 @@ def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     ]
     pairs = [pair for path in sorted(folder.glob("*.jsonl")) for pair in read_pairs(path)]
     if not documents and not pairs:
-        raise Stop(f"{folder}: no *.txt and no *.jsonl to train a small model from")
+        raise UserError(f"{folder}: no *.txt and no *.jsonl to train a small model from")
     return documents, pairs
 
 
@@ -55,7 +55,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     try:
         return [(str(row["instruction"]), str(row["output"])) for row in read_jsonl(path)]
     except (ValueError, KeyError, TypeError) as error:
-        raise Stop(
+        raise UserError(
             f"{path}: wanted JSON Lines with instruction and output, got {type(error).__name__}: {error}; "
             "mend the file, or take it out of the folder"
         ) from error
@@ -63,11 +63,11 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def spans(documents: list[str], seed: int) -> list[tuple[str, str]]:
     """Return pairs of up to three sentences before and after a cut, one cut for every two sentences of a document."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     pairs = []
     for document in documents:
         sentences = [part for part in re.split(r"(?<=[.?!])\s+|\n+", document) if part.strip()]
         for _ in range(len(sentences) // 2):
-            cut = dice.randrange(1, len(sentences))
+            cut = rng.randrange(1, len(sentences))
             pairs.append((" ".join(sentences[max(0, cut - 3) : cut]), " ".join(sentences[cut : cut + 3])))
     return pairs

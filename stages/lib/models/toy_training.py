@@ -19,7 +19,7 @@ from transformers import (
     RobertaModel,
 )
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.progress import progress
 from stages.lib.models.toy import Small, read_text, spans
 
@@ -68,7 +68,7 @@ def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Sma
         [token for ids in tokenizer(texts)["input_ids"] for token in [*ids, tokenizer.eos_token_id]], dtype=torch.long
     )
     if len(stream) <= settings.context:
-        raise Stop(f"the text has {len(stream)} tokens; `context` ({settings.context}) needs more")
+        raise UserError(f"the text has {len(stream)} tokens; `context` ({settings.context}) needs more")
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             **shape(tokenizer, settings),
@@ -89,7 +89,7 @@ def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Sma
 
 def train_encoder(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], settings: Small) -> PreTrainedModel:
     if len(pairs) < settings.batch:
-        raise Stop(f"{len(pairs)} pairs to train an encoder from; `batch` ({settings.batch}) needs more")
+        raise UserError(f"{len(pairs)} pairs to train an encoder from; `batch` ({settings.batch}) needs more")
     left, right = (
         tokenizer([pair[side] for pair in pairs], truncation=True, max_length=settings.context)["input_ids"]
         for side in (0, 1)

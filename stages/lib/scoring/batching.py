@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 Tokens = Sequence[int] | NDArray[Any]
 
@@ -43,10 +43,10 @@ def canonical_batches(lengths: Sequence[int], budget: int, most: int | None = No
     for row, tokens in enumerate(lengths):
         if tokens:
             by_length[min(canonical_length(tokens), most or sys.maxsize)].append(row)
-    return list(deal(by_length, budget))
+    return list(batches_by_length(by_length, budget))
 
 
-def deal(by_length: dict[int, list[int]], budget: int) -> Iterator[Batch]:
+def batches_by_length(by_length: dict[int, list[int]], budget: int) -> Iterator[Batch]:
     for length in sorted(by_length, reverse=True):
         rows, height = by_length[length], max(1, budget // length)
         for start in range(0, len(rows), height):
@@ -75,7 +75,7 @@ def run_batches(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield the rows of every batch and what `step` makes of them, on its device.
 
-    Raises Stop where a batch does not fit into memory, and names a budget that does.
+    Raises UserError where a batch does not fit into memory, and names a budget that does.
     """
     for batch in batches:
         try:
@@ -83,7 +83,9 @@ def run_batches(
         except torch.OutOfMemoryError:
             done = None  # outside of the handler the failed step's tensors are gone
         if done is None:
-            raise Stop(f"out of memory in a batch of {batch.height} x {batch.length} tokens; {advice(batch, step)}")
+            raise UserError(
+                f"out of memory in a batch of {batch.height} x {batch.length} tokens; {advice(batch, step)}"
+            )
         yield batch.rows, done
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.lib.core.artifacts import read_arrow, remove, write_arrow
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.processes import barrier, rank
 from stages.lib.scoring.fingerprint import Fingerprint, changes, hash_file, short
 from stages.lib.text.hashing import text_hash
@@ -39,7 +39,7 @@ Batches = Iterable[tuple[list[int], "torch.Tensor"]]
 
 class Store(NamedTuple):
     folder: Path
-    made_by: Fingerprint
+    fingerprint: Fingerprint
     columns: Callable[[Any], dict[str, pa.Array]]
     """From scores [n, W] to what is kept of them."""
     names: list[str]
@@ -48,7 +48,7 @@ class Store(NamedTuple):
     """The stage's output, which has the same columns and `text`, the keys."""
 
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{short(self.made_by)}.*.parquet"))
+        return sorted(self.folder.glob(f"{short(self.fingerprint)}.*.parquet"))
 
 
 def complete(store: Store, texts: list[str], compute: Callable[[list[str]], Batches]) -> pa.Table | None:
@@ -58,7 +58,7 @@ def complete(store: Store, texts: list[str], compute: Callable[[list[str]], Batc
     """
     keys = [text_hash(text) for text in texts]
     if rank() == 0:
-        gather(store, keys)
+        collect_known(store, keys)
     barrier()
     known = known_keys([read_arrow(path, KEY) for path in store.files()])
     barrier()  # the first chunk of any process comes after this
@@ -66,10 +66,10 @@ def complete(store: Store, texts: list[str], compute: Callable[[list[str]], Batc
     if missing:
         keep_chunks(store, list(missing), compute(list(missing.values())))
     barrier()
-    return take(gather(store), keys) if rank() == 0 else None
+    return look_up(collect_known(store), keys) if rank() == 0 else None
 
 
-def gather(store: Store, wanted: Collection[str] = ()) -> pa.Table | None:
+def collect_known(store: Store, wanted: Collection[str] = ()) -> pa.Table | None:
     """Bring what is known into one file, and return it: chunks, and the last commit's where a wanted key lacks."""
     for torn in store.folder.glob(".*.part"):
         remove(torn)
@@ -78,7 +78,7 @@ def gather(store: Store, wanted: Collection[str] = ()) -> pa.Table | None:
     kept = known_keys(tables)
     if set(wanted) - kept:
         tables += last_commit(store)
-        say_what_is_new(store, set(wanted), kept, known_keys(tables))
+        log_what_is_new(store, set(wanted), kept, known_keys(tables))
     if not tables:
         return None
     together = distinct(tables)
@@ -92,15 +92,15 @@ def gather(store: Store, wanted: Collection[str] = ()) -> pa.Table | None:
 def keep(store: Store, table: pa.Table) -> Path:
     """Write a file that bears its own hash, for Parquet's checksums leave out the footer."""
     scratch = store.folder / f".{rank()}-{os.getpid()}.part"
-    write_arrow(scratch, stamped(table, store.made_by))
-    return scratch.replace(store.folder / f"{short(store.made_by)}.{hash_file(scratch)}.parquet")
+    write_arrow(scratch, stamped(table, store.fingerprint))
+    return scratch.replace(store.folder / f"{short(store.fingerprint)}.{hash_file(scratch)}.parquet")
 
 
-def say_what_is_new(store: Store, wanted: set[str], kept: set[str], known: set[str]) -> None:
+def log_what_is_new(store: Store, wanted: set[str], kept: set[str], known: set[str]) -> None:
     others = sorted(store.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
     if others and not store.files():
-        before = fingerprint_of(pq.read_schema(others[-1]))
-        log.info("the last scores in %s are of another make: %s", store.folder, changes(before, store.made_by))
+        before = read_fingerprint(pq.read_schema(others[-1]))
+        log.info("the last scores in %s are of another make: %s", store.folder, changes(before, store.fingerprint))
     log.info(
         "%d distinct texts: %d have scores in %s, %d more in the last commit, %d to compute",
         len(wanted), len(wanted & kept), store.folder, len(wanted & known - kept), len(wanted - known),
@@ -122,13 +122,13 @@ def last_commit(store: Store) -> list[pa.Table]:
         return []
     try:
         table = pq.read_table(BytesIO(committed(store.output)))
-        before = fingerprint_of(table.schema)
+        before = read_fingerprint(table.schema)
     except Exception as error:  # no history, no remote, no network, an older format: each means to compute
         log.info("no scores from the last commit: %s", error)
         return []
-    if before != store.made_by:
+    if before != store.fingerprint:
         if before:  # else the output of a time before there were fingerprints
-            log.info("the last commit's scores are of another make: %s", changes(before, store.made_by))
+            log.info("the last commit's scores are of another make: %s", changes(before, store.fingerprint))
         return []
     return [table.select([KEY, *store.names])]
 
@@ -171,14 +171,14 @@ def to_table(store: Store, keys: list[str], batches: list[tuple[list[int], "torc
     return pa.table({KEY: [keys[row] for row in rows], **store.columns(scores)})
 
 
-def stamped(table: pa.Table, made_by: Fingerprint) -> pa.Table:
+def stamped(table: pa.Table, fingerprint: Fingerprint) -> pa.Table:
     """Return the table with its fingerprint in the metadata."""
-    return table.replace_schema_metadata({"made_by": json.dumps(made_by, sort_keys=True)})
+    return table.replace_schema_metadata({"fingerprint": json.dumps(fingerprint, sort_keys=True)})
 
 
-def fingerprint_of(schema: pa.Schema) -> Fingerprint:
+def read_fingerprint(schema: pa.Schema) -> Fingerprint:
     """Return what the metadata tell, nothing where they have none; raises ValueError where they are damaged."""
-    found: Fingerprint = json.loads((schema.metadata or {}).get(b"made_by", b"{}"))
+    found: Fingerprint = json.loads((schema.metadata or {}).get(b"fingerprint", b"{}"))
     return found
 
 
@@ -193,9 +193,9 @@ def distinct(tables: list[pa.Table]) -> pa.Table:
     return table.filter(pa.array(~repeated)) if repeated.any() else table
 
 
-def take(table: pa.Table | None, keys: list[str]) -> pa.Table:
+def look_up(table: pa.Table | None, keys: list[str]) -> pa.Table:
     place = {key: row for row, key in enumerate(table[KEY].to_pylist() if table else [])}
     lost = sum(key not in place for key in keys)
     if lost or table is None:
-        raise Stop(f"{lost} of {len(keys)} scores did not arrive; do all nodes share .checkpoints?")
+        raise UserError(f"{lost} of {len(keys)} scores did not arrive; do all nodes share .checkpoints?")
     return table.take([place[key] for key in keys])

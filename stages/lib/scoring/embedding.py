@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.progress import progress
 from stages.lib.models.loading import positions
 from stages.lib.scoring.attention import one_kernel
@@ -38,14 +38,14 @@ def embed_batches(
 
     def vectors_of(batch: Batch) -> torch.Tensor:
         ids, mask = (send(tensor, model.device) for tensor in pad(batch, sequences, filler))
-        pooled = pool(model(input_ids=ids, attention_mask=mask), mask, pooling)
-        return F.normalize(pooled.float(), dim=-1)[: len(batch.rows)]
+        pooled_BD = pooled(model(input_ids=ids, attention_mask=mask), mask, pooling)
+        return F.normalize(pooled_BD.float(), dim=-1)[: len(batch.rows)]
 
     with one_kernel(model, "padded"):
         yield from run_batches(batches, vectors_of)
 
 
-def pool(output: Any, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
+def pooled(output: Any, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return [B, D] from the model's output."""
     hidden_BTD: torch.Tensor = output.last_hidden_state
     if pooling == "cls":
@@ -55,5 +55,5 @@ def pool(output: Any, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
         return torch.div((hidden_BTD.float() * weights).sum(1), weights.sum(1))
     pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
     if pooled is None:
-        raise Stop("params.yaml: embed.pooling: this encoder has no pooler; use mean or cls")
+        raise UserError("params.yaml: embed.pooling: this encoder has no pooler; use mean or cls")
     return pooled

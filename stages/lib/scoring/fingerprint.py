@@ -15,7 +15,7 @@ Fingerprint = dict[str, str]
 """From the name of a part (weights, tokenizer, code, a setting, a library) to its value or hash."""
 
 
-def made_by(model: Path, settings: Mapping[str, Any], code: Iterable[Path]) -> Fingerprint:
+def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable[Path]) -> Fingerprint:
     """Return the fingerprint of scores of this model folder, under these settings, by the code in these files."""
     files = sorted(path for path in model.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors" or path.name == "config.json"]

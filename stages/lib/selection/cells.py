@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.lib.core.artifacts import read_arrow, require_same_rows
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section
-from stages.lib.selection.kmeans import Algorithm, Init, fit
+from stages.lib.selection.kmeans import Algorithm, Init, fit_clusters
 
 log = logging.getLogger("stages")
 
@@ -49,7 +49,7 @@ def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: 
         require_rows(cells["length_group"], settings.clusters)
     for group, rows in cells.groupby("length_group"):
         k = min(settings.clusters, len(rows))
-        found = fit(
+        found = fit_clusters(
             vectors_ND[rows.index],
             list(rows["id"]),
             k,
@@ -75,7 +75,7 @@ def read_vectors(path: Path, ids: pd.Series) -> NDArray[np.float32]:
                 rows[:] = batch["vector"].flatten().to_numpy().reshape(rows.shape)
                 start += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise Stop(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
+        raise UserError(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
     return vectors_ND
 
 
@@ -91,7 +91,7 @@ def require_rows(groups: pd.Series, clusters: int) -> None:
     small = sizes[sizes < clusters]
     if len(small):
         listed = ", ".join(f"length group {group} has {size} rows" for group, size in small.items())
-        raise Stop(
+        raise UserError(
             f"params.yaml: cluster.clusters: {clusters} clusters in each length group, but {listed}; lower "
             "cluster.clusters or cluster.length_groups, or let them have fewer by cluster.small_groups: shrink"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.lib.text.hashing import dice
+from stages.lib.text.hashing import uniform_hash
 
 Algorithm = Literal["lloyd", "minibatch"]
 Init = Literal["hashed", "k-means++"]
@@ -36,7 +36,7 @@ class Clusters(NamedTuple):
     inertia: float
 
 
-def fit(
+def fit_clusters(
     vectors_ND: NDArray[np.float32], ids: list[str], k: int, algorithm: Algorithm, init: Init, n_init: int, seed: int
 ) -> Clusters:
     """Fit once; with `hashed` there is one start, so `n_init` is not used."""
@@ -48,7 +48,7 @@ def fit(
         start |= {"init": hashed_start(vectors_ND, ids, k, seed), "n_init": 1}
         rounds = {"max_iter": ROUNDS, "tol": 0}
     model = MiniBatchKMeans(k, batch_size=BATCH, **start) if algorithm == "minibatch" else KMeans(k, **start, **rounds)
-    label = model.fit(vectors_ND).labels_.astype(np.int64)
+    label = model.fit_clusters(vectors_ND).labels_.astype(np.int64)
     distance = distances(vectors_ND, label, centroids(vectors_ND, label, k))
     return Clusters(label, distance, float(np.square(distance).sum()))
 
@@ -73,9 +73,9 @@ def hashed_start(vectors_ND: NDArray[np.float32], ids: list[str], k: int, seed: 
     every step. Of the next few (as many as scikit-learn tries) the first is taken that lowers the sum of distances by
     LEAST of what the best of them does; the best itself would often be another once a row is added.
     """
-    order = np.argsort(dice(ids, "pool", seed), kind="stable")[: POOL * k]
+    order = np.argsort(uniform_hash(ids, "pool", seed), kind="stable")[: POOL * k]
     pool, names = vectors_ND[order].astype(np.float64), [ids[row] for row in order]
-    clocks = -np.log1p(-dice(names, "start", seed))
+    clocks = -np.log1p(-uniform_hash(names, "start", seed))
     chosen: list[int] = [0]
     distance = squared_distance(pool, pool[0])
     while len(chosen) < k:

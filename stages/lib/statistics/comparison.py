@@ -1,76 +1,155 @@
-"""How two methods differ, over their runs and the items, from what each run answered (metrics/items/<arm>.json)."""
+"""How two models differ over items, and two methods over runs and items: by shots, task and metric.
 
-from dataclasses import dataclass
-from typing import Any
+Dimension key: K runs of one method, N items of one task.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from stages.lib.core.errors import Stop
-from stages.lib.evaluation.predictions import EVERYWHERE, outcomes
-from stages.lib.statistics import paired
-from stages.lib.statistics import replicates as runs
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import Count, Positive, Section
+from stages.lib.evaluation.metrics import EVERYWHERE, METRICS, accuracy, classes_by_metric, ratio_values, tabulate
+from stages.lib.evaluation.predictions import ByTask, Predictions
+from stages.lib.statistics import paired, replicates
 
-VALUES = {"accuracy": runs.accuracy_values, "acc_norm": runs.accuracy_values, "macro_f1": runs.macro_f1_values}
+Estimate = dict[str, float]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One task, or the held-out rows, by the runs of two methods: values whose mean over items is the statistic."""
+class Resampling(Section):
+    resamples: Positive
+    """Resamples of the items, for an interval."""
+    randomisations: Positive
+    """Random exchanges of answers, for a p, which is at least one over this number and one."""
+    seed: Count
 
-    ours: runs.Values
-    theirs: runs.Values
+
+class Run(NamedTuple):
+    """What one run answered, as metrics/items/<arm>.json holds it."""
+
+    answers: ByTask
+    tokens: dict[str, int]
+    """Answer tokens by held-out row."""
+    nll: dict[str, float]
+    """In nats, by held-out row."""
+
+
+class Differing(NamedTuple):
+    """One task, or the held-out rows, under the runs of two methods."""
+
+    ours: NDArray[np.float64]
+    """Values [K, N] whose mean over items is the score."""
+    theirs: NDArray[np.float64]
     discordant: int
-    """Items on which not all runs of both agree."""
+    """Items on which not all runs of both methods agree."""
 
 
-def difference(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
-    """Return ours minus theirs by shots, task and metric, and in held-out loss, from what the runs answered."""
-    require_same_answers(ours + theirs)
-    scores: dict[str, Any] = {}
-    for shots, tasks in ours[0]["items"].items():
-        found = {
-            task: {metric: benchmark(ours, theirs, shots, task, metric) for metric in outcomes(one)}
-            for task, one in tasks.items()
+def compare_models(settings: Resampling, ours: ByTask, theirs: ByTask) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Return ours minus theirs, of two models that answered the same items (`paired`)."""
+    found: dict[str, Any] = {}
+    for shots, tasks in ours.items():
+        tables = {task: counts_by_metric(tasks[task], theirs[shots][task]) for task in tasks}
+        drawn = {
+            task: {metric: draw(settings, f"{shots} {task}", metric, counts) for metric, counts in metrics.items()}
+            for task, metrics in tables.items()
         }
-        told = {task: {metric: tell([one]) for metric, one in metrics.items()} for task, metrics in found.items()}
-        paired.adjust(told)
-        mean = {metric: tell([metrics[metric] for metrics in found.values()]) for metric in EVERYWHERE}
-        scores[shots] = told | {"mean": mean}
-    rows = sum(count > 0 for count in ours[0]["held_out"]["tokens"].values())
-    return {"scores": scores, "held_out_loss": {"all": tell([held_out(ours, theirs)])} if rows > 1 else {}}
+        found[shots] = with_mean(drawn, lambda draws: paired.estimate(paired.mean(draws)))
+        for task, metrics in tables.items():
+            for metric in [name for name in metrics if METRICS[name].score is accuracy]:
+                found[shots][task][metric]["p_mcnemar"] = paired.mcnemar(metrics[metric])
+    return found
 
 
-def tell(tasks: list[Answered]) -> dict[str, float]:
-    found = runs.crossed([task.ours for task in tasks], [task.theirs for task in tasks])
+def counts_by_metric(ours: Predictions, theirs: Predictions) -> dict[str, paired.Counts]:
+    """Return the counts [G, A, B] of one task by metric."""
+    other = classes_by_metric(theirs)
+    return {metric: tabulate(gold, one, other[metric][1]) for metric, (gold, one) in classes_by_metric(ours).items()}
+
+
+def draw(settings: Resampling, name: str, metric: str, counts_GAB: paired.Counts) -> paired.Draws:
+    """Return one task's draws; each task has a generator of its own, so that another task changes no number."""
+    rng = np.random.default_rng([settings.seed, *name.encode()])
+    return paired.draw_items(counts_GAB, METRICS[metric].score, settings.resamples, settings.randomisations, rng)
+
+
+def compare_losses(settings: Resampling, rows: pd.DataFrame, other: pd.Series) -> dict[str, Estimate]:
+    """Return our held-out loss minus the other's, in nats per answer token, over all rows (`all`) and per source."""
+    return {
+        name: paired.estimate(
+            paired.draw_rows(
+                group["nll"].to_numpy(),
+                other[group.index].to_numpy(),
+                group["tokens"].to_numpy(),
+                settings.resamples,
+                settings.randomisations,
+                settings.seed,
+            )
+        )
+        for name, group in rows_with_answers(rows).items()
+    }
+
+
+def rows_with_answers(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the held-out rows that have an answer token: `all` of them, and those of every source that has any."""
+    groups = {"all": rows, **{str(source): group for source, group in rows.groupby("source")}}
+    return {name: group[group["tokens"] > 0] for name, group in groups.items() if group["tokens"].sum()}
+
+
+def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
+    """Return ours minus theirs, of two methods of several runs each (`replicates`), in scores and held-out loss."""
+    require_same_questions(ours + theirs)
+    found = {}
+    for shots, tasks in ours[0].answers.items():
+        differing = {
+            task: {metric: on_items(ours, theirs, shots, task, metric) for metric in classes_by_metric(answers)}
+            for task, answers in tasks.items()
+        }
+        found[shots] = with_mean(differing, over_runs)
+    rows = sum(count > 0 for count in ours[0].tokens.values())
+    return {"scores": found, "held_out_loss": {"all": over_runs([on_held_out(ours, theirs)])} if rows > 1 else {}}
+
+
+def over_runs(tasks: Sequence[Differing]) -> Estimate:
+    found = replicates.crossed([task.ours for task in tasks], [task.theirs for task in tasks])
     if sum(task.discordant for task in tasks) < paired.FEW:
-        del found["resolves"]
+        del found["mde"]
         found["too_few"] = 1
     return found
 
 
-def benchmark(ours: list[Any], theirs: list[Any], shots: str, task: str, metric: str) -> Answered:
-    found = [outcomes(one["items"][shots][task])[metric] for one in ours + theirs]
-    values = np.array([VALUES[metric](*one) for one in found])
-    return Answered(values[: len(ours)], values[len(ours) :], disagreement(np.array([one for _, one in found])))
+def on_items(ours: list[Run], theirs: list[Run], shots: str, task: str, metric: str) -> Differing:
+    found = [classes_by_metric(run.answers[shots][task])[metric] for run in ours + theirs]
+    values_KN = np.array([METRICS[metric].values(*both) for both in found])
+    return Differing(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([one for _, one in found])))
 
 
-def held_out(ours: list[Any], theirs: list[Any]) -> Answered:
-    counts = {row: count for row, count in sorted(ours[0]["held_out"]["tokens"].items()) if count}
-    tokens = np.array(list(counts.values()), dtype=np.float64)
-    nll = np.array([[one["held_out"]["nll"][row] for row in counts] for one in ours + theirs])
-    values = np.array([runs.ratio_values(one, tokens) for one in nll])
-    return Answered(values[: len(ours)], values[len(ours) :], disagreement(nll))
+def on_held_out(ours: list[Run], theirs: list[Run]) -> Differing:
+    counts = {row: count for row, count in sorted(ours[0].tokens.items()) if count}
+    tokens_N = np.array(list(counts.values()), dtype=np.float64)
+    nll_KN = np.array([[run.nll[row] for row in counts] for run in ours + theirs])
+    values_KN = np.array([ratio_values(nll_N, tokens_N) for nll_N in nll_KN])
+    return Differing(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(nll_KN))
 
 
 def disagreement(answers_KN: NDArray[Any]) -> int:
     return int((answers_KN != answers_KN[0]).any(0).sum())
 
 
-def require_same_answers(group: list[Any]) -> None:
-    def asked(one: Any) -> Any:
-        gold = {shots: {task: d["gold"] for task, d in tasks.items()} for shots, tasks in one["items"].items()}
-        return gold, one["held_out"]["tokens"]
+def require_same_questions(runs: list[Run]) -> None:
+    def questions(run: Run) -> Any:
+        gold = {s: {task: one.gold.tolist() for task, one in tasks.items()} for s, tasks in run.answers.items()}
+        return gold, run.tokens
 
-    if any(asked(one) != asked(group[0]) for one in group):
-        raise Stop("metrics/items: runs answered different items or held-out rows; run `dvc repro`")
+    if any(questions(run) != questions(runs[0]) for run in runs):
+        raise UserError("metrics/items: runs answered different items or held-out rows; run `dvc repro`")
+
+
+def with_mean(found: dict[str, dict[str, T]], of: Callable[[list[T]], Estimate]) -> dict[str, dict[str, Estimate]]:
+    """Return the estimate of every task and metric, adjusted over the tasks, and of their `mean` over the tasks."""
+    estimates = {task: {metric: of([one]) for metric, one in metrics.items()} for task, metrics in found.items()}
+    paired.adjust(estimates)
+    return estimates | {"mean": {metric: of([metrics[metric] for metrics in found.values()]) for metric in EVERYWHERE}}

@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 from stages.lib.statistics import power
 
 Counts = NDArray[np.int64]
 Values = NDArray[np.float64]
-Statistic = Callable[[Counts], Values]
+Score = Callable[[Counts], Values]
 LEVELS = (0.025, 0.975)
 FEW = 10
 """Items on which two models must differ before an interval or a test says anything."""
@@ -45,30 +45,9 @@ class Draws:
     """Items on which the two models differ."""
 
 
-def accuracy(counts_GA: Counts) -> Values:
-    """Return the share of right answers [...] of counts [..., G, A]."""
-    share: Values = np.trace(counts_GA, axis1=-2, axis2=-1) / counts_GA.sum((-2, -1))
-    return share
-
-
-def macro_f1(counts_GA: Counts) -> Values:
-    """Return the mean F1 [...] over the classes that occur in gold or prediction, of counts [..., G, A]."""
-    right = np.diagonal(counts_GA, axis1=-2, axis2=-1)
-    named = counts_GA.sum(-1) + counts_GA.sum(-2)
-    mean: Values = (2 * right / np.maximum(named, 1)).sum(-1) / (named > 0).sum(-1)
-    return mean
-
-
-def tabulate(gold: ArrayLike, ours: ArrayLike, theirs: ArrayLike) -> Counts:
-    """Return the counts [G, A, B] of three columns of classes 0, 1, ... of equal length."""
-    columns = np.array([gold, ours, theirs], dtype=np.int64)
-    shape = (int(columns.max()) + 1,) * 3
-    return np.bincount(np.ravel_multi_index(tuple(columns), shape), minlength=shape[0] ** 3).reshape(shape)
-
-
-def difference(statistic: Statistic, counts_GAB: Counts) -> Values:
+def score_difference(score: Score, counts_GAB: Counts) -> Values:
     """Return ours minus theirs [...] of counts [..., G, A, B]."""
-    return statistic(counts_GAB.sum(-1)) - statistic(counts_GAB.sum(-2))
+    return score(counts_GAB.sum(-1)) - score(counts_GAB.sum(-2))
 
 
 def resample(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
@@ -86,13 +65,13 @@ def swap(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
 
 
 def draw_items(
-    counts_GAB: Counts, statistic: Statistic, resamples: int, randomisations: int, rng: np.random.Generator
+    counts_GAB: Counts, score: Score, resamples: int, randomisations: int, rng: np.random.Generator
 ) -> Draws:
     """Return the difference of a statistic on one task."""
     return Draws(
-        est=float(difference(statistic, counts_GAB)),
-        resampled=difference(statistic, resample(counts_GAB, resamples, rng)),
-        swapped=difference(statistic, swap(counts_GAB, randomisations, rng)),
+        est=float(score_difference(score, counts_GAB)),
+        resampled=score_difference(score, resample(counts_GAB, resamples, rng)),
+        swapped=score_difference(score, swap(counts_GAB, randomisations, rng)),
         discordant=int(counts_GAB.sum() - np.einsum("gaa->", counts_GAB)),
     )
 
@@ -121,10 +100,10 @@ def mean(draws: Sequence[Draws]) -> Draws:
     )
 
 
-def tell(draws: Draws) -> dict[str, float]:
-    """Return est, its 95 % interval lo to hi, p, and `resolves`, the smallest difference that these items find at 80 %.
+def estimate(draws: Draws) -> dict[str, float]:
+    """Return est, its 95 % interval lo to hi, p and `mde`, the smallest difference that these items find at 80 %.
 
-    Where the models differ on too few items to say anything, `too_few` is 1 in place of it.
+    If the models differ on too few items to say anything, `too_few` is 1 in place of `mde`.
     """
     lo, hi = np.quantile(draws.resampled, LEVELS)
     extreme = np.count_nonzero(np.abs(draws.swapped) >= abs(draws.est) - 1e-12)
@@ -135,7 +114,7 @@ def tell(draws: Draws) -> dict[str, float]:
         "p": float((1 + extreme) / (1 + len(draws.swapped))),
     }
     few = draws.discordant < FEW
-    return found | ({"too_few": 1} if few else {"resolves": power.by_items(float(np.std(draws.resampled)))})
+    return found | ({"too_few": 1} if few else {"mde": power.mde_of_items(float(np.std(draws.resampled)))})
 
 
 def mcnemar(counts_GAB: Counts) -> float:
@@ -146,10 +125,10 @@ def mcnemar(counts_GAB: Counts) -> float:
     return float(2 * coins.cdf(min(ours, theirs)) - coins.pmf(min(ours, theirs)))
 
 
-def adjust(told: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Put `p_holm` beside every p of told[task][metric]; the tasks of a metric are a family."""
-    for metric in {metric for task in told.values() for metric in task}:
-        family = [task[metric] for task in told.values() if metric in task]
+def adjust(estimates: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Put `p_holm` beside every p of estimates[task][metric]; the tasks of a metric are a family."""
+    for metric in {metric for task in estimates.values() for metric in task}:
+        family = [task[metric] for task in estimates.values() if metric in task]
         for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
             one["p_holm"] = p
 

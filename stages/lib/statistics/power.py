@@ -16,12 +16,12 @@ Part = tuple[float, int]
 """A part of the variance of a difference, and its degrees of freedom."""
 
 
-def by_items(error: float) -> float:
+def mde_of_items(error: float) -> float:
     """Return the difference that items alone resolve, `error` its standard error."""
     return error * float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER))
 
 
-def by_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> float:
+def mde_of_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> float:
     """Return the difference that `runs.crossed` resolves where these are the expectations of its parts.
 
     The parts over runs, `among`, have so few degrees of freedom that the test's own scatter counts: they are taken over
@@ -53,15 +53,15 @@ def mean_squares(among: Sequence[Part], points: int = 30) -> list[NDArray[np.flo
     return list(np.meshgrid(*(stats.chi2.ppf(middle, df) / df for _, df in among)))
 
 
-def between_models(discordance: float, items: Sequence[int]) -> float:
+def mde_between_models(discordance: float, items: Sequence[int]) -> float:
     """Return what two models resolve in the mean over tasks of so many items each, by the interval over items alone.
 
     `discordance` is the share of items on which one model is right and the other wrong.
     """
-    return by_items(sum(variance for variance, _ in parts(discordance, items)) ** 0.5)
+    return mde_of_items(sum(variance for variance, _ in parts(discordance, items)) ** 0.5)
 
 
-def between_methods(discordance: float, spread: float, items: Sequence[int], runs: int) -> float:
+def mde_between_methods(discordance: float, spread: float, items: Sequence[int], runs: int) -> float:
     """Return what two methods of so many runs each resolve in the mean over tasks, over runs and items.
 
     `spread` is the standard deviation of a run's true mean score within a method. Two runs of one method are taken to
@@ -70,7 +70,7 @@ def between_methods(discordance: float, spread: float, items: Sequence[int], run
     """
     over_items = [(variance / runs, df) for variance, df in parts(discordance, items)]
     both = sum(variance for variance, _ in over_items)
-    return by_runs(over_items, [(both / 2 + spread**2 / runs, runs - 1)] * 2, both)
+    return mde_of_runs(over_items, [(both / 2 + spread**2 / runs, runs - 1)] * 2, both)
 
 
 def parts(discordance: float, items: Sequence[int]) -> list[Part]:

@@ -26,35 +26,12 @@ from scipy import stats
 from stages.lib.statistics import power
 
 Values = NDArray[np.float64]
-Classes = NDArray[np.int64]
 ROUNDING = 1e-24
 """A variance below it is of floating-point sums: all runs answer alike, and nothing can be told."""
 
 
-def accuracy_values(gold_N: Classes, prediction_N: Classes) -> Values:
-    values: Values = (gold_N == prediction_N).astype(np.float64)
-    return values
-
-
-def macro_f1_values(gold_N: Classes, prediction_N: Classes) -> Values:
-    """Return every item's value [N], whose mean is macro-F1 over the classes in gold or prediction."""
-    values = []
-    for one in np.union1d(gold_N, prediction_N):
-        gold, named = gold_N == one, prediction_N == one
-        values.append(ratio_values(2.0 * (gold & named), 1.0 * gold + named))
-    mean: Values = np.mean(values, axis=0)
-    return mean
-
-
-def ratio_values(above_N: Values, below_N: Values) -> Values:
-    """Return every item's value [N], whose mean is sum(above) / sum(below)."""
-    ratio = above_N.sum() / below_N.sum()
-    values: Values = ratio + (above_N - ratio * below_N) / below_N.mean()
-    return values
-
-
 def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float]:
-    """Return ours minus theirs in the plain mean over tasks: est, lo, hi, p, `resolves` and the spread of a run.
+    """Return ours minus theirs in the plain mean over tasks: est, lo, hi, p, `mde` and the spread of a run.
 
     Each sequence holds one array [K, N] per task: the same K runs in each, K of 2 or more, and the same items in both.
     `run_sd` is the standard deviation of a run's score within its method, noise of the items taken off.
@@ -69,11 +46,11 @@ def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float
     est = sum(float(gap.mean()) for gap in gaps) / tasks
     variance = float(power.total(over_items, np.array(over_runs), both))
     if variance < ROUNDING:
-        return {"est": est, "lo": est, "hi": est, "p": 1.0, "resolves": 0.0, "run_sd": 0.0}
+        return {"est": est, "lo": est, "hi": est, "p": 1.0, "mde": 0.0, "run_sd": 0.0}
     df = variance**2 / sum(v**2 / df for v, df in [*items, *among, *rest])
     runs = sum(1 / len(method[0]) for method in (ours, theirs))
     return interval(est, variance**0.5, df) | {
-        "resolves": power.by_runs(items, among, both),
+        "mde": power.mde_of_runs(items, among, both),
         "run_sd": (max(0.0, over_runs - both) / runs) ** 0.5,
     }
 

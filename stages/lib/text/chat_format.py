@@ -1,50 +1,54 @@
-"""The text of instruction tuning, the same in training, held-out loss and use; the benchmark has its own.
+"""The text of instruction tuning, the same in training, held-out loss and use; the benchmark has prompts of its own.
 
-The formats are those of the originals, but that every answer ends with the tokenizer's own end of text: KoQuality
-writes none, so its answers never end, and KoRAE writes `</s>`, which is one for Llama's tokenizers alone.
+A format is one file, formats/<name>.json: what a conversation begins with (`system`), what stands before an instruction
+and after it, and where it comes from. They are those of the originals, except that every answer ends with the
+tokenizer's own end of text: KoQuality writes none, so its answers never end, and KoRAE writes `</s>`, which only
+Llama's tokenizers read as an end.
 """
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FORMATS = Path(__file__).parent / "formats"
 END = "{end}"
-"""Stands for the end of text."""
-FormatName = Literal["koalpaca", "koquality", "korae"]
+"""Stands for the end of text in a format's file."""
 
 
 class Format(NamedTuple):
     system: str
-    """What a conversation begins with."""
     before: str
-    """What stands before an instruction."""
     after: str
-    """What stands between an instruction and its answer."""
 
 
-FORMATS: dict[FormatName, Format] = {
-    # Beomi/KoAlpaca, train_v1.1b/README.md
-    "koalpaca": Format("", "### 질문: ", "\n\n### 답변: "),
-    # nayohan/KoQuality, train_llm/convert_json.ipynb
-    "koquality": Format("", "### 질문: ", "### 답변: "),
-    # gauss5930/KoRAE, templates/KoRAE_template.json and finetuning/utils/prompter.py
-    "korae": Format(
-        "### System:\n당신은 유용한 인공지능 비서입니다. 사용자가 몇 가지 지시가 포함된 작업을 제공합니다. "
-        f"요청을 적절히 완료하는 응답을 작성하세요.{END}\n\n",
-        "### User:\n",
-        f"{END}\n\n### Assistant:\n",
-    ),
-}
+def known_format(name: str) -> str:
+    names = sorted(path.stem for path in FORMATS.glob("*.json"))
+    if name not in names:
+        raise ValueError(f"unknown format; there are {', '.join(names)}")
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(known_format)]
+
+
+@cache
+def read_format(name: FormatName) -> Format:
+    content = json.loads((FORMATS / f"{name}.json").read_text(encoding="utf-8"))
+    return Format(*(content[part] for part in Format._fields))
 
 
 class Example(NamedTuple):
     ids: list[int]
-    """Prompt, answer, end of text; cut at the most tokens allowed."""
+    """Prompt, answer, end of text; cut at `max_tokens`."""
     start: int
-    """Where the labels begin: with the answer, or at 0 where everything is learned."""
+    """Where the labels begin: at the answer, or at 0 if the prompt is learned too."""
 
     def learns(self) -> bool:
         """Whether a label is left; the first token is never predicted."""
@@ -53,7 +57,7 @@ class Example(NamedTuple):
 
 def render(name: FormatName, instruction: str, end: str) -> str:
     """Return the prompt; `end` is the tokenizer's end of text."""
-    system, before, after = (part.replace(END, end) for part in FORMATS[name])
+    system, before, after = (part.replace(END, end) for part in read_format(name))
     return system + before + instruction + after
 
 
@@ -61,13 +65,13 @@ def chat_template(name: FormatName) -> str:
     """Return the format as the Jinja template that a tokenizer carries; it renders the same bytes."""
     system, before, after = (
         " + eos_token + ".join(json.dumps(text, ensure_ascii=False) for text in part.split(END))
-        for part in FORMATS[name]
+        for part in read_format(name)
     )
     return (
         f"{{{{- {system} }}}}{{%- for message in messages %}}{{%- if message['role'] == 'user' %}}"
         f"{{{{- {before} + message['content'] + {after} }}}}{{%- elif message['role'] == 'assistant' %}}"
         "{%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}{%- else %}"
-        "{{- raise_exception('this format has user and assistant alone') }}{%- endif %}{%- endfor %}"
+        "{{- raise_exception('this format only has the roles user and assistant') }}{%- endif %}{%- endfor %}"
     )
 
 
@@ -78,7 +82,7 @@ def encode(
     outputs: Sequence[str],
     max_tokens: int,
 ) -> list[Example]:
-    """Tokenize prompt and answer apart, so that the prompt's tokens are those of inference.
+    """Tokenize prompt and answer separately, so that the prompt's tokens are those of inference.
 
     A row whose prompt fills `max_tokens` has no answer token: its start equals its length.
     """

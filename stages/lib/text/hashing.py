@@ -15,7 +15,7 @@ def text_hash(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def dice(texts: list[str], *key: object) -> NDArray[np.float64]:
+def uniform_hash(texts: list[str], *key: object) -> NDArray[np.float64]:
     """Return a number in [0, 1) for every text [N], which the text and the key alone decide."""
     salt = "/".join(str(part) for part in key)
     values = np.array([int(text_hash(salt, text), 16) >> 11 for text in texts], dtype=np.uint64)

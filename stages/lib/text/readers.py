@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from stages.lib.core.errors import Stop
+from stages.lib.core.errors import UserError
 
 csv.field_size_limit(2**31 - 1)
 
@@ -27,7 +27,7 @@ class Record(NamedTuple):
 def read_records(path: Path, encoding: str) -> Iterator[Record]:
     """Yield the rows of a .jsonl, .json (a list, or an object keyed by number), .csv or .parquet file.
 
-    Raises Stop where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
+    Raises UserError where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
     """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding  # with or without BOM
     readers = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
@@ -37,13 +37,13 @@ def read_records(path: Path, encoding: str) -> Iterator[Record]:
             yield record
             empty = False
     except UnicodeDecodeError as error:
-        raise Stop(
+        raise UserError(
             f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
         ) from error
     except (LookupError, ValueError, RecursionError, csv.Error, OSError) as error:
-        raise Stop(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
+        raise UserError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
     if empty:
-        raise Stop(f"{path}: no rows")
+        raise UserError(f"{path}: no rows")
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[Record]:

@@ -53,7 +53,7 @@ def padded(packs: Sequence[Pack]) -> dict[str, torch.Tensor]:
     }
 
 
-def joined(packs: Sequence[Pack]) -> dict[str, torch.Tensor]:
+def flattened(packs: Sequence[Pack]) -> dict[str, torch.Tensor]:
     """Return ids, positions and labels [1, S]: transformers keeps apart what starts again at position 0.
 
     The first token of a row is no label, for it would be predicted from the row before.

@@ -1,4 +1,4 @@
-"""Say how large a model is: what the cost of its use is counted from.
+"""Count the parameters of a model: what the cost of its use follows from.
 
 models/hub/<role> -> models/hub/<role>.json
 """
@@ -17,7 +17,7 @@ class Params(Section):
     pass
 
 
-def weigh(_params: Params, role: str, model: Path, size: Path) -> None:
+def model_size(_params: Params, role: str, model: Path, model_json: Path) -> None:
     from transformers import AutoConfig
 
     check_folder(model)
@@ -30,7 +30,7 @@ def weigh(_params: Params, role: str, model: Path, size: Path) -> None:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
     )
-    write_json(size, found.model_dump())
+    write_json(model_json, found.model_dump())
 
 
 def count_parameters(model: Path) -> int:
@@ -49,4 +49,4 @@ def count_parameters(model: Path) -> int:
 
 
 if __name__ == "__main__":
-    run(weigh, Params)
+    run(model_size, Params)

@@ -1,0 +1,59 @@
+"""Put every row's cell and scores in one table, with the reason if no arm may take it.
+
+    data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet -> data/candidates.parquet
+
+A score is a column here, and an arm may pick `by:` any of them.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.lib.core.artifacts import read_table, require_same_rows, write_table
+from stages.lib.core.params import Section
+from stages.lib.core.runner import run
+from stages.lib.selection.candidates import reasons
+
+log = logging.getLogger("stages")
+CANDIDATES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("length_group", pa.int32()),
+        ("cluster", pa.int32()),
+        ("distance", pa.float64()),
+        ("tokens", pa.int64()),
+        ("nll", pa.float64()),
+        ("ppl", pa.float64()),
+        ("characters", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
+"""Row i is row i of raw. `distance`: to the centroid of the cell; `tokens`: predicted tokens of the instruction;
+`characters`: of the output; `reason`: why the row is no candidate, null if it is one."""
+
+
+class Params(Section):
+    pass
+
+
+def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, candidates: Path) -> None:
+    corpus, scores, cells = read_table(raw), read_table(ppl), read_table(clusters)
+    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
+    leaked = read_table(leaks, "id", "drop").query("drop")["id"]
+    reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked))
+    rows = cells.assign(
+        source=corpus["source"],
+        characters=corpus["output"].str.len(),
+        reason=reason,
+        **scores[["tokens", "nll", "ppl"]],
+    )
+    write_table(candidates, rows, CANDIDATES)
+    out = dict(sorted(Counter(reason.dropna()).items()))
+    log.info("%s candidates among %s rows; out: %s", f"{reason.isna().sum():,}", f"{len(rows):,}", out or "none")
+
+
+if __name__ == "__main__":
+    run(candidates, Params)

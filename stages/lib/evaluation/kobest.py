@@ -1,0 +1,24 @@
+"""KoBEST, described once (Kim et al. 2022, arXiv 2204.04541; skt/kobest_v1 on the hub)."""
+
+from typing import NamedTuple
+
+
+class KobestTask(NamedTuple):
+    columns: tuple[str, ...]
+    """All that is kept of an item."""
+    identifying: tuple[str, ...]
+    """Columns that alone make an item known. A word, `원인`, an ending or an alternative does not."""
+    choices: int
+    """Labels are 0..choices-1."""
+    test_items: int
+    """Of version 1.0: figures over other items are of another benchmark."""
+
+
+KOBEST = {
+    "boolq": KobestTask(("paragraph", "question", "label"), ("paragraph", "question"), 2, 1404),
+    "copa": KobestTask(("premise", "question", "alternative_1", "alternative_2", "label"), ("premise",), 2, 1000),
+    "hellaswag": KobestTask(("context", "ending_1", "ending_2", "ending_3", "ending_4", "label"), ("context",), 4, 500),
+    "sentineg": KobestTask(("sentence", "label"), ("sentence",), 2, 397),
+    "wic": KobestTask(("word", "context_1", "context_2", "label"), ("context_1", "context_2"), 2, 1260),
+}
+"""By KoBEST's own names, which `evaluate.tasks` uses; any other task has the harness's name."""

@@ -1,0 +1,137 @@
+"""Write the code deps of dvc.yaml: `python -m tools.wire`.
+
+A stage depends on its own file and on all of `stages/lib/core`. Of the other wings that it imports from, directly or
+not, it depends on the whole folder, or, if a rerun is expensive, on the single files.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import TextWrapper
+from typing import Any
+
+from stages.lib.core.params import read_yaml
+from tools.output import print_lines
+
+PIPELINE = Path("dvc.yaml")
+EXPENSIVE = ("fetch_model", "ppl", "embed", "train", "evaluate")
+CORE = "stages/lib/core"
+DEPS = re.compile(r"^( *)deps: \[.*?\]$", re.DOTALL | re.MULTILINE)
+
+
+def wired(text: str, stages: dict[str, Any]) -> str:
+    """Return the text of dvc.yaml with the code deps that the imports ask for."""
+    lists = iter([data_deps(stage) + code_deps(module_of(stage)) for stage in stages.values()])
+    return DEPS.sub(lambda found: rendered(next(lists), found[1]), text)
+
+
+def read_stages() -> dict[str, Any]:
+    """Return the stages of dvc.yaml; of those that run several times, what stands under `do`."""
+    return {name: stage.get("do", stage) for name, stage in read_yaml(PIPELINE)["stages"].items()}
+
+
+def data_deps(stage: dict[str, Any]) -> list[str]:
+    return [dep for dep in stage["deps"] if not is_code(dep)]
+
+
+def is_code(dep: str) -> bool:
+    """Return whether `wire` writes this dep; a dep under stages/ that depends on params is written by hand."""
+    return dep.startswith("stages/") and "${" not in dep
+
+
+def module_of(stage: dict[str, Any]) -> str:
+    """Return the name of the stage's file."""
+    return str(stage["cmd"].split()[2].removeprefix("stages."))
+
+
+def code_deps(stage: str) -> list[str]:
+    """Return the files and wings that a stage's file needs."""
+    files = {str(path_of(module)) for module in closure(f"stages.{stage}")} - {f"stages/{stage}.py"}
+    wings = {str(Path(file).parent) for file in files} | {CORE}
+    if stage not in EXPENSIVE:
+        return [f"stages/{stage}.py", CORE, *sorted(wings - {CORE})]
+    return [f"stages/{stage}.py", CORE, *sorted(file for file in files if not file.startswith(f"{CORE}/"))]
+
+
+def closure(module: str) -> set[str]:
+    """Return a module and all first-party modules that it imports, directly or not."""
+    seen: set[str] = set()
+    todo = {module}
+    while todo:
+        seen |= todo
+        todo = {found for name in todo for found in imports(path_of(name))} - seen
+    return seen
+
+
+def imports(path: Path) -> set[str]:
+    """Return the first-party modules that a file imports anywhere in it, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = list(path.parts[:-1])[: len(path.parts) - node.level] if node.level else []
+            module = ".".join([*package, *filter(None, [node.module])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith(("stages", "tools", "tests")) and path_of(name).is_file()}
+
+
+def path_of(module: str) -> Path:
+    return Path(module.replace(".", "/") + ".py")
+
+
+def rendered(deps: list[str], indent: str) -> str:
+    """Return a `deps:` list as one line, or wrapped at 120 characters, data before code."""
+    start, below = f"{indent}deps: [", " " * len(f"{indent}deps: [")
+    words = [f'"{dep}"' if "${" in dep else dep for dep in deps]
+    parts = [", ".join(words[: (data := sum(not is_code(dep) for dep in deps))]), ", ".join(words[data:])]
+    lines = [
+        line
+        for part in filter(None, parts)
+        for line in TextWrapper(width=118 - len(below), break_long_words=False, break_on_hyphens=False).wrap(part + ",")
+    ]
+    return start + f"\n{below}".join(lines).removesuffix(",") + "]"
+
+
+def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the flags of the commands, such as two paths that have traded places.
+
+    Flags are the parameters of the stage's function, and each word of a flag stands in its path: `--held_out
+    data/held_out.jsonl`.
+    """
+    for name, stage in stages.items():
+        function = getattr(importlib.import_module(f"stages.{module_of(stage)}"), module_of(stage))
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        flags = dict(re.findall(r"--(\w+) (\S+)", stage["cmd"]))
+        required = {p.name for p in parameters if p.default is p.empty}
+        known = {p.name for p in parameters}
+        yield from (f"{name}: no flag --{flag}" for flag in sorted(required - set(flags)))
+        yield from (f"{name}: unknown flag --{flag}" for flag in sorted(set(flags) - known))
+        paths = {p.name for p in parameters if p.annotation is not str} & set(flags)
+        yield from (
+            f"{name}: --{flag} names {flags[flag]}, which is another artefact"
+            for flag in sorted(paths)
+            if not shares_words(flag, flags[flag])
+        )
+
+
+def shares_words(flag: str, path: str) -> bool:
+    """Return whether every word of a flag is the beginning of a word of the path, or the other way round."""
+    words = re.findall(r"[a-z]{3,}", path)
+    return all(any(one.startswith(w) or w.startswith(one) for w in words) for one in flag.split("_"))
+
+
+def lines() -> Iterator[str]:
+    text = PIPELINE.read_text(encoding="utf-8")
+    now = wired(text, read_stages())
+    PIPELINE.write_text(now, encoding="utf-8")
+    yield "dvc.yaml: code deps are as they were" if now == text else "dvc.yaml: code deps written; `git diff dvc.yaml`"
+    yield from misnamed_flags(read_stages())
+
+
+if __name__ == "__main__":
+    sys.exit(print_lines(lines()))
