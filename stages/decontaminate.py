@@ -83,10 +83,10 @@ class Params(Section):
 def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> None:
     settings = params.decontaminate
     corpus, items = read_table(raw), read_benchmark(benchmark, settings)
-    found = pd.DataFrame(matches(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
+    found = pd.DataFrame(rows_with_items(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
     listed = strongest(found.merge(items, on="normalised")).assign(drop=settings.drop)
     write_table(leaks, listed, LEAKS)
-    log_counts(listed, len(corpus), len(items[ITEM].drop_duplicates()))
+    log_leaks(listed, len(corpus), len(items[ITEM].drop_duplicates()))
     if settings.fail and len(listed):
         raise UserError(complaint(listed, leaks))
 
@@ -116,7 +116,7 @@ def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
     return [*(texts[column] for column in columns if column in texts), " ".join(texts.values())]
 
 
-def matches(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
+def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
     """Yield the columns `FOUND` for every row that has one of these texts."""
     instructions, outputs = list(corpus["instruction"]), list(corpus["output"])
     wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
@@ -149,7 +149,7 @@ def strongest(found: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates(["row", *ITEM]).astype({"kind": str})
 
 
-def log_counts(listed: pd.DataFrame, rows: int, items: int) -> None:
+def log_leaks(listed: pd.DataFrame, rows: int, items: int) -> None:
     for (task, split), group in listed.groupby(["task", "split"]):
         kinds = dict(sorted(Counter(group["kind"]).items()))
         log.info("%s, %s: %d items in %d rows %s", task, split, group["item"].nunique(), group["row"].nunique(), kinds)

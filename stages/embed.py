@@ -52,7 +52,7 @@ def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embedding
     place, texts = pd.factorize(corpus["instruction"])
     fingerprint = compute_fingerprint(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
     store = Store(checkpoints, fingerprint, vector_columns, ["vector"], embeddings)
-    vectors = complete(store, list(texts), lambda missing: encode(missing, encoder, params))
+    vectors = complete(store, list(texts), lambda missing: embed_texts(missing, encoder, params))
     if vectors is None:
         return
     rows = vectors.take(place).add_column(0, "id", pa.array(corpus["id"]))
@@ -61,7 +61,7 @@ def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embedding
     log.info("%s rows, %s distinct instructions, %d numbers each", f"{len(rows):,}", f"{len(texts):,}", width)
 
 
-def encode(texts: list[str], encoder: Path, params: Params) -> Batches:
+def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
     """Yield the rows of every batch and their unit vectors [n, D]; texts without a token get zeros."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)

@@ -53,7 +53,7 @@ def fetch_benchmark(params: Params, inputs: Path, benchmark: Path) -> None:
 
     def items(task: Task, split: str) -> Items:
         if settings.from_ == "files":
-            return read_items(inputs, task, split)
+            return read_task_items(inputs, task, split)
         return list(load_split("fetch_benchmark", task.repository, local(task.repository), task.config, split))
 
     with atomic(benchmark) as scratch:
@@ -64,7 +64,7 @@ def fetch_benchmark(params: Params, inputs: Path, benchmark: Path) -> None:
                 log.info("%s, %s: %d items", task.name, split, len(rows))
 
 
-def read_items(inputs: Path, task: Task, split: str) -> Items:
+def read_task_items(inputs: Path, task: Task, split: str) -> Items:
     path = inputs / task.name / f"{split}.jsonl"
     try:
         return read_jsonl(path)

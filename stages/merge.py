@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """The row as it stands, where it is unreadable."""
 
 
-class Source(Section):
+class MergeSource(Section):
     name: str
     """Entry of fetch.sources."""
     instruction: list[str]
@@ -83,7 +83,7 @@ class HeldOut(Section):
 
 
 class Merge(Section):
-    sources: list[Source]
+    sources: list[MergeSource]
     """A list, for their order decides which of two duplicates stays, and DVC sees no order in a mapping."""
     drop: Drop
     held_out: HeldOut
@@ -99,7 +99,7 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
     rows = pd.concat([read_source(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
     check_names(rows)
     rows["id"] = row_ids(rows)
-    rows["reason"] = reasons(rows, settings.drop)
+    rows["reason"] = drop_reasons(rows, settings.drop)
 
     clean = rows.loc[rows["reason"].isna(), ["source", "instruction"]]
     held = draw_held_out(clean, settings.held_out)
@@ -130,11 +130,11 @@ def check_sources(sources: Path, names: list[str]) -> None:
         )
 
 
-def read_source(folder: Path, source: Source, drop: Drop) -> pd.DataFrame:
+def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
     """Return the rows of one source, the columns those of `Row`."""
     path = next(path for path in folder.iterdir() if path.stem == source.name)
     columns: set[str] = set()
-    rows = to_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
+    rows = rows_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
     bad = rows[~rows["readable"]]
     if len(bad) > drop.max_unreadable * len(rows):
         raise UserError(
@@ -146,13 +146,13 @@ def read_source(folder: Path, source: Source, drop: Drop) -> pd.DataFrame:
     return rows
 
 
-def to_table(rows: Iterator[Row]) -> pd.DataFrame:
+def rows_table(rows: Iterator[Row]) -> pd.DataFrame:
     """Build the table piece by piece, so that few rows at a time are Python's objects."""
     pieces = iter(lambda: list(islice(rows, PIECE)), [])
     return pd.concat([pd.DataFrame(piece, columns=Row._fields) for piece in pieces], ignore_index=True)
 
 
-def check_columns(path: Path, source: Source, there: set[str]) -> None:
+def check_columns(path: Path, source: MergeSource, there: set[str]) -> None:
     wanted = [*source.instruction, source.output, *([source.source] if source.source else [])]
     missing = [column for column in wanted if column not in there]
     if missing:
@@ -160,7 +160,7 @@ def check_columns(path: Path, source: Source, there: set[str]) -> None:
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
-def to_row(record: Record, source: Source, columns: set[str]) -> Row:
+def to_row(record: Record, source: MergeSource, columns: set[str]) -> Row:
     """Return a record as a row; its columns are added to `columns`."""
     name, instruction, output = source.name, "", ""
     if record.values is not None:
@@ -188,7 +188,7 @@ def row_ids(rows: pd.DataFrame) -> list[str]:
     return ids
 
 
-def reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
+def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
     """Return why each row is dropped, or null; the first reason that holds counts."""
     reason = pd.Series(None, index=rows.index, dtype=object)
 

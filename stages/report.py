@@ -109,9 +109,9 @@ def full_flops(arms: Arms, control: str) -> int:
     for arm in arms.values():
         if arm["sample"]["rows"] == arm["sample"]["candidates"]:
             return int(arm["cost"]["training_flops"])
-    sample, spent = arms[control]["sample"], arms[control]["cost"]["training_flops"]
-    share: float = sample["rows"] / sample["candidates"]
-    return round(spent / share)
+    sample: dict[str, int] = arms[control]["sample"]
+    spent: int = arms[control]["cost"]["training_flops"]
+    return round(spent / (sample["rows"] / sample["candidates"]))
 
 
 def for_diff(arm: Any) -> Any:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from stages.lib.core.artifacts import read_json, read_table
 from stages.lib.core.errors import UserError
-from stages.lib.models import lora as adapters
+from stages.lib.models import lora
 from stages.lib.models.lora import LoadConfig, load
 from tests.training import LORA, prepare, settings, train_here
 

@@ -16,7 +16,6 @@ from stages.cluster import CLUSTERS
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.tasks import KOBEST
-from stages.lib.models import lora as adapters
 from stages.ppl import PPL
 from tests import training
 

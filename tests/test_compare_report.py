@@ -234,7 +234,10 @@ def corpus(tmp_path, write_leaks):
     write_table(tmp_path / "ppl", {"id": ids, "text": ids, "tokens": [0] + [5] * 9, "nll": ppls, "ppl": ppls}, PPL)
     cells = {"id": ids, "length_group": [0] * 5 + [1] * 5, "cluster": [0, 0, 1, 1, 1] * 2, "distance": [0.5] * 10}
     write_table(tmp_path / "clusters", cells, CLUSTERS)
-    write_json(tmp_path / "stability", {"chance": 0.1, "methods": {"steady": {"luck": 0.4, "churn": {"2 rows": 0.0}}}})
+    write_json(
+        tmp_path / "stability",
+        {"expected_overlap": 0.1, "methods": {"steady": {"instability": 0.4, "churn": {"2 rows": 0.0}}}},
+    )
     paths = {name: tmp_path / name for name in ("raw", "held_out", "dropped", "ppl", "clusters", "stability")}
     sizes = {"scorer": 100, "encoder": 10, "base_model": 1000}
     for name, multiplied in sizes.items():
@@ -320,8 +323,8 @@ def test_the_summary_tells_what_compare_found(report, compared):
     assert arm["vs_control"]["scores"]["0-shot"]["mean"]["accuracy"]["est"] == 0.25
     assert (arm["sample"]["rows"], arm["train"]["tokens"]) == (2, 50)
     assert summary["base"]["scores"]["0-shot"]["hellaswag"]["accuracy"] == 0.25
-    assert summary["floor"]["0-shot"]["copa"]["accuracy"] == 0.5
-    assert summary["stability"]["methods"]["steady"]["luck"] == 0.4
+    assert summary["majority_baseline"]["0-shot"]["copa"]["accuracy"] == 0.5
+    assert summary["stability"]["methods"]["steady"]["instability"] == 0.4
     assert summary["cells"] == {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3, "mean_distance": 0.5}
 
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.lib.statistics import paired, power
-from stages.lib.statistics import replicates as runs
+from stages.lib.statistics import paired, power, replicates
 
-STATISTICS = {"accuracy": paired.accuracy, "macro_f1": paired.macro_f1}
+STATISTICS = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 KOBEST = (1404, 1000, 500, 397, 1260)
 TIMES = 2000
 
@@ -28,13 +27,15 @@ def trials(n, discordance, gap, times, seed=1):
     rng = np.random.default_rng(seed)
     chance = world(discordance, gap)
     for counts in rng.multinomial(n, chance.ravel(), size=times).reshape(times, 2, 2, 2):
-        told = {name: paired.tell(paired.draw_items(counts, of, 2000, 2000, rng)) for name, of in STATISTICS.items()}
+        told = {
+            name: paired.estimate(paired.draw_items(counts, of, 2000, 2000, rng)) for name, of in STATISTICS.items()
+        }
         yield told, paired.mcnemar(counts)
 
 
 def rates(n, discordance, gap, times, seed=1):
     """Return by metric how often the interval holds the truth, and how often p < .05; for McNemar's p the latter."""
-    truth = {name: paired.difference(of, world(discordance, gap)) for name, of in STATISTICS.items()}
+    truth = {name: paired.score_difference(of, world(discordance, gap)) for name, of in STATISTICS.items()}
     told = list(trials(n, discordance, gap, times, seed))
     held = {m: np.mean([one[m]["lo"] - 1e-12 <= truth[m] <= one[m]["hi"] + 1e-12 for one, _ in told]) for m in truth}
     found = {m: np.mean([one[m]["p"] < 0.05 for one, _ in told]) for m in truth}
@@ -72,7 +73,8 @@ def test_holm_keeps_five_tasks_at_05_and_single_tests_do_not():
     for _ in range(TIMES):
         tables = [rng.multinomial(n, world(0.1, 0).ravel()).reshape(2, 2, 2) for n in KOBEST]
         told = {
-            n: {"f1": paired.tell(paired.draw_items(t, paired.macro_f1, 1, 1000, rng))} for n, t in enumerate(tables)
+            n: {"f1": paired.estimate(paired.draw_items(t, metrics.macro_f1, 1, 1000, rng))}
+            for n, t in enumerate(tables)
         }
         paired.adjust(told)
         smallest.append([min(one["f1"][key] for one in told.values()) for key in ("p", "p_holm")])
@@ -89,7 +91,7 @@ def test_the_interval_of_a_held_out_loss_holds_the_difference_of_all_documents()
     for seed in range(TIMES):
         tokens = rng.lognormal(4, 0.7, 400).astype(int) + 1  # a few long answers weigh as much as many short ones
         gap = tokens * rng.normal(0, 0.3, 400)
-        told = paired.tell(paired.draw_rows(gap, 0 * gap, tokens, 1000, 500, seed))
+        told = paired.estimate(paired.draw_rows(gap, 0 * gap, tokens, 1000, 500, seed))
         held, found = held + (told["lo"] <= 0 <= told["hi"]), found + (told["p"] < 0.05)
     print(f"\nheld-out loss, 400 documents: held {held / TIMES}, p < .05 {found / TIMES}")
     assert 0.92 <= held / TIMES <= 0.97
@@ -124,7 +126,7 @@ def held_by(k, n, discordance, own, times=TIMES, share=1.0):
         other = np.where(rng.random(n) < own, 1 - chance, chance)
         other_first = np.where(rng.random(n) < own, 1 - chance, chance)
         ours, theirs = method(other_first, 0, run_sd, k, rng), method(other, 0, share * run_sd, k, rng)
-        told = runs.crossed([ours], [theirs])
+        told = replicates.crossed([ours], [theirs])
         gap = ours.mean(0) - theirs.mean(0)
         both += told["lo"] <= 0 <= told["hi"]
         alone += abs(gap.mean()) <= 1.96 * gap.std(ddof=1) / np.sqrt(n)
@@ -157,7 +159,9 @@ def test_two_single_runs_differ_significantly_far_too_often():
     for _ in range(TIMES):
         chance, run_sd = chances(1404, 0.2, rng), run_noise(0.2, [1404])
         ours, theirs = (method(chance, 0, run_sd, 1, rng)[0].astype(int) for _ in range(2))
-        told = paired.tell(paired.draw_items(paired.tabulate([1] * 1404, ours, theirs), paired.accuracy, 1000, 1, rng))
+        told = paired.estimate(
+            paired.draw_items(metrics.tabulate([1] * 1404, ours, theirs), metrics.accuracy, 1000, 1, rng)
+        )
         held += told["lo"] <= 0 <= told["hi"]
     print(f"\none run each, paired bootstrap over items: holds the methods' difference in {held / TIMES}")
     assert held / TIMES <= 0.86
@@ -176,8 +180,8 @@ def test_macro_f1_and_the_mean_over_tasks_hold_the_truth_of_two_methods(k):
             gold, chance = rng.integers(0, 2, n), chances(n, 0.2, rng)
             for group, shift in zip(methods, shifts, strict=True):
                 right = rng.random((k, n)) < chance + shift
-                group.append(np.array([runs.macro_f1_values(gold, np.where(one, gold, 1 - gold)) for one in right]))
-        told = runs.crossed(*methods), runs.crossed(methods[0][:1], methods[1][:1])
+                group.append(np.array([metrics.macro_f1_values(gold, np.where(one, gold, 1 - gold)) for one in right]))
+        told = replicates.crossed(*methods), replicates.crossed(methods[0][:1], methods[1][:1])
         held += [one["lo"] <= 0 <= one["hi"] for one in told]
     print(f"\n{k} runs, macro-F1: mean over three tasks {held[0] / times}, one task {held[1] / times}")
     assert (held / times >= 0.91).all()
@@ -188,8 +192,8 @@ def power_of_models(gap, discordance, sizes, rng, times=500):
     found = 0
     for _ in range(times):
         tables = [rng.multinomial(n, world(discordance, gap).ravel()).reshape(2, 2, 2) for n in sizes]
-        drawn = [paired.draw_items(table, paired.accuracy, 1, 500, rng) for table in tables]
-        found += paired.tell(paired.mean(drawn))["p"] < 0.05
+        drawn = [paired.draw_items(table, metrics.accuracy, 1, 500, rng) for table in tables]
+        found += paired.estimate(paired.mean(drawn))["p"] < 0.05
     return found / times
 
 
@@ -198,7 +202,7 @@ def power_of_models(gap, discordance, sizes, rng, times=500):
 @pytest.mark.parametrize("discordance", [0.1, 0.2])
 def test_what_two_models_resolve_is_found_in_80_of_100(sizes, discordance):
     rng = np.random.default_rng(1)
-    line = power.between_models(discordance, sizes)
+    line = power.mde_between_models(discordance, sizes)
     less, at, more = (power_of_models(share * line, discordance, sizes, rng) for share in (0.85, 1, 1.15))
     print(
         f"\nn {sizes}, discordance {discordance}: resolves {line:.4f}; power at .85, 1, 1.15 of it {less} {at} {more}"
@@ -215,7 +219,7 @@ def power_of_methods(gap, discordance, run_sd, sizes, k, rng, times=500):
             chance = chances(n, discordance, rng)
             for group, shift in zip(groups, shifts, strict=True):
                 group.append((rng.random((k, n)) < chance + shift).astype(float))
-        found += runs.crossed(*groups)["lo"] > 0
+        found += replicates.crossed(*groups)["lo"] > 0
     return found / times
 
 
@@ -226,7 +230,7 @@ def power_of_methods(gap, discordance, run_sd, sizes, k, rng, times=500):
 def test_what_two_methods_resolve_is_found_in_80_of_100(sizes, k, share):
     rng = np.random.default_rng(1)
     run_sd = share * run_noise(0.1, sizes)
-    line = power.between_methods(0.1, run_sd, sizes, k)
+    line = power.mde_between_methods(0.1, run_sd, sizes, k)
     less, at, more = (power_of_methods(part * line, 0.1, run_sd, sizes, k, rng) for part in (0.85, 1, 1.15))
     print(f"\n{k} runs, n {sizes}, spread {run_sd:.4f}: resolves {line:.4f}; power at .85, 1, 1.15 {less} {at} {more}")
     assert less < 0.8 < more

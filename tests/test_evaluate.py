@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from stages.evaluate import Params, evaluate
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl
-from stages.lib.evaluation.metrics import by_task, floor
+from stages.lib.evaluation.metrics import majority_baseline, scores_by_task
 from stages.lib.evaluation.tasks import KOBEST as TASKS
 from stages.lib.models.lora import load
 from tests.harness import ask_the_harness

@@ -78,8 +78,8 @@ def test_overlap_and_luck_are_those_of_what_cluster_and_sample_select(method, fi
     assert found["rows"] == len(base) == 39
     assert found["overlap"] == {name: pytest.approx(len(base & other) / 39) for name, other in others.items()}
     assert found["in_every_variant"] == pytest.approx(len(base.intersection(*others.values())) / 39)
-    assert found["luck"] == pytest.approx(1 - found["in_every_variant"])
-    assert 0 < found["luck"] < 1 or method == "spread"
+    assert found["instability"] == pytest.approx(1 - found["in_every_variant"])
+    assert 0 < found["instability"] < 1 or method == "spread"
 
 
 def test_churn_is_what_selecting_before_and_after_shows(figures, inputs, new_folder, write_vectors):
@@ -101,7 +101,7 @@ def test_churn_is_what_selecting_before_and_after_shows(figures, inputs, new_fol
 def test_methods_without_cells_have_no_luck_and_random_moves_a_row_at_most_for_a_row(figures):
     found = figures(variants=VARIANTS, added=[1, 0.1])["methods"]
     for method in ("random", "longest"):
-        assert found[method]["luck"] == 0
+        assert found[method]["instability"] == 0
         assert found[method]["churn"]["1 rows"] <= 1 / 39
 
 
@@ -118,7 +118,7 @@ def test_a_variant_that_no_group_has_rows_for_shrinks(figures):
 
 def test_without_variants_and_additions_coverage_alone_is_told(figures):
     found = figures()
-    assert found["chance"] == pytest.approx(39 / 394)
+    assert found["expected_overlap"] == pytest.approx(39 / 394)
     assert set(found["methods"]["steady"]) == {"rows", "overlap", "churn", "coverage"}
     assert found["methods"]["steady"]["overlap"] == found["methods"]["steady"]["churn"] == {}
 
@@ -128,7 +128,7 @@ def test_coverage_and_shares_can_be_checked_by_hand():
     rows["spread"], again = [True, False, False, True], pd.DataFrame({"spread": [True, True, False]}, index=[0, 1, 2])
     assert coverage(rows, rows[rows["spread"]]) == {"cells_l1": 0.5, "nll_wasserstein": pytest.approx(1.0)}
     facts = method_facts("spread", rows, {"seed": again}, {"2 rows": again})
-    assert (facts["overlap"], facts["churn"], facts["luck"]) == ({"seed": 0.5}, {"2 rows": 0.5}, 0.5)
+    assert (facts["overlap"], facts["churn"], facts["instability"]) == ({"seed": 0.5}, {"2 rows": 0.5}, 0.5)
 
 
 def test_the_stage_writes_the_same_bytes_twice(inputs, new_folder):

@@ -12,8 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.predictions import classes, digits, outcomes
-from stages.lib.statistics import paired, power
-from stages.lib.statistics import replicates as runs
+from stages.lib.statistics import paired, power, replicates
 
 ITEMS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=60).map(lambda rows: np.array(rows).T)
 PROBABILITIES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -22,16 +21,16 @@ PROBABILITIES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 @given(ITEMS)
 def test_statistics_of_counts_are_those_of_the_library(items):
     gold, ours, theirs = items
-    counts = paired.tabulate(gold, ours, theirs)
+    counts = metrics.tabulate(gold, ours, theirs)
     f1 = f1_score(gold, ours, average="macro") - f1_score(gold, theirs, average="macro")
     right = accuracy_score(gold, ours) - accuracy_score(gold, theirs)
-    assert paired.difference(paired.macro_f1, counts) == pytest.approx(f1, abs=1e-12)
-    assert paired.difference(paired.accuracy, counts) == pytest.approx(right, abs=1e-12)
+    assert paired.score_difference(metrics.macro_f1, counts) == pytest.approx(f1, abs=1e-12)
+    assert paired.score_difference(metrics.accuracy, counts) == pytest.approx(right, abs=1e-12)
 
 
 @given(ITEMS)
 def test_a_resample_has_as_many_items_and_none_that_did_not_occur(items):
-    counts = paired.tabulate(*items)
+    counts = metrics.tabulate(*items)
     again = paired.resample(counts, 20, np.random.default_rng(1))
     assert (again.sum((1, 2, 3)) == counts.sum()).all()
     assert not again[:, counts == 0].any()
@@ -39,7 +38,7 @@ def test_a_resample_has_as_many_items_and_none_that_did_not_occur(items):
 
 @given(ITEMS)
 def test_a_swap_keeps_every_item_and_both_its_answers(items):
-    counts = paired.tabulate(*items)
+    counts = metrics.tabulate(*items)
     swapped = paired.swap(counts, 20, np.random.default_rng(1))
     assert (swapped >= 0).all()
     for one in swapped:
@@ -47,7 +46,7 @@ def test_a_swap_keeps_every_item_and_both_its_answers(items):
 
 
 def test_swaps_are_fair():
-    swapped = paired.swap(paired.tabulate([0] * 40, [0] * 30 + [1] * 10, [1] * 30 + [0] * 10), 20_000, rng())
+    swapped = paired.swap(metrics.tabulate([0] * 40, [0] * 30 + [1] * 10, [1] * 30 + [0] * 10), 20_000, rng())
     assert swapped[:, 0, 0, 1].mean() == pytest.approx(20, abs=0.1)
     assert swapped[:, 0, 0, 1].var() == pytest.approx(10, rel=0.05)
 
@@ -57,14 +56,14 @@ def rng():
 
 
 def test_the_bootstrap_varies_as_the_difference_of_two_paired_shares_does():
-    counts = paired.tabulate([1] * 400, [1] * 300 + [0] * 100, [1] * 250 + [0] * 90 + [1] * 60)
-    drawn = paired.draw_items(counts, paired.accuracy, 20_000, 1, rng())
+    counts = metrics.tabulate([1] * 400, [1] * 300 + [0] * 100, [1] * 250 + [0] * 90 + [1] * 60)
+    drawn = paired.draw_items(counts, metrics.accuracy, 20_000, 1, rng())
     ours, theirs, n = 50, 60, 400
     assert drawn.est == pytest.approx((ours - theirs) / n)
     assert drawn.discordant == 110
     error = math.sqrt(((ours + theirs) / n - drawn.est**2) / n)
     assert np.std(drawn.resampled) == pytest.approx(error, rel=0.02)
-    assert paired.tell(drawn)["resolves"] == pytest.approx((1.96 + 0.8416) * error, rel=0.02)
+    assert paired.estimate(drawn)["mde"] == pytest.approx((1.96 + 0.8416) * error, rel=0.02)
 
 
 def test_the_randomisation_test_finds_the_p_of_all_swaps():
@@ -79,14 +78,14 @@ def test_the_randomisation_test_finds_the_p_of_all_swaps():
         a, b = np.where(swap, theirs, ours), np.where(swap, ours, theirs)
         gap = f1_score(gold, a, average="macro") - f1_score(gold, b, average="macro")
         extreme.append(abs(gap) >= abs(est) - 1e-12)
-    drawn = paired.draw_items(paired.tabulate(gold, ours, theirs), paired.macro_f1, 10, 20_000, rng())
-    assert paired.tell(drawn)["p"] == pytest.approx(np.mean(extreme), abs=0.01)
+    drawn = paired.draw_items(metrics.tabulate(gold, ours, theirs), metrics.macro_f1, 10, 20_000, rng())
+    assert paired.estimate(drawn)["p"] == pytest.approx(np.mean(extreme), abs=0.01)
 
 
 def test_the_mean_over_tasks_varies_as_independent_tasks_do():
-    tasks = [paired.tabulate([1] * 200, [1] * 200, [1] * wrong + [0] * (200 - wrong)) for wrong in (150, 100)]
+    tasks = [metrics.tabulate([1] * 200, [1] * 200, [1] * wrong + [0] * (200 - wrong)) for wrong in (150, 100)]
     drawn = [
-        paired.draw_items(one, paired.accuracy, 20_000, 1, np.random.default_rng(n)) for n, one in enumerate(tasks)
+        paired.draw_items(one, metrics.accuracy, 20_000, 1, np.random.default_rng(n)) for n, one in enumerate(tasks)
     ]
     both = paired.mean(drawn)
     assert both.est == pytest.approx(0.375)
@@ -99,33 +98,33 @@ def test_a_loss_is_resampled_by_whole_rows_as_a_ratio_of_sums():
     ours = theirs - tokens * np.random.default_rng(2).normal(0.05, 0.2, 300)
     drawn = paired.draw_rows(ours, theirs, tokens, 4000, 4000, seed=1)
     assert drawn.est == pytest.approx((ours.sum() - theirs.sum()) / tokens.sum())
-    influence = runs.ratio_values(ours - theirs, 1.0 * tokens)
+    influence = metrics.ratio_values(ours - theirs, 1.0 * tokens)
     assert np.std(drawn.resampled) == pytest.approx(influence.std() / math.sqrt(300), rel=0.05)
     sign = stats.norm.sf(abs(drawn.est) / np.std(drawn.swapped)) * 2
-    assert paired.tell(drawn)["p"] == pytest.approx(sign, abs=0.01)
+    assert paired.estimate(drawn)["p"] == pytest.approx(sign, abs=0.01)
 
 
 def test_equal_models_have_an_empty_interval_and_too_few_items():
-    counts = paired.tabulate([0, 1] * 50, [0, 0] * 50, [0, 0] * 50)
-    told = paired.tell(paired.draw_items(counts, paired.macro_f1, 100, 100, rng()))
+    counts = metrics.tabulate([0, 1] * 50, [0, 0] * 50, [0, 0] * 50)
+    told = paired.estimate(paired.draw_items(counts, metrics.macro_f1, 100, 100, rng()))
     assert told == {"est": 0, "lo": 0, "hi": 0, "p": 1, "too_few": 1}
 
 
 @pytest.mark.parametrize(("discordant", "few"), [(9, True), (10, False)])
 def test_fewer_than_ten_discordant_items_are_too_few(discordant, few):
-    counts = paired.tabulate([1] * 100, [1] * 100, [0] * discordant + [1] * (100 - discordant))
-    assert ("too_few" in paired.tell(paired.draw_items(counts, paired.accuracy, 10, 10, rng()))) == few
+    counts = metrics.tabulate([1] * 100, [1] * 100, [0] * discordant + [1] * (100 - discordant))
+    assert ("too_few" in paired.estimate(paired.draw_items(counts, metrics.accuracy, 10, 10, rng()))) == few
 
 
 def test_mcnemar_gives_the_mid_p_of_the_papers_example():
     # Fagerland et al. 2013, table 1 (airway hyper-responsiveness): 1 and 7 discordant, exact p .070, mid-p .039
-    counts = paired.tabulate([1] * 21, [1] + [0] * 7 + [1] * 13, [0] + [1] * 7 + [1] * 13)
+    counts = metrics.tabulate([1] * 21, [1] + [0] * 7 + [1] * 13, [0] + [1] * 7 + [1] * 13)
     assert paired.mcnemar(counts) == pytest.approx(0.0391, abs=1e-4)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemar_is_the_exact_test_less_half_of_what_it_found(ours, theirs):
-    counts = paired.tabulate([1] * 100, [1] * (100 - theirs) + [0] * theirs, [0] * ours + [1] * (100 - ours))
+    counts = metrics.tabulate([1] * 100, [1] * (100 - theirs) + [0] * theirs, [0] * ours + [1] * (100 - ours))
     exact = stats.binomtest(ours, ours + theirs).pvalue if ours + theirs else 1
     half = stats.binom.pmf(ours, ours + theirs, 0.5)
     assert paired.mcnemar(counts) == pytest.approx(1 if ours == theirs else exact - half, abs=1e-9)
@@ -151,8 +150,8 @@ def test_holm_rejects_what_its_steps_reject(p):
 @given(ITEMS)
 def test_an_items_values_have_the_statistic_as_their_mean(items):
     gold, ours, _ = items
-    assert runs.macro_f1_values(gold, ours).mean() == pytest.approx(f1_score(gold, ours, average="macro"), abs=1e-12)
-    assert runs.accuracy_values(gold, ours).mean() == pytest.approx(accuracy_score(gold, ours), abs=1e-12)
+    assert metrics.macro_f1_values(gold, ours).mean() == pytest.approx(f1_score(gold, ours, average="macro"), abs=1e-12)
+    assert metrics.accuracy_values(gold, ours).mean() == pytest.approx(accuracy_score(gold, ours), abs=1e-12)
 
 
 def test_an_items_values_are_what_leaving_it_out_changes():
@@ -160,7 +159,7 @@ def test_an_items_values_are_what_leaving_it_out_changes():
     whole = f1_score(gold, ours, average="macro")
     without = [f1_score(np.delete(gold, i), np.delete(ours, i), average="macro") for i in range(300)]
     jackknife = whole + 299 * (whole - np.array(without))
-    assert runs.macro_f1_values(gold, ours) == pytest.approx(jackknife, abs=0.02)
+    assert metrics.macro_f1_values(gold, ours) == pytest.approx(jackknife, abs=0.02)
 
 
 def test_the_variance_over_runs_and_items_is_that_of_the_balanced_two_way_table():
@@ -173,7 +172,7 @@ def test_the_variance_over_runs_and_items_is_that_of_the_balanced_two_way_table(
     of_runs = n * ((run - method[:, None]) ** 2).sum() / (2 * (k - 1))
     of_rest = (rest**2).sum() / (2 * (k - 1) * (n - 1))
     variance = 2 / (k * n) * (of_items + of_runs - of_rest)
-    found = runs.crossed([ours], [theirs])
+    found = replicates.crossed([ours], [theirs])
     assert found["est"] == pytest.approx(method[0] - method[1])
     half = (found["hi"] - found["lo"]) / 2
     df = stats.t.ppf(0.975, [2, 4]) * math.sqrt(variance)
@@ -183,16 +182,16 @@ def test_the_variance_over_runs_and_items_is_that_of_the_balanced_two_way_table(
 
 def test_runs_that_all_agree_differ_by_nothing():
     gold, constant = np.arange(60) % 2, np.zeros(60, dtype=int)
-    for values in (np.tile([1.0, 0.0], 40), runs.macro_f1_values(gold, constant)):  # the latter sum with rounding
-        found = runs.crossed([np.array([values] * 2)] * 3, [np.array([values] * 3)] * 3)
-        assert found == {"est": 0, "lo": 0, "hi": 0, "p": 1, "resolves": 0, "run_sd": 0}
+    for values in (np.tile([1.0, 0.0], 40), metrics.macro_f1_values(gold, constant)):  # the latter sum with rounding
+        found = replicates.crossed([np.array([values] * 2)] * 3, [np.array([values] * 3)] * 3)
+        assert found == {"est": 0, "lo": 0, "hi": 0, "p": 1, "mde": 0, "run_sd": 0}
 
 
 @given(st.integers(2, 4), st.integers(0, 2**32 - 1))
 def test_every_number_over_runs_and_items_is_finite_and_the_interval_agrees_with_p(k, seed):
     draw = np.random.default_rng(seed)
     tasks = [[(draw.random((k, n)) < draw.random()).astype(float) for n in (12, 30)] for _ in range(2)]
-    found = runs.crossed(*tasks)
+    found = replicates.crossed(*tasks)
     assert all(math.isfinite(value) for value in found.values())
     assert (found["lo"] > 0 or found["hi"] < 0) == (found["p"] < 0.05)
 
@@ -200,15 +199,15 @@ def test_every_number_over_runs_and_items_is_finite_and_the_interval_agrees_with
 def test_many_runs_resolve_what_their_standard_error_says():
     # with so many runs the test knows its own variance: (z.975 + z.8) standard errors
     error = math.sqrt((0.1 / 1000 + 2 * 0.01**2) / 1000)
-    assert power.between_methods(0.1, 0.01, [1000], 1000) == pytest.approx(2.8016 * error, rel=0.01)
+    assert power.mde_between_methods(0.1, 0.01, [1000], 1000) == pytest.approx(2.8016 * error, rel=0.01)
 
 
 def test_more_runs_items_and_tasks_resolve_less_and_more_noise_resolves_more():
-    by_runs = [power.between_methods(0.1, 0.01, [1000], runs) for runs in (2, 3, 5, 10)]
+    by_runs = [power.mde_between_methods(0.1, 0.01, [1000], runs) for runs in (2, 3, 5, 10)]
     assert by_runs == sorted(by_runs, reverse=True)
-    assert power.between_methods(0.1, 0.02, [1000], 3) > power.between_methods(0.1, 0.01, [1000], 3)
-    assert power.between_methods(0.2, 0.01, [1000], 3) > power.between_methods(0.1, 0.01, [1000], 3)
-    assert power.between_models(0.1, [1000, 1000]) == pytest.approx(power.between_models(0.1, [2000]))
+    assert power.mde_between_methods(0.1, 0.02, [1000], 3) > power.mde_between_methods(0.1, 0.01, [1000], 3)
+    assert power.mde_between_methods(0.2, 0.01, [1000], 3) > power.mde_between_methods(0.1, 0.01, [1000], 3)
+    assert power.mde_between_models(0.1, [1000, 1000]) == pytest.approx(power.mde_between_models(0.1, [2000]))
 
 
 def test_digits_come_back_as_they_were():

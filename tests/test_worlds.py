@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import cluster, compare, embed, fetch_model, merge, ppl, report, sample, train, weigh
+from stages import cluster, compare, embed, fetch_model, merge, model_size, ppl, report, sample, train
 from stages.evaluate import ITEMS
 from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_json, write_jsonl, write_table
 from stages.lib.statistics.comparison import difference
@@ -126,7 +126,7 @@ def world(new_folder, write_leaks):
     (folder / "text/documents.txt").symlink_to(ROOT / "data/pretrain/documents.txt")
     for role in ROLES:
         fetch_model.fetch_model(settings(fetch_model), role, folder / "text", folder / role)
-        weigh.weigh(weigh.Params(), role, folder / role, folder / f"{role}.json")
+        model_size.model_size(weigh.Params(), role, folder / role, folder / f"{role}.json")
     ppl.ppl(settings(ppl), raw, folder / "scorer", folder / ".ppl", folder / "ppl.parquet")
     embed.embed(settings(embed), raw, folder / "encoder", folder / ".embed", folder / "embeddings.parquet")
     cluster.cluster(settings(cluster), raw, folder / "embeddings.parquet", folder / "clusters.parquet")

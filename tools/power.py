@@ -24,10 +24,10 @@ def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
     """Yield what two models resolve, and two methods of several runs each; without items those of the benchmark."""
     items = items or benchmark_items()
     yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
-    yield f"two models, over items alone      {power.between_models(discordance, items):.4f}"
+    yield f"two models, over items alone      {power.mde_between_models(discordance, items):.4f}"
     for runs in RUNS:
         name = f"two methods of {runs} runs each"
-        yield f"{name:33} {power.between_methods(discordance, spread, items, runs):.4f}"
+        yield f"{name:33} {power.mde_between_methods(discordance, spread, items, runs):.4f}"
 
 
 def benchmark_items() -> list[int]:

@@ -1,6 +1,6 @@
 """One attention kernel for every batch of a shape, whatever padding it holds.
 
-transformers looks into a batch's mask and takes a faster kernel where nothing is padded, so a row's bits would depend
+transformers looks into a batch's mask and takes a faster kernel where nothing is padding_mask, so a row's bits would depend
 on its neighbours, and on a GPU the host would wait for every batch to look.
 """
 
@@ -20,21 +20,21 @@ def causal(**arguments: Any) -> torch.Tensor | None:
     return mask
 
 
-def padded(**arguments: Any) -> torch.Tensor:
+def padding_mask(**arguments: Any) -> torch.Tensor:
     """Mask the padding, be there any or not."""
     never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     mask: torch.Tensor = sdpa_mask(**arguments | never)
     return mask
 
 
-for mask in (causal, padded):
+for mask in (causal, padding_mask):
     AttentionInterface.register(mask.__name__, sdpa_attention_forward)
     AttentionMaskInterface.register(mask.__name__, mask)
 
 
 @contextmanager
 def one_kernel(model: PreTrainedModel, mask: str) -> Iterator[None]:
-    """Give the model `causal` or `padded` attention in place of sdpa; models without sdpa keep their own."""
+    """Give the model `causal` or `padding_mask` attention in place of sdpa; models without sdpa keep their own."""
     before = model.config._attn_implementation
     if before != "sdpa":
         yield

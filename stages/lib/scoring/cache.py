@@ -157,13 +157,13 @@ def keep_chunks(store: Store, keys: list[str], batches: Batches) -> None:
     for batch in batches:
         pending.append(batch)
         if time.monotonic() - since > SECONDS:
-            keep(store, to_table(store, keys, pending))
+            keep(store, scores_table(store, keys, pending))
             pending, since = [], time.monotonic()
     if pending:
-        keep(store, to_table(store, keys, pending))
+        keep(store, scores_table(store, keys, pending))
 
 
-def to_table(store: Store, keys: list[str], batches: list[tuple[list[int], "torch.Tensor"]]) -> pa.Table:
+def scores_table(store: Store, keys: list[str], batches: list[tuple[list[int], "torch.Tensor"]]) -> pa.Table:
     import torch
 
     rows = [row for rows, _ in batches for row in rows]

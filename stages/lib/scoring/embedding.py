@@ -41,7 +41,7 @@ def embed_batches(
         pooled_BD = pooled(model(input_ids=ids, attention_mask=mask), mask, pooling)
         return F.normalize(pooled_BD.float(), dim=-1)[: len(batch.rows)]
 
-    with one_kernel(model, "padded"):
+    with one_kernel(model, "padding_mask"):
         yield from run_batches(batches, vectors_of)
 
 

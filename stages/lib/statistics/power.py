@@ -28,11 +28,11 @@ def mde_of_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> fl
     the quantiles of their chi-squared distributions, the others as known.
     """
     over_items, expected = sum(v for v, _ in items), sum(v for v, _ in among)
-    error = total(over_items, np.array(expected), both) ** 0.5
+    error = variance_of_difference(over_items, np.array(expected), both) ** 0.5
     if not error:
         return 0.0
     scattered = [(v * mean_square, df) for (v, df), mean_square in zip(among, mean_squares(among), strict=True)]
-    variance = total(over_items, sum((v for v, _ in scattered), np.array(0.0)), both)
+    variance = variance_of_difference(over_items, sum((v for v, _ in scattered), np.array(0.0)), both)
     doubt = sum((v**2 / df for v, df in scattered), np.array(sum(v**2 / df for v, df in items)))
     bound = stats.t.ppf(1 - LEVEL / 2, variance**2 / doubt) * np.sqrt(variance)
 
@@ -42,7 +42,7 @@ def mde_of_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> fl
     return float(optimize.brentq(lacks, 0, bound.max() + 5 * error))
 
 
-def total(over_items: float, over_runs: NDArray[np.float64], both: float) -> NDArray[np.float64]:
+def variance_of_difference(over_items: float, over_runs: NDArray[np.float64], both: float) -> NDArray[np.float64]:
     """Return the variance of a difference: run x item is in both parts, and neither part without it is below 0."""
     return np.maximum(np.maximum(over_items, over_runs), over_items + over_runs - both)
 

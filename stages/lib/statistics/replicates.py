@@ -44,7 +44,7 @@ def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float
     over_items, over_runs, both = (sum(v for v, _ in parts) for parts in (items, among, rest))
 
     est = sum(float(gap.mean()) for gap in gaps) / tasks
-    variance = float(power.total(over_items, np.array(over_runs), both))
+    variance = float(power.variance_of_difference(over_items, np.array(over_runs), both))
     if variance < ROUNDING:
         return {"est": est, "lo": est, "hi": est, "p": 1.0, "mde": 0.0, "run_sd": 0.0}
     df = variance**2 / sum(v**2 / df for v, df in [*items, *among, *rest])

@@ -202,7 +202,7 @@ def likeness(text: str, instruction: str, output: str) -> float:
     """
     matcher = SequenceMatcher(b=text, autojunk=False)
     best = 0.0
-    for sentence in sentences(instruction, output):
+    for sentence in split_sentences(instruction, output):
         if 2 * min(len(sentence), len(text)) >= LIKE * (len(sentence) + len(text)):
             matcher.set_seq1(sentence)
             best = max(best, matcher.ratio())
@@ -210,7 +210,7 @@ def likeness(text: str, instruction: str, output: str) -> float:
 
 
 @lru_cache(maxsize=1)  # a row is held against many texts, one after the other
-def sentences(instruction: str, output: str) -> list[str]:
+def split_sentences(instruction: str, output: str) -> list[str]:
     """Return the row's sentences, lines and quotations, normalised."""
     return [normalise(part) for part in SENTENCE.split(fold(f"{instruction}\n{output}"))]
 
