@@ -2,59 +2,68 @@
 
 import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
-from stages.lib.core.params import SECTIONS
+from stages.lib.core.params import read_yaml
 from tests.project import ROOT
+from tools import wire
+from tools.wire import closure, code_deps, is_code, misnamed_flags, module_of, path_of
 
-PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
-STAGES = {name: stage.get("do", stage) for name, stage in PIPELINE["stages"].items()}
+STAGES = wire.read_stages()
 FILES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
-
-
-def module_of(stage: str) -> str:
-    return re.search(r"python -m stages\.(\w+)", STAGES[stage]["cmd"]).group(1)
-
-
-def file_of(module: str) -> Path:
-    return ROOT / (module.replace(".", "/") + ".py")
-
-
-def imports(path: Path) -> set[str]:
-    """Return the first-party modules that a file imports anywhere in it, lazily or relatively too."""
-    package = list(path.relative_to(ROOT).parts[:-1])
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*start, *filter(None, [node.module])])
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith(("stages", "tools", "tests")) and file_of(name).is_file()}
-
-
-def closure(module: str) -> set[str]:
-    seen: set[str] = set()
-    todo = {module}
-    while todo:
-        seen |= todo
-        todo = {found for name in todo for found in imports(file_of(name))} - seen
-    return seen
+LIB = ROOT / "stages/lib"
+ARROWS = {
+    "core": set(),
+    "text": set(),
+    "models": set(),
+    "scoring": {"text", "models"},
+    "selection": {"text"},
+    "training": {"text"},
+    "evaluation": set(),
+    "statistics": {"evaluation"},
+}
+"""The wings that each wing may import, beside `core` and itself."""
 
 
 def paths(values: list) -> list[str]:
     return [value if isinstance(value, str) else next(iter(value)) for value in values]
 
 
+def outs(stage: str) -> list[str]:
+    return paths(STAGES[stage].get("metrics", [])) + paths(STAGES[stage].get("outs", []))
+
+
+def flags(stage: str) -> dict[str, str]:
+    return dict(re.findall(r"--(\w+) (\S+)", STAGES[stage]["cmd"]))
+
+
+def function_of(stage: str):
+    module = module_of(STAGES[stage])
+    return getattr(importlib.import_module(f"stages.{module}"), module)
+
+
+def test_the_code_deps_are_those_that_wire_writes() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert wire.wired(text, STAGES) == text
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stages_code_deps_are_exactly_what_it_imports(stage: str) -> None:
-    wanted = {str(file_of(name).relative_to(ROOT)) for name in closure(f"stages.{module_of(stage)}")}
-    assert {path for path in paths(STAGES[stage]["deps"]) if path.endswith(".py")} == wanted
+def test_every_imported_file_is_covered_by_a_dep_and_every_code_dep_covers_one(stage: str) -> None:
+    code = {dep for dep in STAGES[stage]["deps"] if is_code(dep)}
+    files = {str(path_of(name)) for name in closure(f"stages.{module_of(STAGES[stage])}")}
+    covers = {dep: {file for file in files if file == dep or file.startswith(f"{dep}/")} for dep in code}
+    assert set().union(*covers.values()) == files
+    assert all(covers.values())
+
+
+def test_only_the_core_is_a_folder_to_the_stages_that_are_expensive_to_rerun() -> None:
+    for stage in ("ppl", "embed", "train", "evaluate", "evaluate_base"):
+        folders = {dep for dep in STAGES[stage]["deps"] if is_code(dep) and (ROOT / dep).is_dir()}
+        assert folders == {"stages/lib/core"}
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -62,26 +71,77 @@ def test_a_stage_never_imports_another_stage(module: str) -> None:
     assert {name for name in closure(f"stages.{module}") if not name.startswith("stages.lib.")} == {f"stages.{module}"}
 
 
-def test_the_import_closure_sees_what_a_function_imports() -> None:
-    assert "stages.lib.scoring.log_likelihood" in closure(
-        "stages.ppl"
-    )  # imported only when it scores, for it brings torch
+def test_the_import_closure_sees_what_a_function_imports_and_relative_imports(tmp_path: Path) -> None:
+    assert "stages.lib.scoring.log_likelihood" in closure("stages.ppl")  # imported inside a function
+    assert "stages/lib/scoring/log_likelihood.py" in code_deps("ppl")
+    relative = LIB / "scoring" / "relative_import_of_a_test.py"
+    relative.write_text("def later():\n    from . import batching\n    from ..core import errors\n")
+    try:
+        found = wire.imports(relative.relative_to(ROOT))
+    finally:
+        relative.unlink()
+    assert found == {"stages.lib.scoring.batching", "stages.lib.core.errors"}
+
+
+@pytest.mark.parametrize("wing", ARROWS)
+def test_arrows_between_the_wings_run_one_way(wing: str) -> None:
+    imported = {
+        name.split(".")[2]
+        for path in (LIB / wing).glob("*.py")
+        for name in wire.imports(path.relative_to(ROOT))
+        if name.startswith("stages.lib.")
+    }
+    assert imported <= ARROWS[wing] | {"core", wing}
+
+
+def test_every_module_of_lib_is_in_a_wing_and_every_wing_has_an_empty_init() -> None:
+    assert [path.name for path in LIB.glob("*.py")] == ["__init__.py"]
+    assert {path.name for path in LIB.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ARROWS)
+    assert all((LIB / wing / "__init__.py").read_bytes() == b"" for wing in ARROWS)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_command_names_every_data_dep_and_every_out_in_order(stage: str) -> None:
-    settings = STAGES[stage]
-    words = settings["cmd"].split()[3:]
-    data = [path for path in paths(settings["deps"]) if not path.endswith(".py")]
-    outs = paths(settings.get("metrics", [])) + paths(settings.get("outs", []))
-    words = [word for word in words if not word.startswith(".checkpoints/")]  # neither dep nor out
-    arguments = [word for word in words if "/" in word or word in data or word.endswith(".inputs}")]
-    assert list(dict.fromkeys(arguments)) == data + outs
+def test_the_flags_of_a_command_are_the_parameters_of_its_function(stage: str) -> None:
+    parameters = list(inspect.signature(function_of(stage)).parameters.values())[1:]
+    required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+    assert required <= set(flags(stage)) <= {parameter.name for parameter in parameters}
+    assert len(re.findall(r"--\w+", STAGES[stage]["cmd"])) == len(flags(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_flags_of_a_command_name_every_data_dep_and_every_out(stage: str) -> None:
+    named = {path for path in flags(stage).values() if "/" in path or ".inputs}" in path}
+    data = {dep for dep in wire.data_deps(STAGES[stage]) if not dep.startswith("stages/")}
+    inside = {path: {dep for dep in data if dep == path or dep.startswith(f"{path}/")} for path in named}
+    assert set().union(*inside.values()) | set(outs(stage)) == data | set(outs(stage))
+    unused = {path for path, deps in inside.items() if not deps} - set(outs(stage))
+    assert all(path.startswith(".checkpoints/") for path in unused)
+
+
+def test_every_flag_is_named_after_its_artefact() -> None:
+    assert list(misnamed_flags(STAGES)) == []
+
+
+SWAPS = [
+    (stage, one, other)
+    for stage in STAGES
+    for one in flags(stage)
+    for other in flags(stage)
+    if one < other and flags(stage)[one] != flags(stage)[other]
+]
+
+
+@pytest.mark.parametrize(("stage", "one", "other"), SWAPS)
+def test_two_paths_that_trade_places_are_named(stage: str, one: str, other: str) -> None:
+    words = STAGES[stage]["cmd"].split()
+    first, second = (words.index(f"--{name}") + 1 for name in (one, other))
+    words[first], words[second] = words[second], words[first]
+    assert list(misnamed_flags({stage: STAGES[stage] | {"cmd": " ".join(words)}}))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stages_params_are_the_sections_that_its_model_reads(stage: str) -> None:
-    model = importlib.import_module(f"stages.{module_of(stage)}").Params
+    model = importlib.import_module(f"stages.{module_of(STAGES[stage])}").Params
     assert {re.split(r"\.", name)[0] for name in STAGES[stage].get("params", [])} == set(model.model_fields)
 
 
@@ -91,12 +151,12 @@ def test_every_stage_has_a_desc(stage: str) -> None:
 
 
 def test_every_file_in_stages_is_a_stage_and_every_stage_a_file() -> None:
-    assert sorted({module_of(stage) for stage in STAGES}) == FILES
+    assert sorted({module_of(stage) for stage in STAGES.values()}) == FILES
 
 
 def test_every_section_of_params_is_read_by_a_stage_and_no_other() -> None:
     read = {re.split(r"\.", name)[0] for stage in STAGES.values() for name in stage.get("params", [])}
-    assert read == set(SECTIONS) == set(YAML(typ="safe").load(ROOT / "params.yaml"))
+    assert read == set(read_yaml(ROOT / "params.yaml"))
 
 
 def test_expensive_stages_own_cached_outs_only() -> None:
@@ -107,13 +167,40 @@ def test_expensive_stages_own_cached_outs_only() -> None:
 
 def test_every_out_that_git_does_not_track_is_ignored_by_git() -> None:
     rules = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    outs = [out for stage in STAGES.values() for out in stage.get("outs", []) if isinstance(out, str)]
-    for out in outs:
-        assert any(f"/{out}".startswith(rule.rstrip("*/")) for rule in rules if rule.startswith(("/data", "/models")))
+    ignored = [rule.rstrip("*/") for rule in rules if rule.startswith(("/data", "/models"))]
+    for stage in STAGES.values():
+        for out in stage.get("outs", []):
+            assert not isinstance(out, str) or any(f"/{out}".startswith(rule) for rule in ignored)
+
+
+FUNCTIONS = [
+    (str(path.relative_to(ROOT)), node)
+    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.FunctionDef)
+]
 
 
 def test_no_function_is_longer_than_60_lines() -> None:
-    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+    assert [(path, node.name) for path, node in FUNCTIONS if node.end_lineno - node.lineno >= 60] == []
+
+
+def test_no_stage_has_more_than_nine_parameters_and_no_other_function_more_than_seven() -> None:
+    def count(node: ast.FunctionDef) -> int:
+        return len([one for one in node.args.args + node.args.kwonlyargs if one.arg not in ("self", "cls")])
+
+    stages = {(f"stages/{name}.py", name) for name in FILES}
+    most = {(path, node.name): 9 if (path, node.name) in stages else 7 for path, node in FUNCTIONS}
+    assert [(path, node.name) for path, node in FUNCTIONS if count(node) > most[path, node.name]] == []
+
+
+def test_no_two_functions_share_a_name_and_none_has_a_stages() -> None:
+    top = [
+        (node.name, str(path.relative_to(ROOT)))
+        for path in (ROOT / "stages").rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    names = [name for name, _ in top]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+    assert [(name, path) for name, path in top if name in FILES and path != f"stages/{name}.py"] == []

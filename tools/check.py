@@ -1,35 +1,50 @@
-"""Check params files against the params of every stage: `python -m tools.check params.yaml recipes/*.yaml`.
+"""Check params files and the wiring: `python -m tools.check [params.yaml recipes/NAME.yaml ...]`.
 
-DVC would find a mistake in a late section only when its stage runs, after all the work before it.
+DVC finds a mistake in a late section only when its stage runs, after all the work before it.
 """
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import read_params
+from stages.lib.core.params import PARAMS, read_params, read_yaml
+from tools.wire import misnamed_flags, read_stages
 
 STAGES = sorted(path.stem for path in (Path(__file__).parent.parent / "stages").glob("[a-z]*.py"))
 
 
-def check(path: Path) -> list[str]:
+def check_params(path: Path) -> list[str]:
     """Return what is wrong with a params file, each message once."""
     problems: dict[str, None] = {}
+    known: set[str] = set()
     for stage in STAGES:
+        model = importlib.import_module(f"stages.{stage}").Params
+        known |= set(model.model_fields)
         try:
-            read_params(importlib.import_module(f"stages.{stage}").Params, path)
-        except UserError as stop:
-            problems |= dict.fromkeys(line.strip() for line in str(stop).splitlines()[1:] or [str(stop)])
-    return list(problems)
+            read_params(model, path)
+        except UserError as error:
+            problems |= dict.fromkeys(line.strip() for line in str(error).splitlines()[1:] or [str(error)])
+    return [*unknown_sections(path, known), *problems]
+
+
+def unknown_sections(path: Path, known: set[str]) -> Iterator[str]:
+    """Yield sections that no stage reads; they are no error to a single stage, which looks at its own alone."""
+    try:
+        content = read_yaml(path)
+    except UserError:
+        return  # every stage has said so
+    yield from (f"{name}: unknown section; no stage reads it" for name in content if name not in known)
 
 
 def main(paths: list[str]) -> int:
-    wrong = {path: problems for path in paths if (problems := check(Path(path)))}
+    checked = {path: check_params(Path(path)) for path in paths} | {"dvc.yaml": list(misnamed_flags(read_stages()))}
+    wrong = {path: problems for path, problems in checked.items() if problems}
     for path, problems in wrong.items():
         print(f"{path}: {len(problems)} to correct", *problems, sep="\n  ", file=sys.stderr)
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["params.yaml"]))
+    sys.exit(main(sys.argv[1:] or [str(PARAMS)]))

@@ -100,23 +100,20 @@ def rendered(deps: list[str], indent: str) -> str:
 def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the flags of the commands, such as two paths that have traded places.
 
-    Flags are the parameters of the stage's function, and each word of a flag stands in its path: `--held_out
+    Flags are the parameters of the stage's function, and each word of a flag is in its path: `--held_out
     data/held_out.jsonl`.
     """
     for name, stage in stages.items():
         function = getattr(importlib.import_module(f"stages.{module_of(stage)}"), module_of(stage))
-        parameters = list(inspect.signature(function).parameters.values())[1:]
+        parameters = {p.name: p for p in list(inspect.signature(function).parameters.values())[1:]}
         flags = dict(re.findall(r"--(\w+) (\S+)", stage["cmd"]))
-        required = {p.name for p in parameters if p.default is p.empty}
-        known = {p.name for p in parameters}
-        yield from (f"{name}: no flag --{flag}" for flag in sorted(required - set(flags)))
-        yield from (f"{name}: unknown flag --{flag}" for flag in sorted(set(flags) - known))
-        paths = {p.name for p in parameters if p.annotation is not str} & set(flags)
-        yield from (
-            f"{name}: --{flag} names {flags[flag]}, which is another artefact"
-            for flag in sorted(paths)
-            if not shares_words(flag, flags[flag])
-        )
+        required = {p.name for p in parameters.values() if p.default is p.empty}
+        yield from (f"{name}: --{flag} is missing" for flag in sorted(required - set(flags)))
+        yield from (f"{name}: --{flag} is no flag" for flag in sorted(set(flags) - set(parameters)))
+        for flag in sorted(set(flags) & set(parameters)):
+            is_path = parameters[flag].annotation is not str
+            if not shares_words(flag, flags[flag]) if is_path else "/" in flags[flag]:
+                yield f"{name}: --{flag} names {flags[flag]}; have two flags traded places?"
 
 
 def shares_words(flag: str, path: str) -> bool:
