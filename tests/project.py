@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from tests import forkserver
+
 ROOT = Path(__file__).parent.parent
 UP_TO_DATE = "Data and pipelines are up to date."
 ENVIRONMENT = {
@@ -23,10 +25,14 @@ ENVIRONMENT = {
 }
 
 
-def run(folder: Path, *command: str, code: int | None = 0) -> str:
-    """Run a command in a folder; return what it printed. `code` None allows any exit status."""
+def run(folder: Path, *command: str, code: int | None = 0, forked: bool = True) -> str:
+    """Run a command in a folder; return what it printed. `code` None allows any exit status.
+
+    `forked`: stages start from a fork server. Kills, several processes and other hash seeds need real starts.
+    """
+    variables = ENVIRONMENT | (forkserver.environment() if forked and command[0] == "dvc" else {})
     done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert code is None or done.returncode == code, f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}"
     return done.stdout

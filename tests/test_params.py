@@ -1,11 +1,15 @@
 """params.yaml is checked before any work, and every mistake is named at once."""
 
+from pathlib import Path
+
 import pytest
 
-from stages import cluster, fetch_model, merge, ppl, sample, train
+from stages import cluster, compare, fetch_model, merge, ppl, sample, train
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
-from stages.lib.core.runner import arguments
+from stages.lib.core.runner import parse_arguments
+from tests.project import ROOT
+from tools import check
 
 TRAIN = """\
 threads: 1
@@ -82,7 +86,6 @@ MISTAKES = {
     "a number that is yes": (train, "max_tokens: 64", "max_tokens: true", "train.max_tokens", "True"),
     "half a step": (train, "amount: 10", "amount: 10.5", "train.budget.amount", "10.5"),
     "no batch": (train, "  batch: 8", "  batch: 0", "train.batch", "0"),
-    "an unknown section": (train, "threads: 1", "threads: 1\ntrian: {}", "trian", "unknown section"),
     "an arm without a seed": (sample, "fraction: 0.1, seed: 2", "fraction: 0.1", "arms.random.seed", "missing"),
     "a control that is no arm": (sample, "control: random", "control: randm", "control", "'randm'", "spread, random"),
     "no control": (sample, "control: random", "control: null", "control", "None"),
@@ -141,10 +144,10 @@ def test_a_replicate_of_another_seed_is_an_arm(read):
 
 
 def test_all_mistakes_are_named_at_once(complaint):
-    text = TRAIN.replace("batch: 8", "batch: -1").replace("schedule: linear", "schedule: steep") + "extra: 1\n"
+    text = TRAIN.replace("batch: 8", "batch: -1").replace("schedule: linear", "schedule: steep")
     message = complaint(train.Params, text.replace("  warmup: 0\n", ""))
-    assert "4 to correct" in message
-    for place in ("extra", "train.batch", "train.schedule", "train.warmup"):
+    assert "3 to correct" in message
+    for place in ("train.batch", "train.schedule", "train.warmup"):
         assert f"\n  {place}: " in message
 
 
@@ -211,9 +214,43 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
         read_params(train.Params, tmp_path / "params.yaml")
 
 
-def test_arguments_are_counted_and_typed(tmp_path):
-    paths = ["raw", "embeddings", "clusters"]
-    assert arguments(cluster.cluster, paths) == [tmp_path.joinpath(p).relative_to(tmp_path) for p in paths]
-    assert arguments(sample.sample, ["spread", *"abcdef"])[0] == "spread"
-    with pytest.raises(UserError, match="wanted the arguments raw embeddings clusters, got raw"):
-        arguments(cluster.cluster, ["raw"])
+def test_an_unknown_section_is_named_by_the_check_of_all_stages(tmp_path, capsys):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8") + "trian: {}\n", encoding="utf-8")
+    assert check.main([str(path)]) == 1
+    assert capsys.readouterr().err == f"{path}: 1 to correct\n  trian: unknown section; no stage reads it\n"
+
+
+def test_flags_have_the_types_of_the_parameters():
+    words = ["--arm", "spread", "--raw", "a", "--candidates", "b", "--samples", "c", "--sample_parquet", "d"]
+    found = parse_arguments(sample.sample, words)
+    assert found["arm"] == "spread"
+    assert found["raw"] == Path("a")
+
+
+def test_flags_come_in_any_order_and_those_with_a_default_may_be_left_out():
+    words = ["--items", "i", "--metrics", "m", "--leaks", "l", "--evaluations", "e", "--arm", "base"]
+    found = parse_arguments(compare.compare, words)
+    assert (found["arm"], found["items"], found["samples"]) == ("base", Path("i"), None)
+
+
+WHOLE = ["--raw", "a", "--embeddings", "b", "--clusters", "c"]
+WRONG_FLAGS = {
+    "a missing flag": (WHOLE[:4], "required: --clusters"),
+    "a misspelt flag": (["--rwa", *WHOLE[1:]], "required: --raw"),
+    "a flag too many": ([*WHOLE, "--ppl", "d"], "unrecognized arguments: --ppl d"),
+    "an abbreviated flag": (["--ra", *WHOLE[1:]], "required: --raw"),
+    "a flag twice": ([*WHOLE, "--raw", "d"], "--raw is given more than once"),
+    "a flag without its value": (WHOLE[:5], "--clusters: expected one argument"),
+    "a value without its flag": (["a", *WHOLE], "unrecognized arguments: a"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_FLAGS)
+def test_wrong_flags_are_one_line_that_names_them_and_the_right_ones(wrong):
+    words, message = WRONG_FLAGS[wrong]
+    with pytest.raises(UserError) as stop:
+        parse_arguments(cluster.cluster, words)
+    assert message in str(stop.value)
+    assert "wanted --raw RAW --embeddings EMBEDDINGS --clusters CLUSTERS; see dvc.yaml" in str(stop.value)
+    assert "\n" not in str(stop.value)

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from stages.lib.core import processes
 from stages.lib.core.errors import UserError
-from stages.lib.core.processes import only_one, take
+from stages.lib.core.processes import only_one
 from tests.project import ENVIRONMENT, ROOT
 
 SETTINGS = {
@@ -37,16 +37,20 @@ def test_a_stage_that_runs_already_is_waited_for_and_then_named(locks, monkeypat
     assert f"waiting for process {os.getpid()}" in caplog.text
 
 
-def test_the_lock_of_a_run_that_was_killed_is_free(locks):
-    script = f"from stages.lib.core.processes import *; import time; f = open({str(locks / 'ppl')!r}, 'a+'); "
-    script += "take(f.fileno()); print('held', flush=True); time.sleep(60)"
+def test_the_lock_of_a_run_that_was_killed_is_free(locks, monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    script = (
+        f"import pathlib, time; from stages.lib.core import processes; processes.LOCKS = pathlib.Path({str(locks)!r}); "
+    )
+    script += "lock = processes.only_one('ppl'); lock.__enter__(); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     holder.stdout.readline()
-    with (locks / "ppl").open("a+") as file:
-        assert not take(file.fileno())
-        holder.kill()
-        holder.wait()
-        assert take(file.fileno())
+    with pytest.raises(UserError, match=f"process {holder.pid} still runs this stage"), only_one("ppl"):
+        pass
+    holder.kill()
+    holder.wait()
+    with only_one("ppl"):
+        pass
 
 
 def test_a_stage_ends_when_the_dvc_that_started_it_is_killed():
@@ -67,7 +71,14 @@ def run_stage(stage, folder, model, raw, code=0, **environment):
     """Run a stage as dvc does; return its output and the log."""
     folder.mkdir(exist_ok=True)
     YAML().dump({"threads": 1, stage: SETTINGS[stage]}, folder / "params.yaml")
-    command = [sys.executable, "-m", f"stages.{stage}", raw, model, ".checkpoints", "out.parquet"]
+    names = {"ppl": ("scorer", "ppl"), "embed": ("encoder", "embeddings")}[stage]
+    paths = {"raw": raw, names[0]: model, "checkpoints": ".checkpoints", names[1]: "out.parquet"}
+    command = [
+        sys.executable,
+        "-m",
+        f"stages.{stage}",
+        *(w for name, path in paths.items() for w in (f"--{name}", path)),
+    ]
     variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
@@ -85,7 +96,7 @@ def test_several_processes_write_the_same_bytes_as_one(stage, count, tmp_path, w
 
 DEATH = """
 import os, pathlib, signal, time
-from stages.lib.scoring import cache as store
+from stages.lib.scoring import cache
 
 def die(*_):
     while not list(pathlib.Path(".checkpoints").glob("*.parquet")):
@@ -93,7 +104,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if os.environ.get("RANK") == "1":
-    store.keep_chunks = die
+    cache.keep_chunks = die
 """
 
 
@@ -125,7 +136,8 @@ def test_a_process_that_aborts_at_its_very_end_fails_nothing(tmp_path, write_raw
 
 def test_a_mistake_in_params_is_one_line_before_torchrun_starts(tmp_path):
     (tmp_path / "params.yaml").write_text("threads: 0\n")
-    command = [sys.executable, "-m", "stages.ppl", "raw", "model", "checkpoints", "out"]
+    flags = ("--raw", "raw", "--scorer", "model", "--checkpoints", "checkpoints", "--ppl", "out")
+    command = [sys.executable, "-m", "stages.ppl", *flags]
     variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PET_NPROC_PER_NODE": "2"}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1

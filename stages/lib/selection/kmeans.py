@@ -48,7 +48,7 @@ def fit_clusters(
         start |= {"init": hashed_start(vectors_ND, ids, k, seed), "n_init": 1}
         rounds = {"max_iter": ROUNDS, "tol": 0}
     model = MiniBatchKMeans(k, batch_size=BATCH, **start) if algorithm == "minibatch" else KMeans(k, **start, **rounds)
-    label = model.fit_clusters(vectors_ND).labels_.astype(np.int64)
+    label = model.fit(vectors_ND).labels_.astype(np.int64)
     distance = distances(vectors_ND, label, centroids(vectors_ND, label, k))
     return Clusters(label, distance, float(np.square(distance).sum()))
 

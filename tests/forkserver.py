@@ -1,0 +1,104 @@
+"""A fork server for stages: real processes that need not import torch and its like again, 3 to 7 seconds each time.
+
+`environment` puts a `python` first in PATH that hands `python -m stages.NAME ...`, as dvc starts it, to the server; the
+server forks, and the child runs the module in the caller's folder, environment and files. Everything else goes to the
+real interpreter. The server imports libraries only, never a module of the project.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+LIBRARIES = (
+    "torch", "transformers", "transformers.trainer", "transformers.models.gpt_neox.modeling_gpt_neox",
+    "transformers.models.roberta.modeling_roberta", "accelerate", "datasets", "lm_eval", "lm_eval.models.huggingface",
+    "lm_eval.tasks", "pandas", "pyarrow.parquet", "pydantic", "ruamel.yaml", "scipy.stats", "sklearn.cluster",
+    "sklearn.metrics", "tokenizers", "peft", "psutil", "filelock", "threadpoolctl",
+)  # fmt: skip
+CLIENT = """\
+#!{python} -ISs
+import json, os, socket, sys
+if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(request)
+answer = server.recv(1)
+sys.exit(answer[0] if answer else 1)
+"""
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Start the server of this process; return the PATH that leads to it. It ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="forkserver-"))
+    address, client = str(folder / "socket"), folder / "python"
+    client.write_text(CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o755)
+    subprocess.Popen([sys.executable, __file__, address, str(os.getpid())])
+    while not Path(address).exists():
+        time.sleep(0.05)
+    return {"PATH": f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def serve(address: str, parent: int) -> None:
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{address}.starting")
+    server.listen(16)
+    server.settimeout(1)
+    os.rename(f"{address}.starting", address)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
+    while os.getppid() == parent:
+        with contextlib.suppress(TimeoutError):
+            client, _ = server.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                client.settimeout(None)
+                answer(client)
+            client.close()
+
+
+def answer(client: socket.socket) -> None:
+    """Run what the client asks for, in its place; never return."""
+    size, files, *_ = socket.recv_fds(client, 8, 3)
+    request = b""
+    while len(request) < int.from_bytes(size, "big"):
+        request += client.recv(2**16)
+    words, folder, variables = json.loads(request)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[0], sys.argv = folder, words
+    code = 1
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        client.sendall(bytes([code]))
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
