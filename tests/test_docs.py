@@ -29,5 +29,5 @@ def test_every_link_of_a_front_page_leads_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", FRONT[:2])
 def test_a_readme_fits_on_a_page_and_links_to_every_page_of_docs(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert len(text) <= 10 * 1024
+    assert len(text.encode()) <= 10 * 1024
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(LINK.findall(text))
