@@ -60,7 +60,9 @@ class Arm(Section):
 
 class Params(Section):
     arms: dict[str, Arm]
+    """Ways to choose rows, by name."""
     control: str | None
+    """The arm that all others are compared with; null if there are no arms."""
 
     @model_validator(mode="after")
     def control_is_an_arm(self) -> "Params":

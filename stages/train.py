@@ -109,6 +109,7 @@ class ArmSeed(Section):
 
 class Params(Section):
     threads: Positive
+    """CPU threads of each process: their number changes the last bits of every sum."""
     train: Train
     arms: dict[str, ArmSeed]
 

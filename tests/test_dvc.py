@@ -46,8 +46,10 @@ def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     """Two fresh clones, reproduced side by side; the second as far as the control."""
     clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
     targets: list[list[str]] = [[], ["compare@random"]]
-    with ThreadPoolExecutor() as pool:
-        one, two = pool.map(lambda folder, words: run(folder, "dvc", "repro", *words), clones, targets)
+    with ThreadPoolExecutor() as pool:  # the second by real starts, whose hash seeds differ
+        one, two = pool.map(
+            lambda f, words, forked: run(f, "dvc", "repro", *words, forked=forked), clones, targets, (1, 0)
+        )
     assert each("train") | {"report"} <= ran(one)
     assert {"ppl", "embed", "train@random", "evaluate@random", "compare@random"} <= ran(two)
     return clones
@@ -66,7 +68,7 @@ def done(two_clones: list[Path]) -> Path:
 def project(done: Path) -> Iterator[Path]:
     """The reproduced clone; what a test changes in it is undone."""
     yield done
-    for path in (done / "params.yaml", *(done / "stages").glob("*.py")):
+    for path in (done / "params.yaml", *(done / "stages").rglob("*.py")):
         path.touch()  # a change of one second's age and of no size escapes git once dvc has staged its lock
     run(done, "git", "reset", "-q", "--hard")
     run(done, "git", "clean", "-fdq")
@@ -76,7 +78,7 @@ def project(done: Path) -> Iterator[Path]:
 def test_two_fresh_clones_have_equal_locks_and_metrics(two_clones: list[Path]) -> None:
     one, two = ((folder / "dvc.lock").read_text() for folder in two_clones)
     first, second = (dict(STAGE.findall(lock)) for lock in (one, two))
-    assert len(second) == 15
+    assert len(second) == 16
     assert second == {stage: first[stage] for stage in second}
     one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in two_clones)
     assert one == two
@@ -99,16 +101,16 @@ def test_a_changed_fraction_of_the_control_reruns_that_arm_and_every_comparison(
 
 def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) -> None:
     change_params(project, cluster__clusters=5)
-    assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", *each("sample")}
+    assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", "candidates", *each("sample")}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"stability", *each("train", {"spread", "steady"}), *each("compare"), "report"}
+    assert planned == {"stability", "profile", *each("train", {"spread", "steady"}), *each("compare"), "report"}
 
 
 def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"weigh@scorer", *each("sample"), "stability", "report"}
+    assert planned == {"model_size@scorer", "candidates"}
 
 
 def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path) -> None:
@@ -124,10 +126,10 @@ def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: 
     }
     with (project / "data/inputs/life.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    wanted = {"fetch", "merge", "decontaminate", "ppl", "embed", "cluster", *each("sample")}
+    wanted = {"fetch", "merge", "decontaminate", "ppl", "embed", "cluster", "candidates", *each("sample")}
     assert ran(run(project, "dvc", "repro", *each("sample"))) == wanted
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert {"train@full", "stability", *each("compare"), "report"} <= planned
+    assert {"train@full", "profile", "stability", *each("compare"), "report"} <= planned
     assert not any(name.startswith("fetch_model") for name in planned)
 
 
@@ -136,6 +138,79 @@ def test_a_comment_reruns_its_stage_and_nothing_below(project: Path) -> None:
         with (project / f"stages/{stage}.py").open("a", encoding="utf-8") as file:
             file.write("# A remark that changes no byte of the output.\n")
         assert ran(run(project, "dvc", "repro")) == {stage}
+
+
+def test_a_changed_learning_rate_reruns_training_and_what_is_below(project: Path) -> None:
+    change_params(project, train__learning_rate=2.0e-4)
+    assert ran(run(project, "dvc", "repro", "--dry")) == each("train")
+
+
+def test_another_base_model_reruns_training_and_evaluation_but_no_selection(project: Path) -> None:
+    change_params(project, fetch_model__base__small__seed=5)
+    assert ran(run(project, "dvc", "repro", "fetch_model@base")) == {"fetch_model@base"}
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert planned == {"model_size@base", "evaluate_base", *each("train"), *each("evaluate")}
+
+
+def test_another_encoder_reruns_embed_and_below_but_not_ppl(project: Path) -> None:
+    change_params(project, fetch_model__encoder__small__seed=5)
+    assert ran(run(project, "dvc", "repro", "embed")) == {"fetch_model@encoder", "embed"}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"model_size@encoder", "cluster", "stability"}
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def test_a_new_section_reruns_nothing(project: Path) -> None:
+    append(project / "params.yaml", "\ndedup: {threshold: 0.9}\n")
+    assert UP_TO_DATE in run(project, "dvc", "repro")
+
+
+ADDITIONS = {
+    "a method": ("selection/methods.py", 'METHODS["shortest"] = METHODS["longest"]\n'),
+    "a metric": ("evaluation/metrics.py", 'METRICS["accuracy_again"] = METRICS["accuracy"]\n'),
+    "a format": ("text/formats/mine.json", '{"system": "", "before": "Q: ", "after": "\\nA: "}\n'),
+    "a reader": ("text/readers.py", "NEW = None\n"),
+    "a way to embed": ("scoring/embedding.py", "NEW = None\n"),
+}
+RERUN = {
+    "a method": {
+        *each("sample"),
+        "candidates",
+        "profile",
+        "cluster",
+        "stability",
+        *each("compare"),
+        "compare_base",
+        "report",
+    },
+    "a metric": {"fetch_benchmark", "decontaminate", *each("compare"), "compare_base", "report"},
+    "a format": {"merge", "cluster", "decontaminate", "candidates", "profile", "stability", *each("sample")},
+    "a reader": {"merge", "cluster", "decontaminate", "candidates", "profile", "stability", *each("sample")},
+    "a way to embed": {"embed"},
+}
+"""The most that each addition may rerun: stages of about a second, and no other."""
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_an_addition_to_a_wing_retrains_and_evaluates_nothing(project: Path, addition: str) -> None:
+    file, text = ADDITIONS[addition]
+    append(project / "stages/lib" / file, text)
+    assert ran(run(project, "dvc", "repro", "--dry")) <= RERUN[addition]
+
+
+def test_a_change_in_the_core_reruns_every_stage_and_changes_no_output(project: Path) -> None:
+    def outs_of_every_stage() -> list[str]:
+        return re.findall(r"  outs:\n((?:  - .*\n|    .*\n)+)", (project / "dvc.lock").read_text())
+
+    before = outs_of_every_stage()
+    append(project / "stages/lib/core/progress.py", "# A remark that changes no byte of an output.\n")
+    stages = set(run(project, "dvc", "stage", "list", "--name-only").split())
+    assert ran(run(project, "dvc", "repro")) == stages
+    assert outs_of_every_stage() == before
+    assert set(run(project, "git", "diff", "--name-only").split()) == {"dvc.lock", "stages/lib/core/progress.py"}
 
 
 def test_a_teammate_who_pulls_reruns_nothing_and_has_a_clean_tree(done: Path, tmp_path: Path) -> None:
@@ -213,14 +288,14 @@ def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path
 def test_params_that_come_back_find_their_scores_and_another_scorer_finds_none(project: Path) -> None:
     change_params(project, ppl__max_tokens=9)
     first = run(project, "dvc", "repro", "ppl")
-    assert "of another make: max_tokens (was 512, is 9)" in first
+    assert "have another fingerprint: max_tokens (was 512, is 9)" in first
     (every,) = computed(first)
     change_params(project, ppl__max_tokens=512)
     add_rows(project, 5)
     assert computed(run(project, "dvc", "repro", "ppl")) == [5]
     change_params(project, fetch_model__scorer__small__seed=7)
     last = run(project, "dvc", "repro", "ppl")
-    assert re.search(r"of another make: weights \(was \w+, is \w+\)", last)
+    assert re.search(r"have another fingerprint: weights \(was \w+, is \w+\)", last)
     assert computed(last) == [every + 5]
 
 
@@ -258,10 +333,16 @@ def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path
     folder = clone(done, tmp_path / "clone")
     run(folder, "dvc", "pull", "-q")
     change_params(folder, arms={}, control=None, fetch_model__base__small__steps=40)  # after 2 no answer is its own
-    assert ran(run(folder, "dvc", "repro")) == {"fetch_model@base", "weigh@base", "evaluate_base", "report"}
+    assert ran(run(folder, "dvc", "repro")) == {
+        "fetch_model@base",
+        "model_size@base",
+        "evaluate_base",
+        "compare_base",
+        "report",
+    }
     commit(folder, "the base alone")
     change_params(folder, evaluate__quantize="nf4")
-    assert ran(run(folder, "dvc", "repro")) == {"evaluate_base", "report"}
+    assert ran(run(folder, "dvc", "repro")) == {"evaluate_base", "compare_base", "report"}
     changes = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]
     assert "base.scores.0-shot.mean.accuracy" in changes
     assert {name.split(".")[0] for name in changes} == {"base"}
@@ -274,9 +355,9 @@ def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path
         ({"control": "nope"}, "sample@spread", "control: 'nope' names no arm"),
         ({"arms__spread__fraction": 2}, "sample@spread", "arms.spread.fraction"),
         (
-            {"merge__drop__emptyy": True, "trian": 1},
+            {"merge__drop__emptyy": True, "merge__drop__duplicate": 1},
             "merge",
-            "trian: unknown section\n  merge.drop.emptyy: unknown key",
+            "merge.drop.duplicate: should be a valid boolean (got 1)\n  merge.drop.emptyy: unknown key",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def log_what_is_new(store: Store, wanted: set[str], kept: set[str], known: set[s
     others = sorted(store.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
     if others and not store.files():
         before = read_fingerprint(pq.read_schema(others[-1]))
-        log.info("the last scores in %s are of another make: %s", store.folder, changes(before, store.fingerprint))
+        log.info("the last scores in %s have another fingerprint: %s", store.folder, changes(before, store.fingerprint))
     log.info(
         "%d distinct texts: %d have scores in %s, %d more in the last commit, %d to compute",
         len(wanted), len(wanted & kept), store.folder, len(wanted & known - kept), len(wanted - known),
@@ -128,7 +128,7 @@ def last_commit(store: Store) -> list[pa.Table]:
         return []
     if before != store.fingerprint:
         if before:  # else the output of a time before there were fingerprints
-            log.info("the last commit's scores are of another make: %s", changes(before, store.fingerprint))
+            log.info("the last commit's scores have another fingerprint: %s", changes(before, store.fingerprint))
         return []
     return [table.select([KEY, *store.names])]
 
