@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import ROOT
+from tools import reference
 
 FRONT = ["README.md", "README.ko.md", "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -31,3 +32,17 @@ def test_a_readme_fits_on_a_page_and_links_to_every_page_of_docs(name: str) -> N
     text = (ROOT / name).read_text(encoding="utf-8")
     assert len(text.encode()) <= 10 * 1024
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(LINK.findall(text))
+
+
+def test_the_reference_pages_are_what_dvc_yaml_and_the_models_say() -> None:
+    for path, text in reference.pages().items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run `python -m tools.reference`"
+
+
+def test_every_key_of_params_and_every_stage_has_its_line() -> None:
+    params, stages = (text for _, text in sorted(reference.pages().items()))
+    assert "| `sources.<name>.from` | file, hub |  |" in params
+    assert "| `fraction` | number or null | `null` | Share of the candidates" in params
+    assert (
+        "| `train@arm` | Fine-tune the base model on one arm (`stages/train.py`) | `data/samples/<arm>.jsonl`" in stages
+    )
