@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
-from stages.cluster import CLUSTERS
+from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.evaluation.tasks import KOBEST
-from stages.ppl import PPL
+from stages.lib.evaluation.kobest import KOBEST
+from stages.lib.models import loading
 from tests import training
 
 ROOT = Path(__file__).parent.parent
@@ -169,14 +169,12 @@ def more_topics_than_rows(world):
 
 def an_arm_without_rows(world):
     ids, arms = ["row0", "row1", "row2"], {"tiny": {"method": "spread", "fraction": 0.25, "seed": 1}}
-    write_table(
-        world.inputs / "ppl", {"id": ids, "text": ids, "tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3}, PPL
-    )
-    cells = {"id": ids, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
-    write_table(world.inputs / "clusters", cells, CLUSTERS)
+    columns = {"id": ids, "source": ["life"] * 3, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
+    scores = {"tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3, "characters": [2] * 3, "reason": [None] * 3}
+    write_table(world.inputs / "candidates", columns | scores, CANDIDATES)
     params = sample.Params.model_validate({"arms": arms, "control": "tiny"})
     outs = world.out / "tiny.jsonl", world.out / "tiny.parquet"
-    sample.sample(params, "tiny", world.raw, world.inputs / "ppl", world.inputs / "clusters", world.leaks, *outs)
+    sample.sample(params, "tiny", world.raw, world.inputs / "candidates", *outs)
 
 
 def tune(world, rows, **changes):
@@ -206,7 +204,7 @@ def write_items(name, *items):
 
 def without_bitsandbytes(world):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapters, "find_spec", lambda _: None)
+        patch.setattr(loading, "find_spec", lambda _: None)
         shutil.copytree(world.model, world.inputs, dirs_exist_ok=True)
         evaluation("copa", quantize="nf4")(world)
 
@@ -327,9 +325,9 @@ CASES = {
         ),
         ["benchmark haerae_history, item 1: the answer is '(F)'", "none of (A), (B)"],
     ),
-    "more choices than a digit tells": (
+    "more choices than a digit holds": (
         evaluate_more_choices,
-        ["benchmark haerae_history, item 0: 5 choices, but 4 at most are told"],
+        ["benchmark haerae_history, item 0: 5 choices, but at most 4"],
     ),
     "a column that the harness needs": (
         evaluation("haerae_history", spoil=write_items("haerae_history/test.jsonl", {"answer": "(A)"})),
@@ -385,7 +383,8 @@ def test_bad_input_is_named_and_leaves_nothing(case, world):
 
 def test_a_stage_that_stops_says_so_in_one_line_and_fails(tmp_path):
     (tmp_path / "params.yaml").write_text("merge: {}\n")
-    command = [sys.executable, "-m", "stages.merge", "sources", "raw", "held_out", "dropped"]
+    names = ("sources", "raw", "held_out", "dropped")
+    command = [sys.executable, "-m", "stages.merge", *(w for name in names for w in (f"--{name}", name))]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
