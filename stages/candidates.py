@@ -35,12 +35,17 @@ CANDIDATES = pa.schema(
 `characters`: of the output; `reason`: why the row is no candidate, null if it is one."""
 
 
+TEXT = ("id", "source", "instruction", "output")
+SCORES = ("id", "tokens", "nll", "ppl")
+CELLS = ("id", "length_group", "cluster", "distance")
+
+
 class Params(Section):
     pass
 
 
 def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, candidates: Path) -> None:
-    corpus, scores, cells = read_table(raw), read_table(ppl), read_table(clusters)
+    corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters, *CELLS)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     leaked = read_table(leaks, "id", "drop").query("drop")["id"]
     reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked))

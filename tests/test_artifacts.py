@@ -208,3 +208,11 @@ def test_dice_are_even_and_differ_by_key():
     one, other = uniform_hash(texts, "draw", 1), uniform_hash(texts, "draw", 2)
     assert np.histogram(one, 10, (0, 1))[0] == pytest.approx(np.full(10, 400), abs=80)
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.06
+
+
+def test_a_missing_column_is_one_line_that_names_it_and_what_is_there(tmp_path):
+    path = tmp_path / "ppl.parquet"
+    write_table(path, {"id": ["a"], "ppl": [1.0]}, pa.schema([("id", pa.string()), ("ppl", pa.float64())]))
+    with pytest.raises(UserError) as stop:
+        read_table(path, "id", "instruction")
+    assert str(stop.value) == f"{path}: no column instruction; it has id, ppl; is it the wrong file?"

@@ -1,4 +1,4 @@
-"""Files that stages hand to each other: whole or absent, and equal bytes for equal content."""
+"""Files that stages hand to each other: whole or absent, with equal bytes for equal content."""
 
 import json
 import math
@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 from stages.lib.core.errors import UserError
 
 ROW_GROUP = 2**17
-"""Rows that are turned into Arrow's at once: its text takes 2 GiB at most."""
+"""Rows converted to Arrow at once, because one of its text arrays holds at most 2 GiB."""
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path` (make a file or a folder there); rename it at the end."""
+    """Yield a scratch path beside `path`, for a file or a folder; rename it to `path` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.part")
     remove(scratch)
     try:
         yield scratch
-        if scratch.is_dir():  # a file replaces a file in one step, a folder does not
+        if scratch.is_dir():  # renaming replaces a file in one step, but not a folder
             remove(path)
         scratch.replace(path)
     finally:
@@ -41,7 +41,7 @@ def remove(path: Path) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, Any] | pd.DataFrame | pa.Table, schema: pa.Schema) -> None:
-    """Write one Parquet file with page checksums, its columns those of `schema`; NaN becomes null."""
+    """Write one Parquet file with page checksums and the columns of `schema`; NaN becomes null."""
     rows = len(columns[schema.names[0]])
     with (
         atomic(path) as scratch,
@@ -49,7 +49,8 @@ def write_table(path: Path, columns: Mapping[str, Any] | pd.DataFrame | pa.Table
     ):
         for start in range(0, max(rows, 1), ROW_GROUP):
             part = {name: columns[name][start : start + ROW_GROUP] for name in schema.names}
-            file.write_table(pa.table(part, schema=schema).combine_chunks())  # else its parts would show in the pages
+            whole = pa.table(part, schema=schema).combine_chunks()  # so that the parts do not show in the pages
+            file.write_table(whole)
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
@@ -57,12 +58,18 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, *names: str) -> pd.DataFrame:
-    """Return the named columns (all without names) of a Parquet file."""
+    """Return the named columns of a Parquet file, all if none is named."""
     return read_arrow(path, *names).to_pandas()
 
 
 def read_arrow(path: Path, *names: str) -> pa.Table:
+    """Return the named columns, all if none is named. Raises UserError if one is missing, or the file is damaged."""
     try:
+        missing = set(names) - set(there := pq.read_schema(path).names)
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(there)}; is it the wrong file?"
+            )
         return pq.read_table(path, columns=list(names) or None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
@@ -80,7 +87,7 @@ def require_same_rows(**ids: Iterable[str]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write sorted JSON of finite numbers; raise UserError where a number is not finite."""
+    """Write JSON with sorted keys. Raises UserError if a number is not finite."""
     require_finite(content, path.name)
     with atomic(path) as scratch:
         text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
@@ -95,7 +102,7 @@ def require_finite(content: Any, where: str) -> None:
         for value in content:
             require_finite(value, where)
     elif isinstance(content, float) and not math.isfinite(content):
-        raise UserError(f"{where} is {content}; look for the stage that made it, its log says more")
+        raise UserError(f"{where} is {content}; look at the log of the stage that computed it")
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Show how far long work is: a bar on a terminal, a line every few seconds in a log."""
+"""Show the progress of long work: a bar on a terminal, a line every few seconds in a log."""
 
 import logging
 import sys
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield the items; say `what` and how many of `total` are done."""
+    """Yield the items; show `what` and how many of `total` are done."""
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, disable=not log.isEnabledFor(logging.INFO))
         return
-    said = time.monotonic()
+    shown = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if time.monotonic() - said > SECONDS or done == total:
-            said = time.monotonic()
+        if time.monotonic() - shown > SECONDS or done == total:
+            shown = time.monotonic()
             log.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
