@@ -71,7 +71,7 @@ def chat_template(name: FormatName) -> str:
         f"{{{{- {system} }}}}{{%- for message in messages %}}{{%- if message['role'] == 'user' %}}"
         f"{{{{- {before} + message['content'] + {after} }}}}{{%- elif message['role'] == 'assistant' %}}"
         "{%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}{%- else %}"
-        "{{- raise_exception('this format only has the roles user and assistant') }}{%- endif %}{%- endfor %}"
+        "{{- raise_exception('this format has user and assistant alone') }}{%- endif %}{%- endfor %}"
     )
 
 
