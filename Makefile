@@ -14,7 +14,7 @@ help: ## Say what can be made
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one by PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/python -m tools.install ".[dev]"
 	touch $@
 
 env: $(READY) ## Set up the environment alone
@@ -37,7 +37,7 @@ check: $(READY) ## Format, lint and types
 	mypy
 
 bench: $(READY) ## Measure speed, memory and growth (an hour or two); models and rows of `make repro`
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(VENV)/bin/python -m tools.install ".[bench]"
 	python -m benchmarks.scoring
 	python -m benchmarks.embedding
 	python -m benchmarks.clusters
