@@ -289,5 +289,5 @@ def test_a_source_called_all_stops(run_merge):
 
 
 def test_a_column_that_stands_twice_in_a_csv_header_stops(run_merge):
-    with pytest.raises(UserError, match="the column output stands in the header more than once"):
+    with pytest.raises(UserError, match="the header has the column output more than once"):
         run_merge({"life": (".csv", "instruction,output,output\n질문,답,답\n".encode())})
