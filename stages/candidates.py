@@ -1,8 +1,8 @@
-"""Put every row's cell and scores in one table, with the reason if no arm may take it.
+"""Collect the cell and the scores of each row in one table, with the reason if it is not a candidate.
 
     data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet -> data/candidates.parquet
 
-A score is a column here, and an arm may pick `by:` any of them.
+Each score is a column of the table, and an arm can select `by:` any of them.
 """
 
 import logging
@@ -31,8 +31,8 @@ CANDIDATES = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""Row i is row i of raw. `distance`: to the centroid of the cell; `tokens`: predicted tokens of the instruction;
-`characters`: of the output; `reason`: why the row is no candidate, null if it is one."""
+"""Row i is row i of raw. `distance` is to the centroid of the cell, `tokens` counts the predicted tokens of the
+instruction and `characters` those of the output. `reason` says why the row is not a candidate; null if it is one."""
 
 
 TEXT = ("id", "source", "instruction", "output")
@@ -56,8 +56,8 @@ def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Pat
         **scores[["tokens", "nll", "ppl"]],
     )
     write_table(candidates, rows, CANDIDATES)
-    out = dict(sorted(Counter(reason.dropna()).items()))
-    log.info("%s candidates among %s rows; out: %s", f"{reason.isna().sum():,}", f"{len(rows):,}", out or "none")
+    others = dict(sorted(Counter(reason.dropna()).items()))
+    log.info("%s of %s rows are candidates; others: %s", f"{reason.isna().sum():,}", f"{len(rows):,}", others or "none")
 
 
 if __name__ == "__main__":

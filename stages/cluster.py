@@ -1,6 +1,8 @@
-"""Find topics inside every length group.
+"""Cut the corpus into length groups, and each group into clusters of similar instructions.
 
-data/raw.parquet, data/embeddings.parquet -> data/clusters.parquet
+    data/raw.parquet, data/embeddings.parquet -> data/clusters.parquet
+
+A cluster of a length group is a cell.
 """
 
 from pathlib import Path

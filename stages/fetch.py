@@ -1,8 +1,8 @@
-"""Bring every instruction source as it comes, pinned.
+"""Copy every instruction source as it is, from files or from pinned data sets of the hub.
 
     data/inputs/* or the hub -> data/sources/<source>.{jsonl,json,csv,parquet}
 
-Bytes are copied, not read: what a file means is `merge`'s business.
+What the columns mean is the concern of `merge`.
 """
 
 import logging
@@ -25,18 +25,18 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 class Source(Section):
     from_: Literal["file", "hub"] = Field(alias="from")
     name: str
-    """A file of `inputs`, or a data set of the hub."""
+    """A file in `inputs`, or a data set on the hub."""
     revision: str | None
-    """Commit hash, for the hub."""
+    """Commit hash of the hub data set; null for a file."""
     config: str | None
-    """Configuration of the hub data set; null where it has one."""
+    """Configuration of the hub data set; null if it has only one."""
     split: str | None
-    """Split of the hub data set."""
+    """Split of the hub data set; null for a file."""
 
 
 class Fetch(Section):
     inputs: str
-    """Folder that holds the files."""
+    """Folder of the files."""
     sources: dict[str, Source]
 
 
@@ -59,9 +59,9 @@ def copy_file(path: Path, source: str, folder: Path) -> None:
     where = f"params.yaml: fetch.sources.{source}.name"
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*"))) or "nothing"
-        raise UserError(f"{where}: no file {path}; {path.parent} holds {there}")
+        raise UserError(f"{where}: no file {path}; {path.parent} has {there}")
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{where}: wanted a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
+        raise UserError(f"{where}: expected a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
     shutil.copyfile(path, folder / f"{source}{path.suffix.lower()}")
 
 
@@ -69,7 +69,7 @@ def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:
     """Write one split of a hub data set as Parquet."""
     where = f"fetch.sources.{source}"
     if settings.split is None:
-        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs one, mostly `train`")
+        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs a split, usually `train`")
     local = snapshot("dataset", where, settings.name, settings.revision)
     load_split(where, settings.name, local, settings.config, settings.split).to_parquet(
         str(folder / f"{source}.parquet")

@@ -1,9 +1,9 @@
-"""Merge the sources into one table of clean rows; every dropped row keeps its reason.
+"""Merge the sources into one table of clean rows, and keep every dropped row with its reason.
 
     data/sources/* -> data/raw.parquet, data/held_out.jsonl, data/dropped.parquet
 
-Rows read = raw + held out + dropped, for every source. Only this stage orders or drops rows: sources in the order of
-`merge.sources`, then lines.
+For each source, rows read = raw + held out + dropped. Only this stage orders or drops rows. They are in the order of
+`merge.sources`, then of lines.
 """
 
 import logging
@@ -33,8 +33,8 @@ DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
 HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
-PIECE = 100_000
-"""Rows that are held as Python's objects at once."""
+CHUNK = 100_000
+"""Most rows that are Python objects at once."""
 
 
 class Row(NamedTuple):
@@ -42,21 +42,21 @@ class Row(NamedTuple):
     line: int
     instruction: str
     output: str
-    text: str
-    """Hash of source, instruction and output."""
+    text_hash: str
+    """Of source, instruction and output."""
     readable: bool
-    unread: str
-    """The row as it stands, where it is unreadable."""
+    original: str
+    """The row as it was, if it is unreadable; otherwise empty."""
 
 
 class MergeSource(Section):
     name: str
     """Entry of fetch.sources."""
     instruction: list[str]
-    """Columns of the instruction, joined by a space."""
+    """Columns that make up the instruction, joined by a space."""
     output: str
     source: str | None
-    """Column whose text before the first `_` names the row's source; null: the entry's own name."""
+    """Column whose text before the first `_` is the row's source; null: the source is `name`."""
     encoding: str
     """Encoding of a text file: utf-8 (a BOM is dropped), cp949, ..."""
 
@@ -65,26 +65,28 @@ class Drop(Section):
     empty: bool
     """Rows without an instruction or without an output."""
     duplicate: bool
-    """Rows whose instruction and output stood before, in any source."""
+    """Rows whose instruction and output repeat those of an earlier row, in any source."""
     max_characters: Positive | None
-    """Rows with more characters of instruction and output together."""
+    """Rows with more characters in instruction and output together; null drops none."""
     min_hangul: Share | None
-    """Rows with a smaller share of Hangul among the letters of the instruction."""
+    """Rows with a smaller share of Hangul among the letters of the instruction; null drops none."""
     max_unreadable: Share
-    """Share of a file's rows that may be unreadable; more stops the stage."""
+    """Largest share of unreadable rows in a file; more stop the stage."""
 
 
 class HeldOut(Section):
     sources: list[str]
+    """Sources whose instructions may be held out."""
     share: Share
-    """Share of the instructions of these sources, drawn by hash."""
+    """Share of their instructions to hold out, drawn by hash."""
     max_rows: Count
+    """Most rows to hold out."""
     seed: int
 
 
 class Merge(Section):
     sources: list[MergeSource]
-    """A list, for their order decides which of two duplicates stays, and DVC sees no order in a mapping."""
+    """A list, because the order decides which of two duplicates stays and DVC ignores the order of a mapping."""
     drop: Drop
     held_out: HeldOut
 
@@ -117,11 +119,13 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
 
 
 def check_names(rows: pd.DataFrame) -> None:
+    """Raise UserError if a source has the name that means all sources in the summary."""
     if (rows["source"] == "all").any():
-        raise UserError("merge.sources: a source is called `all`, which in the summary means every source; rename it")
+        raise UserError("merge.sources: a source is called `all`, which means every source in the summary; rename it")
 
 
 def check_sources(sources: Path, names: list[str]) -> None:
+    """Raise UserError unless the fetched sources are the named ones, each named once."""
     fetched = {path.stem for path in sources.iterdir()}
     if fetched != set(names) or len(names) > len(set(names)):
         raise UserError(
@@ -131,7 +135,7 @@ def check_sources(sources: Path, names: list[str]) -> None:
 
 
 def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source, the columns those of `Row`."""
+    """Return the rows of one source, with the fields of `Row` as columns."""
     path = next(path for path in folder.iterdir() if path.stem == source.name)
     columns: set[str] = set()
     rows = rows_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
@@ -139,7 +143,7 @@ def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
     if len(bad) > drop.max_unreadable * len(rows):
         raise UserError(
             f"{path}: {len(bad)} of {len(rows)} rows are unreadable, more than merge.drop.max_unreadable allows "
-            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['unread'].iloc[0][:80]!r}. "
+            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['original'].iloc[0][:80]!r}. "
             f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
         )
     check_columns(path, source, columns)
@@ -147,21 +151,22 @@ def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
 
 
 def rows_table(rows: Iterator[Row]) -> pd.DataFrame:
-    """Build the table piece by piece, so that few rows at a time are Python's objects."""
-    pieces = iter(lambda: list(islice(rows, PIECE)), [])
-    return pd.concat([pd.DataFrame(piece, columns=Row._fields) for piece in pieces], ignore_index=True)
+    """Return the rows as a table, built in chunks because rows as Python objects need far more memory."""
+    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    return pd.concat([pd.DataFrame(chunk, columns=Row._fields) for chunk in chunks], ignore_index=True)
 
 
-def check_columns(path: Path, source: MergeSource, there: set[str]) -> None:
-    wanted = [*source.instruction, source.output, *([source.source] if source.source else [])]
-    missing = [column for column in wanted if column not in there]
+def check_columns(path: Path, source: MergeSource, columns: set[str]) -> None:
+    """Raise UserError unless the file has the columns that merge.sources names."""
+    needed = [*source.instruction, source.output, *([source.source] if source.source else [])]
+    missing = [column for column in needed if column not in columns]
     if missing:
-        listed = ", ".join(sorted(there))
+        listed = ", ".join(sorted(columns))
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
 def to_row(record: Record, source: MergeSource, columns: set[str]) -> Row:
-    """Return a record as a row; its columns are added to `columns`."""
+    """Return a record as a row, and add its columns to `columns`."""
     name, instruction, output = source.name, "", ""
     if record.values is not None:
         columns.update(record.values)
@@ -170,8 +175,8 @@ def to_row(record: Record, source: MergeSource, columns: set[str]) -> Row:
         output = clean_text(record.values.get(source.output, ""))
         if source.source:
             name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
-    text = text_hash(name, instruction, output)
-    return Row(name, record.line, instruction, output, text, record.values is not None, record.raw)
+    own_hash = text_hash(name, instruction, output)
+    return Row(name, record.line, instruction, output, own_hash, record.values is not None, record.raw)
 
 
 def clean_text(text: str) -> str:
@@ -179,21 +184,21 @@ def clean_text(text: str) -> str:
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
-    """Return an id for every row: a hash of source, instruction, output and, for a repeat, its number."""
-    ids = list(rows["text"])
-    number = rows.groupby("text").cumcount()
-    again = rows.loc[number > 0, ["source", "instruction", "output"]]
-    for row, *key in again.itertuples(name=None):
+    """Return the id of each row: a hash of source, instruction, output and, for a repeated row, its number."""
+    ids = list(rows["text_hash"])
+    number = rows.groupby("text_hash").cumcount()
+    repeated = rows.loc[number > 0, ["source", "instruction", "output"]]
+    for row, *key in repeated.itertuples(name=None):
         ids[row] = text_hash(*key, str(number[row]))
     return ids
 
 
 def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
-    """Return why each row is dropped, or null; the first reason that holds counts."""
+    """Return why each row is dropped, or null if it stays. The first reason that applies counts."""
     reason = pd.Series(None, index=rows.index, dtype=object)
 
-    def mark(name: str, holds: pd.Series) -> None:
-        reason.loc[reason.isna() & holds] = name
+    def mark(name: str, applies: pd.Series) -> None:
+        reason.loc[reason.isna() & applies] = name
 
     mark("unreadable", ~rows["readable"])
     if drop.empty:
@@ -209,54 +214,51 @@ def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
 
 
 def hangul_share(text: str) -> float:
-    """Return the share of Hangul (syllables and jamo) among the letters; 0 where there is no letter."""
+    """Return the share of Hangul (syllables and jamo) among the letters; 0 if there are no letters."""
     letters = sum(map(str.isalpha, text))
     return sum(map(len, HANGUL.findall(text))) / letters if letters else 0.0
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
-    """Return what stood there: the row as it was where it is unreadable, else instruction and output."""
-    rows = zip(bad["readable"], bad["unread"], bad["instruction"], bad["output"], strict=True)
-    return [f"{instruction}\n\n{output}".strip() if readable else raw for readable, raw, instruction, output in rows]
+    """Return instruction and output of each dropped row, or the row as it was if it is unreadable."""
+    rows = zip(bad["readable"], bad["original"], bad["instruction"], bad["output"], strict=True)
+    return [
+        f"{instruction}\n\n{output}".strip() if readable else original
+        for readable, original, instruction, output in rows
+    ]
 
 
 def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:
-    """Return the labels of the rows held out: a drawn instruction takes all its rows, whatever their source."""
+    """Return the labels of the held-out rows. A drawn instruction takes all its rows with it, whatever their source."""
     if clean.empty:
         return clean.index
     unknown = sorted(set(settings.sources) - set(clean["source"]))
     if unknown:
         raise UserError(
             f"params.yaml: merge.held_out.sources: no row has the source {', '.join(unknown)}; "
-            f"there are {', '.join(sorted(set(clean['source'])))}"
+            f"the sources are {', '.join(sorted(set(clean['source'])))}"
         )
     text, texts = pd.factorize(clean["instruction"])
     sizes = np.bincount(text)
-    pool = pd.unique(text[clean["source"].isin(settings.sources)])
-    order = pd.Series(uniform_hash(list(texts[pool]), "held_out", settings.seed), index=pool).sort_values(kind="stable")
+    eligible = pd.unique(text[clean["source"].isin(settings.sources)])
+    hashes = pd.Series(uniform_hash(list(texts[eligible]), "held_out", settings.seed), index=eligible)
     drawn, room = [], settings.max_rows
-    for instruction in order[order < settings.share].index:
-        if sizes[instruction] <= room:  # an instruction of more rows is passed over, the next ones may fit
+    for instruction in hashes[hashes < settings.share].sort_values(kind="stable").index:
+        if sizes[instruction] <= room:  # an instruction with more rows is skipped, because a later one may fit
             drawn.append(instruction)
             room -= sizes[instruction]
     return clean.index[np.isin(text, drawn)]
 
 
 def log_counts(rows: pd.DataFrame, kept: pd.Series, held: pd.Series) -> None:
+    """Log the rows of each source and what became of them, which must add up."""
     for source, reason in rows.groupby("source", sort=False)["reason"]:
         raw, out = int((kept == source).sum()), int((held == source).sum())
         why = dict(sorted(Counter(reason.dropna()).items()))
         if len(reason) != raw + out + sum(why.values()):
             raise AssertionError(f"{source}: {len(reason)} rows read, but {raw} + {out} + {why} written")
-        log.info(
-            "%s: %d rows read = %d raw + %d held out + %d dropped %s",
-            source,
-            len(reason),
-            raw,
-            out,
-            sum(why.values()),
-            why,
-        )
+        counts = len(reason), raw, out, sum(why.values())
+        log.info("%s: %d rows read = %d raw + %d held out + %d dropped %s", source, *counts, why)
 
 
 if __name__ == "__main__":

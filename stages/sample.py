@@ -1,4 +1,4 @@
-"""Select the rows of one arm, and say for every row why it is in or out.
+"""Select the rows of one arm, and record for every row of raw why it is in or out.
 
 data/raw.parquet, data/candidates.parquet -> data/samples/<arm>.jsonl, data/samples/<arm>.parquet
 """
@@ -33,28 +33,32 @@ SAMPLE = pa.schema(
 )
 
 
+REPEATED = ("method", "by", "fraction", "allocation")
+"""Settings that a replicate shares with the arm it repeats."""
+
+
 class Arm(Section):
     method: MethodName
-    """Entry of METHODS in stages/lib/selection/methods.py."""
+    """An entry of METHODS in stages/lib/selection/methods.py."""
     by: str = "ppl"
-    """Score that ranks the rows of a cell: a column of data/candidates.parquet."""
+    """The score that ranks the rows of a cell: a column of data/candidates.parquet."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the candidates; `all` has none because it takes every candidate."""
+    """Share of the candidates to select. `all` has none, because it selects every candidate."""
     allocation: Allocation = "exact"
-    """`exact`: one size for all arms of a fraction. `koquality`: the original's picks, with repeated instructions."""
+    """`exact` gives all arms of a fraction the same size; `koquality` selects as the original does, repeats included."""
     seed: int
-    """Draws the rows of `random` and `steady`, and trains every arm."""
+    """Seed of the training, and of the selection if the method draws rows (`random`, `steady`)."""
     replicate: str | None = None
-    """The arm of which this is another run: everything but the seed is equal."""
+    """The arm that this one repeats with another seed; all other settings are equal."""
 
     @model_validator(mode="after")
-    def all_has_no_fraction(self) -> "Arm":
+    def settings_fit_together(self) -> "Arm":
         if (self.method == "all") != (self.fraction is None):
-            raise ValueError("every method but `all` states a fraction")
+            raise ValueError("`all` has no fraction, every other method needs one")
         if self.allocation == "koquality" and self.method not in ("spread", "highest"):
-            raise ValueError("allocation: koquality goes with `spread` or `highest`")
+            raise ValueError("allocation: koquality needs method `spread` or `highest`")
         if self.allocation == "koquality" and self.by != "ppl":
-            raise ValueError("allocation: koquality picks by ppl")
+            raise ValueError("allocation: koquality selects by ppl only")
         return self
 
 
@@ -66,32 +70,30 @@ class Params(Section):
 
     @model_validator(mode="after")
     def control_is_an_arm(self) -> "Params":
-        """DVC itself would fail only at `compare`, after all training."""
+        """Without this check, DVC would fail only at `compare`, after all training."""
         if self.arms and self.control not in self.arms:
-            raise ValueError(f"control: {self.control!r} names no arm; there are {', '.join(self.arms)}")
+            raise ValueError(f"control: {self.control!r} is not an arm; the arms are {', '.join(self.arms)}")
         if self.arms and self.arms[str(self.control)].replicate:
-            raise ValueError(f"control: {self.control} is a replicate; name the arm that it replicates")
-        taken = {"base", "hub"} & set(self.arms)
-        if taken:
-            raise ValueError(f"arms.{taken.pop()}: models/ has a folder of that name already; name the arm otherwise")
+            raise ValueError(f"control: {self.control} is a replicate; name the arm that it repeats")
+        reserved = {"base", "hub"} & set(self.arms)
+        if reserved:
+            raise ValueError(f"arms.{reserved.pop()}: the name is reserved for a folder in models/; rename the arm")
         return self
 
     @model_validator(mode="after")
-    def replicates_differ_in_the_seed_alone(self) -> "Params":
+    def replicates_differ_only_in_the_seed(self) -> "Params":
         for name, arm in self.arms.items():
             if arm.replicate is None:
                 continue
             first = self.arms.get(arm.replicate)
             if first is None or first.replicate:
-                raise ValueError(f"arms.{name}.replicate: {arm.replicate!r} names no arm that is itself no replicate")
+                raise ValueError(f"arms.{name}.replicate: {arm.replicate!r} is not an arm, or is itself a replicate")
             runs = [self.arms[run].seed for run in self.arms if arm.replicate in (run, self.arms[run].replicate)]
             if runs.count(arm.seed) > 1:
-                raise ValueError(f"arms.{name}: seed {arm.seed} is that of another run of {arm.replicate}")
-            other = [
-                key for key in ("method", "by", "fraction", "allocation") if getattr(arm, key) != getattr(first, key)
-            ]
-            if other:
-                raise ValueError(f"arms.{name}: a replicate of {arm.replicate} has its {' and '.join(other)} too")
+                raise ValueError(f"arms.{name}: another run of {arm.replicate} has seed {arm.seed} too")
+            different = [key for key in REPEATED if getattr(arm, key) != getattr(first, key)]
+            if different:
+                raise ValueError(f"arms.{name}: a replicate of {arm.replicate} needs its {' and '.join(different)} too")
         return self
 
 
@@ -110,8 +112,8 @@ def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path,
     rows.loc[candidate, "reason"] = np.where(rows.loc[candidate, "selected"], "selected", "outside the quota")
     if not rows["selected"].any():
         raise UserError(
-            f"params.yaml: arms.{arm}: no row: fraction {settings.fraction} of {candidate.sum()} candidates is "
-            "less than one; raise the fraction"
+            f"params.yaml: arms.{arm}: fraction {settings.fraction} of {candidate.sum()} candidates is less than one "
+            "row; raise the fraction"
         )
     write_jsonl(samples, corpus[rows["selected"]].to_dict("records"))
     write_table(sample_parquet, rows.astype({"rank": "Int64"}), SAMPLE)
@@ -119,12 +121,12 @@ def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path,
 
 
 def require_scores(candidates: pd.DataFrame, arm: str, by: str) -> None:
-    """Raise UserError unless every candidate has the score, because arms of one fraction must have one size."""
+    """Raise UserError unless every candidate has the score: all arms must select from the same candidates."""
     scores = [name for name in candidates.select_dtypes("number") if name not in CELL]
     if by not in scores:
-        raise UserError(f"params.yaml: arms.{arm}.by: no score {by!r}; there are {', '.join(scores)}")
+        raise UserError(f"params.yaml: arms.{arm}.by: no score {by!r}; the scores are {', '.join(scores)}")
     if candidates.empty:
-        raise UserError("data/candidates.parquet: no row is a candidate; `reason` says why, row by row")
+        raise UserError("data/candidates.parquet: no row is a candidate; its column `reason` says why")
     without = int(candidates[by].isna().sum())
     if without:
         raise UserError(f"params.yaml: arms.{arm}.by: {without} of {len(candidates)} candidates have no {by}")

@@ -2,15 +2,16 @@
 
     data/raw.parquet, data/candidates.parquet, data/embeddings.parquet -> data/stability.json
 
-For every method, selecting from cells that are computed from scratch with the settings of the section `cluster`:
+Each method selects from cells that are computed anew with the settings of the section `cluster`. Reported are:
 
 - `overlap`: the share of its rows that it selects again from the cells of a variant (another seed, another number of
-  clusters); a random draw would share `expected_overlap` of them.
-- `in_every_variant`: the share that it selects from the cells of all variants; the rest is its `instability`.
-- `churn`: the share of an earlier selection that is gone once rows are added; length groups, clusters and selection
-  are computed from scratch before and after.
-- `coverage`: how far the selection is from all candidates, as the L1 distance of the cells' shares and the Wasserstein
-  distance of the mean NLL in nats.
+  clusters). Two random draws would share `expected_overlap`.
+- `in_every_variant`: the share of its rows that it selects from the cells of every variant; the rest is its
+  `instability`.
+- `churn`: the share of an earlier selection that is gone after rows are added. Length groups, clusters and selection
+  are computed anew before and after.
+- `coverage`: how far the selection is from all candidates, as the L1 distance between the shares of the cells and the
+  Wasserstein distance between the mean NLLs in nats.
 """
 
 import logging
@@ -29,7 +30,7 @@ from stages.lib.core.params import Positive, Section, describe
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, mark_repeated, rank_in_cell
 from stages.lib.selection.cells import Cluster, find_cells, read_vectors
-from stages.lib.selection.methods import MethodName, lowest, select, total
+from stages.lib.selection.methods import MethodName, arm_size, lowest, select
 from stages.lib.text.hashing import uniform_hash
 
 log = logging.getLogger("stages")
@@ -40,13 +41,13 @@ COLUMNS = ("id", "nll", "ppl", "characters", "reason")
 class Stability(Section):
     methods: list[MethodName]
     fraction: Fraction
-    """Share of the candidates that each method takes."""
+    """Share of the candidates that each method selects."""
     seed: int
-    """Draws as an arm's seed does, and draws the rows that are taken away to be added again."""
+    """Draws the rows of `random` and `steady`, and those that count as added."""
     variants: dict[str, dict[str, Any]]
-    """What differs from the section `cluster`, under a name."""
+    """Changes to the section `cluster`, by name of the variant."""
     added: list[Positive | Fraction]
-    """Rows to add: a number of them, or a share of the rows before."""
+    """How many rows are added: a number, or a share of the rows before."""
 
 
 class Params(Section):
@@ -58,7 +59,7 @@ class Params(Section):
     def variants_are_settings(self) -> "Params":
         for name, changes in self.stability.variants.items():
             try:
-                varied(self.cluster, changes)
+                vary(self.cluster, changes)
             except ValidationError as error:
                 raise ValueError(f"stability.variants.{name}.{describe(error.errors()[0])}") from None
         return self
@@ -69,64 +70,66 @@ def stability(params: Params, raw: Path, candidates: Path, embeddings: Path, sta
     require_same_rows(raw=corpus["id"], candidates=rows["id"])
     rows, vectors_ND = rows.assign(instruction=corpus["instruction"]), read_vectors(embeddings, corpus["id"])
 
-    settings, base = params.stability, varied(params.cluster, {})
-    variants = {name: varied(params.cluster, changes) for name, changes in settings.variants.items()}
+    settings, base = params.stability, vary(params.cluster, {})
+    variants = {name: vary(params.cluster, changes) for name, changes in settings.variants.items()}
     with threadpool_limits(params.threads):
         distinct = dict.fromkeys([base, *variants.values()])
-        chosen = {each: choose(rows, vectors_ND, each, settings) for each in distinct}
+        selected = {each: select_by_method(rows, vectors_ND, each, settings) for each in distinct}
         earlier = {
-            title(added): choose(before(added, rows, settings.seed), vectors_ND, base, settings)
+            addition_name(added): select_by_method(rows_before(added, rows, settings.seed), vectors_ND, base, settings)
             for added in settings.added
         }
-    others = {name: chosen[cells] for name, cells in variants.items()}
-    methods = {method: stability_of(method, chosen[base], others, earlier) for method in settings.methods}
-    expected = total(len(chosen[base]), settings.fraction) / len(chosen[base])
+    others = {name: selected[cells] for name, cells in variants.items()}
+    methods = {method: measure_stability(method, selected[base], others, earlier) for method in settings.methods}
+    expected = arm_size(len(selected[base]), settings.fraction) / len(selected[base])
     write_json(stability, {"expected_overlap": expected, "methods": methods})
     for method, found in methods.items():
-        gone = "".join(f", gone at +{name} {share:.3f}" for name, share in found["churn"].items())
-        log.info("%s: instability %.3f%s", method, found.get("instability", 0.0), gone)
+        churn = "".join(f", churn at +{name} {share:.3f}" for name, share in found["churn"].items())
+        log.info("%s: instability %.3f%s", method, found.get("instability", 0.0), churn)
 
 
-def varied(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
-    """Return the settings with the changes, equal ones where the cells are equal.
+def vary(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
+    """Return the settings with the changes; settings that give equal cells are equal.
 
-    Small groups shrink, for a variant must not stop a pipeline whose own cells are fine.
+    Small groups shrink, because a variant must not stop a pipeline whose own cells are fine.
     """
     settings = Cluster.model_validate(cluster.model_dump() | changes | {"small_groups": "shrink"})
     return settings.model_copy(update={"n_init": 1}) if settings.init == "hashed" else settings
 
 
-def title(added: float) -> str:
+def addition_name(added: float) -> str:
     return f"{added} rows" if isinstance(added, int) else f"{100 * added:g} %"
 
 
-def before(added: float, corpus: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the rows that were there before: all but those of lowest hash."""
+def rows_before(added: float, corpus: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the corpus as it is before the addition: without the rows that have the lowest hashes."""
     count = added if isinstance(added, int) else round(len(corpus) * added / (1 + added))
     if count >= len(corpus):
-        raise UserError(f"params.yaml: stability.added: {added} rows are added, but there are {len(corpus)}; add fewer")
+        raise UserError(f"params.yaml: stability.added: {added} rows of {len(corpus)} leave none before; add fewer")
     return corpus[~lowest(uniform_hash(list(corpus["id"]), "added", seed), count)]
 
 
-def choose(rows: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability) -> pd.DataFrame:
-    """Return the candidates among these rows with their cells, and under each method's name whether it takes them."""
+def select_by_method(
+    rows: pd.DataFrame, vectors_ND: NDArray[np.float32], cells: Cluster, settings: Stability
+) -> pd.DataFrame:
+    """Return the candidates among these rows with their cells and, in a column per method, whether it selects them."""
     rows = rows.assign(reason=mark_repeated(rows["instruction"], rows["reason"]))
     rows = rows.assign(**find_cells(rows, vectors_ND, cells)[CELL])
     candidates = rows[rows["reason"].isna()]
     candidates = candidates.assign(rank=rank_in_cell(candidates, "ppl"))
-    if not total(len(candidates), settings.fraction):
+    if not arm_size(len(candidates), settings.fraction):
         raise UserError(
-            f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than a row; "
-            "raise the fraction"
+            f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than one "
+            "row; raise the fraction"
         )
-    taken = {name: select(candidates, name, "exact", settings.fraction, settings.seed) for name in settings.methods}
-    return candidates.assign(**taken)
+    selected = {name: select(candidates, name, "exact", settings.fraction, settings.seed) for name in settings.methods}
+    return candidates.assign(**selected)
 
 
-def stability_of(
+def measure_stability(
     method: str, base: pd.DataFrame, variants: dict[str, pd.DataFrame], earlier: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return what stability.json holds for one method; `instability` only if there is a variant."""
+    """Return the entry of stability.json for one method; it has `instability` only if there is a variant."""
     again = {name: selected_again(base[method], other[method]) for name, other in variants.items()}
     found: dict[str, Any] = {
         "rows": int(base[method].sum()),
@@ -141,17 +144,18 @@ def stability_of(
 
 
 def selected_again(selected: pd.Series, other: pd.Series) -> pd.Series:
-    """Return for every selected row whether the other selection has it; a row that is no candidate there is not in."""
+    """Return for each selected row whether the other selection has it; it has no row that is not a candidate there."""
     return other.reindex(selected.index[selected], fill_value=False)
 
 
 def coverage(candidates: pd.DataFrame, selected: pd.DataFrame) -> dict[str, float]:
+    """Return how far the selection is from all candidates, in cells and in NLL."""
     from scipy.stats import wasserstein_distance
 
     share, of_selected = (rows.groupby(CELL).size() / len(rows) for rows in (candidates, selected))
     return {
         "cells_l1": float(share.sub(of_selected, fill_value=0).abs().sum()),
-        # its last digits differ from run to run: scipy ends in a product of BLAS
+        # rounded, because scipy computes it with BLAS, whose last digits differ from run to run
         "nll_wasserstein": round(float(wasserstein_distance(selected["nll"], candidates["nll"])), 12),
     }
 

@@ -223,11 +223,11 @@ def an_adapter_that_is_pickled(world):
 CASES = {
     "a source's file is missing": (
         lambda world: fetch_file(world, "live.csv"),
-        ["params.yaml: fetch.sources.life.name", "live.csv", "holds life.csv, life.xlsx"],
+        ["params.yaml: fetch.sources.life.name", "live.csv", "has life.csv, life.xlsx"],
     ),
     "a source's file is of another kind": (
         lambda world: fetch_file(world, "life.xlsx"),
-        ["fetch.sources.life.name", "wanted a file that ends in .jsonl, .json, .csv, .parquet", "got life.xlsx"],
+        ["fetch.sources.life.name", "expected a file that ends in .jsonl, .json, .csv, .parquet", "got life.xlsx"],
     ),
     "a column is missing": (
         bytes_of(".csv", "질문,답변\n한라산은?,산입니다.\n".encode(), instruction=["질문"], output="정답"),
@@ -264,7 +264,7 @@ CASES = {
     ),
     "JSON is cut": (bytes_of(".json", b'[{"instruction": "a"'), ["life.json", "not readable as json", "line 1"]),
     "JSON is too deep": (bytes_of(".json", b"[" * 100_000), ["life.json", "not readable as json"]),
-    "JSON holds no rows": (bytes_of(".json", b'{"a": 1}'), ["life.json", "wanted a list of objects"]),
+    "JSON holds no rows": (bytes_of(".json", b'{"a": 1}'), ["life.json", "expected a list of objects"]),
     "a quote is never closed": (bytes_of(".csv", b'instruction,output\n"a,b\n'), ["life.csv", "not readable as csv"]),
     "a file is empty": (bytes_of(".jsonl", b"\n\n"), ["life.jsonl", "no rows"]),
     "a table is damaged": (bytes_of(".parquet", b"PAR1 PAR1"), ["life.parquet", "not readable as parquet"]),
@@ -276,7 +276,7 @@ CASES = {
     ),
     "a source to hold out that is none": (
         lambda world: world.merge({"life": GOOD}, held_out={"sources": ["live"], "share": 0.1}),
-        ["params.yaml: merge.held_out.sources", "live", "there are life"],
+        ["params.yaml: merge.held_out.sources", "live", "the sources are life"],
     ),
     "a benchmark file is missing": (
         benchmark_without_a_file,

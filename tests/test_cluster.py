@@ -1,4 +1,6 @@
-"""Length groups are KoQuality's; topics inside them stay where they are when rows are added."""
+"""Length groups are KoQuality's, and clusters within them change little when rows are added."""
+
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -8,17 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, normalized_mutual_info_score
 
 from stages.cluster import Params, cluster
 from stages.lib.core.artifacts import read_table
 from stages.lib.core.errors import UserError
 from stages.lib.selection.cells import Cluster, find_cells, length_groups, read_vectors
-from stages.lib.selection.kmeans import BATCH, centroids, distances, fit, hashed_start
+from stages.lib.selection.kmeans import BATCH, centroids, distances, fit_clusters, hashed_start
 from tests.koquality import groups
 
 SPREADS = (0.5, 2.0, 6.0)
-"""Standard deviation of a blob: apart, touching, one cloud."""
+"""Standard deviations of a blob, which make the blobs lie apart, touch, or form one cloud."""
+SETTINGS = {"length_groups": 3, "clusters": 4, "small_groups": "stop", "algorithm": "lloyd", "init": "hashed"}
+SETTINGS |= {"n_init": 2, "seed": 1}
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 20))
@@ -27,7 +31,7 @@ def test_length_groups_are_those_of_koquality(lengths, count):
 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=60), st.integers(1, 5))
-def test_rows_of_one_length_are_in_one_group_and_longer_ones_in_none_before(lengths, count):
+def test_rows_of_one_length_share_a_group_and_longer_rows_are_in_no_earlier_one(lengths, count):
     found = length_groups(pd.Series(lengths), count)
     assert found.min() >= 0
     assert found.max() <= count - 1
@@ -42,29 +46,29 @@ def blobs(spread, rows=600, seed=0):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_hashed_dice_find_the_topics_that_ten_random_starts_find(seed):
+def test_a_hashed_start_finds_the_clusters_that_ten_random_starts_find(seed):
     vectors, ids = blobs(1.0, seed=seed)
     best = KMeans(8, n_init=10, random_state=1).fit(vectors).inertia_
-    assert fit(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).inertia <= 1.05 * best
+    assert fit_clusters(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).inertia <= 1.05 * best
 
 
-def test_hashed_dice_cost_little_inertia_beside_one_random_start_where_topics_touch():
+def test_a_hashed_start_costs_little_inertia_beside_a_random_start_if_clusters_touch():
     hashed, random = [], []
     for seed in range(16):
         vectors, ids = blobs(4.0, rows=400, seed=seed)
-        hashed.append(fit(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).inertia)
+        hashed.append(fit_clusters(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).inertia)
         random.append(KMeans(8, n_init=1, random_state=seed).fit(vectors).inertia_)
     assert sum(hashed) <= 1.08 * sum(random)
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-def test_topics_stay_when_rows_are_added(spread):
+def test_clusters_stay_when_rows_are_added(spread):
     vectors, ids = blobs(spread)
     rng = np.random.default_rng(1)
-    before = fit(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).label
+    before = fit_clusters(vectors, ids, 8, "lloyd", "hashed", 1, seed=1).label
     more = np.concatenate([vectors[:300], rng.normal(0, 5, size=(2, 16)).astype(np.float32), vectors[300:]])
     after = np.delete(
-        fit(more, [*ids[:300], "new1", "new2", *ids[300:]], 8, "lloyd", "hashed", 1, seed=1).label, [300, 301]
+        fit_clusters(more, [*ids[:300], "new1", "new2", *ids[300:]], 8, "lloyd", "hashed", 1, seed=1).label, [300, 301]
     )
     assert confusion_matrix(before, after).max(axis=1).sum() >= 0.99 * len(ids)
 
@@ -76,23 +80,25 @@ def test_the_start_does_not_depend_on_the_order_of_the_rows():
     assert (moved == hashed_start(vectors, ids, 8, seed=1)).all()
 
 
-def test_another_seed_throws_other_dice():
+def test_another_seed_starts_from_other_rows_and_finds_other_clusters():
     vectors, ids = blobs(6.0)
-    one, other = (fit(vectors, ids, 8, "lloyd", "hashed", 1, seed=seed).label for seed in (1, 2))
-    assert (one != other).any()
+    starts = [hashed_start(vectors, ids, 8, seed=seed) for seed in (1, 2, 3)]
+    assert all({*map(bytes, one)}.isdisjoint(map(bytes, other)) for one, other in combinations(starts, 2))
+    labels = [fit_clusters(vectors, ids, 8, "lloyd", "hashed", 1, seed=seed).label for seed in (1, 2, 3)]
+    assert all(normalized_mutual_info_score(one, other) < 0.9 for one, other in combinations(labels, 2))
 
 
-def test_the_originals_start_is_scikit_learns():
+def test_k_means_plus_plus_is_scikit_learns():
     vectors, ids = blobs(2.0)
-    found = fit(vectors, ids, 8, "lloyd", "k-means++", 3, seed=42)
+    found = fit_clusters(vectors, ids, 8, "lloyd", "k-means++", 3, seed=42)
     model = KMeans(8, init="k-means++", n_init=3, random_state=42).fit(vectors)
     assert (found.label == model.labels_).all()
     assert found.inertia == pytest.approx(model.inertia_, rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_equal_vectors_are_no_trouble():
-    found = fit(np.ones((9, 4), dtype=np.float32), [str(n) for n in range(9)], 3, "lloyd", "hashed", 1, seed=1)
+def test_equal_vectors_can_be_clustered():
+    found = fit_clusters(np.ones((9, 4), dtype=np.float32), [str(n) for n in range(9)], 3, "lloyd", "hashed", 1, seed=1)
     assert set(found.label) <= {0, 1, 2}
     assert found.inertia == 0
 
@@ -104,18 +110,9 @@ def run(new_folder, write_raw, write_vectors):
     def stage(count=120, **settings):
         vectors, ids = blobs(2.0, rows=count)
         raw, embeddings = write_raw(["가" * (n + 1) for n in range(count)], ids), write_vectors(ids, vectors)
-        defaults = {
-            "length_groups": 3,
-            "clusters": 4,
-            "small_groups": "stop",
-            "algorithm": "lloyd",
-            "init": "hashed",
-            "n_init": 2,
-            "seed": 1,
-        }
         path = new_folder() / "clusters.parquet"
-        params = Params.model_validate({"threads": 1, "cluster": defaults | settings})
-        cluster(params, raw, embeddings, path)
+        params = Params.model_validate({"threads": 1, "cluster": SETTINGS | settings})
+        cluster(params, raw=raw, embeddings=embeddings, clusters=path)
         return path, vectors
 
     return stage
@@ -130,7 +127,7 @@ def test_the_stage_writes_the_same_bytes_twice(algorithm, init, run):
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
 @pytest.mark.parametrize("init", ["hashed", "k-means++"])
-def test_every_group_has_its_own_topics_and_distances_to_their_means(algorithm, init, run):
+def test_every_group_has_its_own_clusters_and_distances_to_their_means(algorithm, init, run):
     path, vectors = run(algorithm=algorithm, init=init)
     table = read_table(path)
     assert list(table["id"]) == [f"row{n}" for n in range(120)]
@@ -142,32 +139,32 @@ def test_every_group_has_its_own_topics_and_distances_to_their_means(algorithm, 
         assert rows["distance"].tolist() == pytest.approx(np.linalg.norm(own - own.mean(0), axis=1).tolist(), abs=1e-2)
 
 
-def test_more_topics_than_rows_names_the_group(run):
+def test_more_clusters_than_rows_stop_with_the_name_of_the_group(run):
     with pytest.raises(UserError, match=r"cluster\.clusters: 41 .*length group 0 has 40 rows, length group 1 .*lower"):
         run(clusters=41)
     assert read_table(run(clusters=40)[0])["distance"].max() == pytest.approx(0, abs=1e-5)
 
 
-def test_small_groups_shrink_to_a_topic_a_row_where_params_say_so(run):
+def test_small_groups_shrink_to_a_cluster_per_row_if_params_say_so(run):
     table = read_table(run(clusters=41, small_groups="shrink")[0])
     assert table.groupby("length_group")["cluster"].nunique().tolist() == [40, 40, 40]
     assert table["distance"].max() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("init", ["hashed", "k-means++"])
-def test_minibatch_finds_the_topics_that_lloyd_finds(init):
+def test_minibatch_finds_the_clusters_that_lloyd_finds(init):
     vectors, ids = blobs(6.0, rows=9000)
-    lloyd, minibatch = (fit(vectors, ids, 8, algorithm, init, 3, seed=1) for algorithm in ("lloyd", "minibatch"))
+    lloyd, minibatch = (
+        fit_clusters(vectors, ids, 8, algorithm, init, 3, seed=1) for algorithm in ("lloyd", "minibatch")
+    )
     assert minibatch.inertia <= 1.02 * lloyd.inertia
     assert (minibatch.label != lloyd.label).any()
 
 
-def test_a_part_of_the_rows_has_the_cells_it_would_have_alone():
+def test_a_subset_of_the_rows_has_the_cells_it_would_have_as_a_corpus():
     vectors, ids = blobs(2.0)
     corpus = pd.DataFrame({"id": ids, "instruction": ["가" * (n % 90 + 1) for n in range(len(ids))]})
-    settings = Cluster(
-        length_groups=2, clusters=4, small_groups="stop", algorithm="lloyd", init="hashed", n_init=1, seed=1
-    )
+    settings = Cluster.model_validate(SETTINGS | {"length_groups": 2})
     part = corpus[corpus.index % 3 > 0]
     alone = find_cells(part.reset_index(drop=True), vectors[part.index], settings)
     assert find_cells(part, vectors, settings).reset_index(drop=True).equals(alone)
@@ -182,23 +179,10 @@ def test_vectors_in_several_row_groups_are_read_in_order(tmp_path, write_vectors
 
 
 def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_vectors):
-    params = {
-        "length_groups": 1,
-        "clusters": 1,
-        "small_groups": "stop",
-        "algorithm": "lloyd",
-        "init": "hashed",
-        "n_init": 1,
-        "seed": 1,
-    }
-    vectors = write_vectors(["row0", "rowX"], np.eye(2, 4))
+    params = Params.model_validate({"threads": 1, "cluster": SETTINGS | {"length_groups": 1, "clusters": 1}})
+    raw, vectors = write_raw(["가", "나"]), write_vectors(["row0", "rowX"], np.eye(2, 4))
     with pytest.raises(UserError, match="embeddings has rowX in row 1, not row1 as raw"):
-        cluster(
-            Params.model_validate({"threads": 1, "cluster": params}),
-            write_raw(["가", "나"]),
-            vectors,
-            new_folder() / "c",
-        )
+        cluster(params, raw=raw, embeddings=vectors, clusters=new_folder() / "clusters.parquet")
 
 
 def test_centroids_are_the_means_of_their_rows():

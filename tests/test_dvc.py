@@ -352,7 +352,7 @@ def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "stage", "words"),
     [
-        ({"control": "nope"}, "sample@spread", "control: 'nope' names no arm"),
+        ({"control": "nope"}, "sample@spread", "control: 'nope' is not an arm"),
         ({"arms__spread__fraction": 2}, "sample@spread", "arms.spread.fraction"),
         (
             {"merge__drop__emptyy": True, "merge__drop__duplicate": 1},

@@ -1,4 +1,4 @@
-"""Many sources, one table of clean rows, and a reason for every other row."""
+"""Many sources become one table of clean rows, and every other row has a reason."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def pairs(rows):
     return [{"instruction": instruction, "output": output} for instruction, output in rows]
 
 
-def reasons(merged):
+def dropped_rows(merged):
     return list(zip(merged.dropped["source"], merged.dropped["line"], merged.dropped["reason"], strict=True))
 
 
@@ -88,7 +88,7 @@ def test_the_columns_of_known_sets_become_one_table(schema, run_merge):
     assert [tuple(row) for row in raw[["source", "instruction", "output"]].to_numpy()] == [wanted]
 
 
-def test_text_is_composed_and_stripped(run_merge):
+def test_text_is_normalised_to_nfc_and_stripped(run_merge):
     raw = run_merge({"life": pairs([(f"  {unicodedata.normalize('NFD', '한글이란?')}\n", "\u3000글자 ")])}).raw
     assert raw[["instruction", "output"]].to_numpy().tolist() == [["한글이란?", "글자"]]
 
@@ -102,23 +102,23 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("reason", FILTERS)
-def test_a_filter_drops_its_rows_and_off_it_keeps_them(reason, run_merge):
+def test_a_filter_drops_its_rows_and_when_off_keeps_them(reason, run_merge):
     on, bad = FILTERS[reason]
     files = {"life": pairs([("시를 써 줘", "답"), ("가" * 150, "나" * 50), ("한글 ha", "답"), *bad])}
     merged = run_merge(files, drop=NO_FILTER | on)
-    assert reasons(merged) == [("life", line, reason) for line in range(4, 4 + len(bad))]
+    assert dropped_rows(merged) == [("life", line, reason) for line in range(4, 4 + len(bad))]
     assert len(merged.raw) == 3
     merged = run_merge(files, drop=NO_FILTER)
     assert (len(merged.raw), len(merged.dropped)) == (3 + len(bad), 0)
 
 
-def test_the_first_reason_that_holds_counts(run_merge):
+def test_the_first_reason_that_applies_counts(run_merge):
     bad = [("", "a" * 300), ("x" * 300, "답"), ("hello", "답"), ("hello", "답")]
     merged = run_merge({"life": pairs([("시를 써 줘", "답"), *bad])})
     assert list(merged.dropped["reason"]) == ["empty", "too_long", "not_korean", "not_korean"]
 
 
-def test_an_unreadable_row_is_dropped_as_it_stands_and_has_no_id(run_merge, jsonl):
+def test_an_unreadable_row_is_dropped_as_it_was_and_has_no_id(run_merge, jsonl):
     data = jsonl(pairs([("시를 써 줘", "답")])) + b'{"instruction": "cut'
     dropped = run_merge({"life": (".jsonl", data)}, drop={"max_unreadable": 0.5}).dropped
     assert dropped["id"].isna().all()
@@ -129,7 +129,7 @@ def test_of_two_duplicates_the_first_in_source_order_stays(run_merge):
     row = pairs([("시를 써 줘", "답")])
     for order in (["life", "chat"], ["chat", "life"]):
         merged = run_merge(dict.fromkeys(order, row))
-        assert (list(merged.raw["source"]), reasons(merged)) == (order[:1], [(order[1], 1, "duplicate")])
+        assert (list(merged.raw["source"]), dropped_rows(merged)) == (order[:1], [(order[1], 1, "duplicate")])
 
 
 def test_another_answer_to_the_same_instruction_is_no_duplicate(run_merge):
@@ -141,7 +141,7 @@ def test_dropped_rows_keep_their_text(run_merge):
     assert list(text) == ["hello\n\n안녕"]
 
 
-def test_ids_follow_the_text_and_nothing_else(run_merge):
+def test_ids_depend_on_the_text_and_nothing_else(run_merge):
     files = {"life": pairs([("시를 써 줘", "답"), ("전세란?", "답")]), "chat": pairs([("시를 써 줘", "답")])}
     once = run_merge(files, drop=NO_FILTER).raw
     again = run_merge(dict(reversed(files.items())), drop=NO_FILTER).raw
@@ -165,7 +165,7 @@ def test_repeated_rows_have_their_own_ids(run_merge, once, again):
     st.fixed_dictionaries({key: st.sampled_from([off, on]) for key, (off, on) in SWITCHES.items()}),
     st.integers(0, 3),
 )
-def test_every_row_read_is_raw_or_held_out_or_dropped(run_merge, jsonl, tables, drop, broken):
+def test_every_row_read_is_in_raw_or_held_out_or_dropped(run_merge, jsonl, tables, drop, broken):
     base = pairs([("기준이 되는 글", "답")])
     lines = {source: jsonl([*base, *pairs(rows)]) + b"broken\n" * broken for source, rows in tables.items()}
     files = {source: (".jsonl", content) for source, content in lines.items()}
@@ -181,7 +181,7 @@ def test_every_row_read_is_raw_or_held_out_or_dropped(run_merge, jsonl, tables, 
 
 
 @given(TABLES, st.sampled_from(sorted(TEXTS)), st.data())
-def test_one_row_more_leaves_the_ids_and_the_order_of_the_others(run_merge, tables, text, data):
+def test_an_added_row_changes_no_id_and_no_order_of_the_others(run_merge, tables, text, data):
     files = {source: pairs([("기준이 되는 글", "답"), *rows]) for source, rows in tables.items()}
     before = run_merge(files, drop={"duplicate": False}).raw
     source = data.draw(st.sampled_from(sorted(files)))
@@ -215,7 +215,7 @@ def test_a_drawn_instruction_takes_all_its_rows(run_merge):
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.1, 0.5]))
-def test_rows_that_are_added_move_no_row_in_or_out(run_merge, inside, outside, share):
+def test_added_rows_move_no_other_row_in_or_out(run_merge, inside, outside, share):
     settings = {"sources": ["life"], "share": share}
     before = run_merge({"life": many("생활", 40), "chat": many("대화", 5)}, held_out=settings).held_out
     more = {"life": many("살림", inside) + many("생활", 40), "chat": many("대화", 5 + outside)}
@@ -235,19 +235,20 @@ def test_no_more_rows_are_held_out_than_allowed(run_merge, most, share):
     assert share < 1 or len(held) == most // 2 * 2  # every instruction has two rows
 
 
-def test_no_share_holds_nothing_out(run_merge):
+def test_a_share_of_zero_holds_nothing_out(run_merge):
     merged = run_merge({"life": many("생활", 100)}, held_out={"sources": ["life"], "share": 0.0})
     assert (len(merged.raw), len(merged.held_out)) == (100, 0)
     assert (merged.folder / "held_out.jsonl").read_bytes() == b""
 
 
 def test_another_seed_holds_other_rows_out(run_merge):
-    files, settings = {"life": many("생활", 100)}, {"sources": ["life"], "share": 0.2}
-    one, other = (run_merge(files, held_out=settings | {"seed": seed}).held_out for seed in (1, 2))
-    assert set(one["id"]) != set(other["id"])
+    files, settings = {"life": many("생활", 1000)}, {"sources": ["life"], "share": 0.2}
+    one, other = (set(run_merge(files, held_out=settings | {"seed": seed}).held_out["id"]) for seed in (1, 2))
+    assert 160 <= len(one) <= 240
+    assert 0.1 <= len(one & other) / len(one) <= 0.3  # two independent draws share 0.2 of their rows
 
 
-def test_a_source_name_may_hold_a_dot(run_merge):
+def test_a_source_name_can_contain_a_dot(run_merge):
     raw = run_merge({"alpaca": many("첫째", 2), "alpaca.v2": many("둘째", 2)}).raw
     assert list(raw["source"]) == ["alpaca"] * 2 + ["alpaca.v2"] * 2
 
@@ -259,11 +260,11 @@ def test_the_same_sources_give_the_same_bytes(run_merge):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
-def test_reading_in_pieces_leaves_no_mark(run_merge, monkeypatch):
+def test_the_size_of_a_chunk_changes_no_byte(run_merge, monkeypatch):
     files = {"life": [*many("생활", 20), *pairs([("hello", "답")])], "chat": many("대화", 7) + many("생활", 3)}
     settings = {"held_out": {"sources": ["life"], "share": 0.2}}
     whole = run_merge(files, **settings).folder
-    monkeypatch.setattr(merge, "PIECE", 3)
+    monkeypatch.setattr(merge, "CHUNK", 3)
     for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet"):
         assert (run_merge(files, **settings).folder / name).read_bytes() == (whole / name).read_bytes()
 
@@ -275,7 +276,7 @@ def test_a_newline_in_a_quoted_csv_field_stays(run_merge):
     assert list(raw["output"]) == ["첫째 줄\n둘째 줄"]
 
 
-def test_an_instruction_of_many_rows_does_not_starve_the_held_out_rows(run_merge):
+def test_an_instruction_with_too_many_rows_is_skipped_for_later_ones(run_merge):
     often = pairs([("자주 묻는 질문입니다", f"답 {n}") for n in range(60)])
     for seed in range(8):
         held_out = {"sources": ["life"], "share": 0.5, "max_rows": 40, "seed": seed}
@@ -283,11 +284,11 @@ def test_an_instruction_of_many_rows_does_not_starve_the_held_out_rows(run_merge
         assert len(merged.held_out) == 40
 
 
-def test_a_source_called_all_stops(run_merge):
+def test_a_source_called_all_stops_the_stage(run_merge):
     with pytest.raises(UserError, match="called `all`"):
         run_merge({"all": many("생활", 3)})
 
 
-def test_a_column_that_stands_twice_in_a_csv_header_stops(run_merge):
-    with pytest.raises(UserError, match="the column output stands in the header more than once"):
+def test_a_column_that_is_twice_in_a_csv_header_stops_the_stage(run_merge):
+    with pytest.raises(UserError, match="the header has the column output more than once"):
         run_merge({"life": (".csv", "instruction,output,output\n질문,답,답\n".encode())})

@@ -102,7 +102,7 @@ MISTAKES = {
         LAST,
         f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: random_2}}",
         "random_2",
-        "itself no replicate",
+        "itself a replicate",
     ),
     "a replicate of another size": (
         sample,
@@ -116,7 +116,7 @@ MISTAKES = {
         LAST,
         f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 2, replicate: random}}",
         "arms.random_2",
-        "seed 2 is that",
+        "has seed 2 too",
     ),
     "a replicate as the control": (
         sample,

@@ -1,4 +1,4 @@
-"""`recipes/local.yaml` on the real files it was tried on: KO_DATA names their folder, ../shared/data without it."""
+"""`recipes/local.yaml` on the real files it was tried on, in the folder KO_DATA or else ../shared/data."""
 
 import math
 import os
@@ -14,8 +14,7 @@ import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from stages import decontaminate, fetch, fetch_benchmark, merge, sample, stability
-from stages.cluster import CLUSTERS
+from stages import decontaminate, fetch, fetch_benchmark, merge, stability
 from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.params import read_params
 from stages.lib.selection.cells import length_groups
@@ -23,6 +22,7 @@ from stages.lib.text.hashing import uniform_hash
 from stages.ppl import PPL
 from tests.koquality import groups, picks
 from tests.project import ROOT
+from tests.selecting import make_candidates, select_rows, write_clusters
 
 DATA = Path(os.environ.get("KO_DATA", ROOT.parent / "shared" / "data"))
 RECIPE = ROOT / "recipes/local.yaml"
@@ -36,23 +36,26 @@ READ = {
     "translation": 4440,
 }
 WIDTH = 64
-INPUTS = ("raw", "ppl", "embeddings")
+STABILITY_ROWS = 29_700
 METHODS = ["spread", "highest", "middle", "steady", "random", "longest"]
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real rows: KO_DATA names no folder ({DATA})")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real rows: {DATA} is not a folder; set KO_DATA")
 
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Raw, held-out and dropped rows."""
     folder = tmp_path_factory.mktemp("merged")
-    fetch.fetch(read_params(fetch.Params, RECIPE), DATA / "instructions", folder / "sources")
-    outs = [folder / name for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet")]
-    merge.merge(read_params(merge.Params, RECIPE), folder / "sources", *outs)
-    return outs
+    sources = folder / "sources"
+    fetch.fetch(read_params(fetch.Params, RECIPE), inputs=DATA / "instructions", sources=sources)
+    raw, held_out, dropped = (folder / name for name in ("raw.parquet", "held_out.jsonl", "dropped.parquet"))
+    params = read_params(merge.Params, RECIPE)
+    merge.merge(params, sources=sources, raw=raw, held_out=held_out, dropped=dropped)
+    return [raw, held_out, dropped]
 
 
-def leaks_of(raw: Path, benchmark: Path, leaks: Path) -> pd.DataFrame:
-    decontaminate.decontaminate(read_params(decontaminate.Params, RECIPE), raw, benchmark, leaks)
+def find_leaks(raw: Path, benchmark: Path, leaks: Path) -> pd.DataFrame:
+    params = read_params(decontaminate.Params, RECIPE)
+    decontaminate.decontaminate(params, raw=raw, benchmark=benchmark, leaks=leaks)
     return read_table(leaks)
 
 
@@ -65,20 +68,21 @@ def test_every_real_row_is_raw_held_out_or_dropped(merged: list[Path]) -> None:
 
 
 def test_the_real_kobest_has_its_items(tmp_path: Path) -> None:
-    fetch_benchmark.fetch_benchmark(read_params(fetch_benchmark.Params, RECIPE), DATA / "kobest", tmp_path / "kobest")
+    params = read_params(fetch_benchmark.Params, RECIPE)
+    fetch_benchmark.fetch_benchmark(params, inputs=DATA / "kobest", benchmark=tmp_path / "kobest")
     items = {path.parent.name: len(read_jsonl(path)) for path in (tmp_path / "kobest").glob("*/test.jsonl")}
     assert items == {"boolq": 1404, "copa": 1000, "hellaswag": 500, "sentineg": 397, "wic": 1260}
 
 
-def test_of_a_thousand_innocent_rows_at_most_one_is_listed(merged: list[Path], tmp_path: Path) -> None:
-    found = leaks_of(merged[0], DATA / "kobest", tmp_path / "leaks")
+def test_of_a_thousand_clean_rows_at_most_one_is_listed(merged: list[Path], tmp_path: Path) -> None:
+    found = find_leaks(merged[0], DATA / "kobest", tmp_path / "leaks")
     assert found["id"].nunique() <= len(read_table(merged[0], "id")) / 1000
     assert len(found[found["split"] == "test"]) <= 5
 
 
 @pytest.fixture(scope="module")
 def trained_on_train(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Leaks of the test items, where the rows are KoBEST's own train split: all text of an item, and its label."""
+    """Leaks of the test items if the rows are KoBEST's own train split: all text of an item, and its label."""
     folder = tmp_path_factory.mktemp("train")
     rows = []
     for path in sorted((DATA / "kobest").glob("*/train.jsonl")):
@@ -88,7 +92,7 @@ def trained_on_train(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             text = " ".join(value for value in item.values() if isinstance(value, str))
             rows.append({"id": f"{task} {number}", "source": task, "instruction": text, "output": str(item["label"])})
     write_table(folder / "raw", pd.DataFrame(rows), merge.RAW)
-    return leaks_of(folder / "raw", folder / "kobest", folder / "leaks")
+    return find_leaks(folder / "raw", folder / "kobest", folder / "leaks")
 
 
 def kobest(task: str, split: str) -> list[dict[str, object]]:
@@ -103,19 +107,19 @@ def test_the_items_that_kobest_itself_repeats_are_found(task, column, count, tra
     assert repeated <= set(trained_on_train.loc[trained_on_train["task"] == task, "item"])
 
 
-def test_of_sentinegs_negations_the_share_that_the_readme_states_is_found(trained_on_train: pd.DataFrame) -> None:
+def test_of_sentinegs_negations_the_documented_number_is_found(trained_on_train: pd.DataFrame) -> None:
     of = trained_on_train["task"].eq("sentineg") & trained_on_train["id"].str.startswith("sentineg")
     assert trained_on_train.loc[of, "item"].nunique() == 154
 
 
 @pytest.fixture(scope="module")
 def real(merged: list[Path]) -> Path:
-    """raw.parquet of the real rows, and stand-ins for ppl.parquet (bigrams of characters) and embeddings.parquet."""
+    """The folder of raw.parquet, ppl.parquet (from character bigrams) and embeddings.parquet (from hashed bigrams)."""
     folder = merged[0].parent
     corpus = pd.read_parquet(merged[0])
     nll = bigram_nll(corpus["instruction"])
-    columns = {"id": corpus["id"], "text": corpus["id"], "tokens": corpus["instruction"].str.len() - 1, "nll": nll}
-    write_table(folder / "ppl.parquet", columns | {"ppl": np.exp(nll)}, PPL)
+    scores = {"tokens": corpus["instruction"].str.len() - 1, "nll": nll, "ppl": np.exp(nll)}
+    write_table(folder / "ppl.parquet", dict.fromkeys(PPL.names, corpus["id"]) | scores, PPL)
     schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), WIDTH))])
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit_vectors(corpus["instruction"]).ravel()), WIDTH)
     write_table(folder / "embeddings.parquet", {"id": corpus["id"], "vector": vectors}, schema)
@@ -123,7 +127,7 @@ def real(merged: list[Path]) -> Path:
 
 
 def bigram_nll(texts: pd.Series) -> pd.Series:
-    """Mean nats per character after the one before it; none for a text of one character, and for one in a hundred."""
+    """Mean nats per character given the one before it; null for one character, and for one text in a hundred."""
     pairs = Counter(pair for text in texts for pair in pairwise(text))
     firsts = Counter(first for first, _ in pairs.elements())
     cost = {pair: math.log(firsts[pair[0]] / count) for pair, count in pairs.items()}
@@ -145,56 +149,61 @@ def test_length_groups_of_real_rows_are_those_of_koquality(real: Path, count: in
 
 @pytest.mark.parametrize("clusters", [1, 10, 50])
 @pytest.mark.parametrize("length", [1, 5, 10, 20])
-def test_allocation_koquality_takes_the_originals_real_rows(
+def test_allocation_koquality_selects_the_originals_real_rows(
     real: Path, tmp_path: Path, write_leaks, length: int, clusters: int
 ) -> None:
-    no_leaks = write_leaks()
-    raw, vectors = (
-        pd.read_parquet(real / "raw.parquet"),
-        np.stack(pd.read_parquet(real / "embeddings.parquet")["vector"]),
-    )
+    raw, ppl = real / "raw.parquet", real / "ppl.parquet"
+    corpus, vectors = pd.read_parquet(raw), np.stack(pd.read_parquet(real / "embeddings.parquet")["vector"])
     nearest = np.argmax(vectors @ vectors[:: len(vectors) // clusters][:clusters].T, axis=1)
-    cells = {"id": raw["id"], "length_group": length_groups(raw["instruction"].str.len(), length), "cluster": nearest}
-    write_table(tmp_path / "clusters", cells | {"distance": np.zeros(len(raw))}, CLUSTERS)
-    files = real / "raw.parquet", real / "ppl.parquet", tmp_path / "clusters"
-    table = raw.merge(pd.read_parquet(files[1]), on="id").merge(pd.read_parquet(files[2]), on="id")
-    table = table.rename(columns={"ppl": "score"})[table["ppl"].notna()]
-    assert 0 < len(table) < len(raw)
+    groups_of_rows = length_groups(corpus["instruction"].str.len(), length)
+    cells = write_clusters(tmp_path / "clusters", list(corpus["id"]), list(nearest), list(groups_of_rows))
+    candidates = make_candidates(tmp_path, raw=raw, ppl=ppl, clusters=cells, leaks=write_leaks())
+
+    table = corpus.merge(pd.read_parquet(candidates).drop(columns="source"), on="id").rename(columns={"ppl": "score"})
+    table = table[table["score"].notna()]
+    assert 0 < len(table) < len(corpus)
     for fraction in (0.01, 0.05, 0.1):
         for method in ("spread", "highest"):
             settings = {"method": method, "fraction": fraction, "allocation": "koquality", "seed": 1}
-            params = sample.Params.model_validate({"arms": {"ours": settings}, "control": "ours"})
-            sample.sample(params, "ours", *files, no_leaks, tmp_path / "ours.jsonl", tmp_path / "ours.parquet")
-            why = pd.read_parquet(tmp_path / "ours.parquet", columns=["id", "selected"])
+            why = select_rows(tmp_path, raw, candidates, {"ours": settings}).why
             assert list(why["id"][why["selected"]]) == list(table["id"].iloc[picks(table, fraction, method)])
 
 
 @pytest.fixture(scope="module")
 def figures(real: Path, write_leaks) -> dict[str, dict]:
-    """What `stability` says of every method at 5 % of 27 thousand rows and a tenth more, by how clusters start."""
-    keep = np.sort(np.argsort(uniform_hash(list(pd.read_parquet(real / "raw.parquet")["id"]), "27 thousand"))[:29700])
-    for name in INPUTS:
-        pq.write_table(pq.read_table(real / f"{name}.parquet").take(keep), real / f"{name}_27000")
-    found = {}
-    for init in ("hashed", "k-means++"):
-        cells = {"length_groups": 5, "clusters": 20, "small_groups": "stop", "algorithm": "lloyd", "init": init}
-        settings = {"methods": METHODS, "fraction": 0.05, "seed": 1, "variants": {}, "added": [2, 0.01, 0.1]}
-        params = {"threads": 1, "cluster": cells | {"n_init": 2, "seed": 1}, "stability": settings}
-        out = real / f"{init}.json"
-        tables = [real / f"{name}_27000" for name in INPUTS]
-        stability.stability(stability.Params.model_validate(params), *tables, write_leaks(), out)
-        found[init] = read_json(out)["methods"]
-        for method, facts in found[init].items():
-            print(
-                f"{init:10} {method:8}",
-                *(f"{name} {value:.3f} " for name, value in facts["churn"].items()),
-                facts["coverage"],
-            )
+    """What `stability` reports of every method at 5 % of 27 thousand rows and a tenth more, by `init`."""
+    ids = list(pd.read_parquet(real / "raw.parquet")["id"])
+    keep = np.sort(np.argsort(uniform_hash(ids, "27 thousand"))[:STABILITY_ROWS])
+    part = real / "part"
+    part.mkdir()
+    for name in ("raw", "ppl", "embeddings"):
+        pq.write_table(pq.read_table(real / f"{name}.parquet").take(keep), part / name)
+    cells = write_clusters(part / "clusters", [ids[row] for row in keep], [0] * len(keep))  # they do not matter
+    candidates = make_candidates(part, raw=part / "raw", ppl=part / "ppl", clusters=cells, leaks=write_leaks())
+    return {init: report_stability(part, candidates, init) for init in ("hashed", "k-means++")}
+
+
+def report_stability(folder: Path, candidates: Path, init: str) -> dict:
+    cells = {"length_groups": 5, "clusters": 20, "small_groups": "stop", "algorithm": "lloyd", "init": init}
+    settings = {"methods": METHODS, "fraction": 0.05, "seed": 1, "variants": {}, "added": [2, 0.01, 0.1]}
+    params = {"threads": 1, "cluster": cells | {"n_init": 2, "seed": 1}, "stability": settings}
+    path = folder / f"{init}.json"
+    stability.stability(
+        stability.Params.model_validate(params),
+        raw=folder / "raw",
+        candidates=candidates,
+        embeddings=folder / "embeddings",
+        stability=path,
+    )
+    found = read_json(path)["methods"]
+    for method, report in found.items():
+        churn = (f"{name} {value:.3f} " for name, value in report["churn"].items())
+        print(f"{init:10} {method:8}", *churn, report["coverage"])
     return found
 
 
 def test_steady_stays_when_real_rows_are_added_and_spread_does_not(figures: dict[str, dict]) -> None:
-    churn = {method: facts["churn"] for method, facts in figures["hashed"].items()}
+    churn = {method: report["churn"] for method, report in figures["hashed"].items()}
     assert churn["steady"]["2 rows"] <= 0.01
     assert churn["steady"]["1 %"] <= 0.1
     assert churn["steady"]["10 %"] <= 0.2
@@ -212,4 +221,4 @@ def test_steady_covers_real_cells_five_times_better_than_random_and_their_perple
 
 
 def test_every_arm_of_real_rows_has_one_size(figures: dict[str, dict]) -> None:
-    assert len({facts["rows"] for by_method in figures.values() for facts in by_method.values()}) == 1
+    assert len({report["rows"] for by_method in figures.values() for report in by_method.values()}) == 1

@@ -1,7 +1,7 @@
-"""Which rows an arm may take, and how they rank.
+"""Which rows an arm may select, and how they rank in their cells.
 
-A candidate has a perplexity, contains no item of the benchmark (as `decontaminate` sees it) and is the first such row
-of its instruction, in the order of raw.
+A row is a candidate if it has a perplexity, contains no item of the benchmark (as found by `decontaminate`) and is the
+first such row with its instruction, in the order of raw.
 """
 
 import pandas as pd
@@ -11,7 +11,7 @@ NO_PPL, LEAKED, REPEATED = "no perplexity", "leaked", "repeated instruction"
 
 
 def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series) -> pd.Series:
-    """Return why each row is no candidate, or null if it is one."""
+    """Return why each row is not a candidate, or null if it is one. A row that leaked says so in any case."""
     reason = pd.Series(None, index=instruction.index, dtype=object)
     reason[ppl.isna()] = NO_PPL
     reason[leaked] = LEAKED
@@ -19,16 +19,20 @@ def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series) -> pd.Ser
 
 
 def mark_repeated(instruction: pd.Series, reason: pd.Series) -> pd.Series:
-    """Return the reasons anew for these rows: of the rows that share an instruction, only the first may be taken."""
+    """Return the reasons with repeats marked afresh: of usable rows that share an instruction, only the first is free.
+
+    Works on any subset of the rows, where another row may be the first.
+    """
     reason = allow_repeated(reason)
     usable = instruction.where(reason.isna())
     return reason.mask(usable.duplicated() & usable.notna(), REPEATED)
 
 
 def allow_repeated(reason: pd.Series) -> pd.Series:
+    """Return the reasons with repeats made candidates again."""
     return reason.mask(reason == REPEATED, None)
 
 
 def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:
-    """Return each candidate's place in its cell by (score, raw order), from 0."""
+    """Return the rank of each candidate in its cell, from 0, in order of (the score `by`, order of raw)."""
     return candidates.sort_values(by, kind="stable").groupby(CELL).cumcount()

@@ -1,9 +1,10 @@
-"""The cells of a corpus: topics inside every length group.
+"""The cells of a corpus: clusters within each length group.
 
     N rows, D width
 
-Length groups are KoQuality's: quantiles of the instruction's characters (nayohan/KoQuality,
-generate_sentence_embedding_clustering.py), here over all rows of raw, so that a scorer never moves a cell.
+Length groups are KoQuality's: quantiles of the number of characters in the instruction (nayohan/KoQuality,
+generate_sentence_embedding_clustering.py). KoQuality takes them over the rows that have a perplexity; here they are
+over all rows of raw, so that another scorer moves no cell.
 """
 
 import logging
@@ -27,20 +28,20 @@ log = logging.getLogger("stages")
 class Cluster(Section):
     length_groups: Positive
     clusters: Positive
-    """Clusters inside each length group."""
+    """Clusters in each length group."""
     small_groups: Literal["stop", "shrink"]
-    """A length group of fewer rows than clusters: an error that names it, or a cluster for each of its rows."""
+    """If a length group has fewer rows than clusters: `stop` with its name, or `shrink` to one cluster per row."""
     algorithm: Algorithm
     init: Init
     n_init: Positive
-    """Starts of `k-means++`, the best is kept; `hashed` has one."""
+    """Random starts of `k-means++`, of which the best is kept; `hashed` has only one."""
     seed: int
 
 
 def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
-    """Return `id`, `length_group`, `cluster` and the Euclidean `distance` to its centroid, of every row of corpus.
+    """Return `id`, `length_group`, `cluster` and the Euclidean `distance` to the centroid for each row of `corpus`.
 
-    The index of corpus says which rows of the vectors are its own: a part of the rows needs no copy of their vectors.
+    The index of `corpus` gives the row numbers of its vectors, so a subset of the corpus needs no copy of them.
     """
     cells = corpus[["id"]].assign(
         length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
@@ -64,7 +65,10 @@ def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: 
 
 
 def read_vectors(path: Path, ids: pd.Series) -> NDArray[np.float32]:
-    """Return the vectors of embeddings.parquet [N, D], which must be those of `ids`; in memory once, not twice."""
+    """Return the vectors of embeddings.parquet [N, D], after checking that their ids are `ids`.
+
+    Batches are copied into one array, so that the vectors are never in memory twice.
+    """
     require_same_rows(raw=ids, embeddings=read_arrow(path, "id")["id"].to_pylist())
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -80,18 +84,19 @@ def read_vectors(path: Path, ids: pd.Series) -> NDArray[np.float32]:
 
 
 def length_groups(characters: pd.Series, groups: int) -> NDArray[np.int64]:
-    """Return the group of every row: group i holds q(i/L) <= characters < q((i+1)/L), the last has no upper bound."""
+    """Return the group of each row [N]: group i has q(i/L) <= characters < q((i+1)/L), the last has no upper bound."""
     bounds = characters.quantile([i / groups for i in range(1, groups)]).to_numpy()
     group: NDArray[np.int64] = np.searchsorted(bounds, characters.to_numpy(), side="right")
     return group
 
 
 def require_rows(groups: pd.Series, clusters: int) -> None:
+    """Raise UserError if a length group has fewer rows than clusters."""
     sizes = groups.value_counts().sort_index()
     small = sizes[sizes < clusters]
     if len(small):
         listed = ", ".join(f"length group {group} has {size} rows" for group, size in small.items())
         raise UserError(
             f"params.yaml: cluster.clusters: {clusters} clusters in each length group, but {listed}; lower "
-            "cluster.clusters or cluster.length_groups, or let them have fewer by cluster.small_groups: shrink"
+            "cluster.clusters or cluster.length_groups, or set cluster.small_groups: shrink"
         )

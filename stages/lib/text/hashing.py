@@ -1,4 +1,4 @@
-"""Hashes that stay: of a text, and as the fixed dice of a row."""
+"""Stable hashes of texts, as hex digits or as numbers in [0, 1)."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def text_hash(*parts: str) -> str:
-    """Return 16 hex digits of a hash of the parts, each with its length."""
+    """Return a hash of the parts as 16 hex digits. Lengths are hashed too, so ("ab", "c") is not ("a", "bc")."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         content = part.encode("utf-8", "surrogatepass")
@@ -16,7 +16,7 @@ def text_hash(*parts: str) -> str:
 
 
 def uniform_hash(texts: list[str], *key: object) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for every text [N], which the text and the key alone decide."""
+    """Return a pseudorandom number in [0, 1) for each text [N]: a function of only the text and the key."""
     salt = "/".join(str(part) for part in key)
     values = np.array([int(text_hash(salt, text), 16) >> 11 for text in texts], dtype=np.uint64)
     return values.astype(np.float64) / 2.0**53

@@ -1,4 +1,4 @@
-"""Read the rows of one instruction file, whatever its form; a row that cannot be read is kept as it is."""
+"""Read the rows of an instruction file in any of the known formats. An unreadable row is kept as it is."""
 
 import csv
 import io
@@ -17,17 +17,17 @@ csv.field_size_limit(2**31 - 1)
 
 class Record(NamedTuple):
     line: int
-    """Line of a JSONL file, number of the row elsewhere; from 1."""
+    """Line number in a JSONL file, row number in other files, from 1."""
     values: dict[str, str] | None
-    """Text by column; None where the row is unreadable."""
+    """Text by column; None if the row is unreadable."""
     raw: str
-    """The unreadable row."""
+    """The row as it was, if it is unreadable; otherwise empty."""
 
 
 def read_records(path: Path, encoding: str) -> Iterator[Record]:
-    """Yield the rows of a .jsonl, .json (a list, or an object keyed by number), .csv or .parquet file.
+    """Yield the rows of a .jsonl, .json (a list, or an object keyed by row number), .csv or .parquet file.
 
-    Raises UserError where the file cannot be read as a whole: the encoding, the JSON, the CSV or no rows at all.
+    Raises UserError if the file as a whole is unreadable (encoding, JSON or CSV syntax) or has no rows.
     """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding  # with or without BOM
     readers = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
@@ -38,7 +38,7 @@ def read_records(path: Path, encoding: str) -> Iterator[Record]:
             empty = False
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: byte {error.start} is no {encoding}; set the source's encoding in merge.sources (cp949?)"
+            f"{path}: byte {error.start} is not {encoding}; set the source's encoding in merge.sources (cp949?)"
         ) from error
     except (LookupError, ValueError, RecursionError, csv.Error, OSError) as error:
         raise UserError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
@@ -64,18 +64,18 @@ def json_file(path: Path, encoding: str) -> Iterator[Record]:
     content = json.loads(path.read_bytes().decode(encoding))
     rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("wanted a list of objects, or one object of objects keyed by number")
+        raise ValueError("expected a list of objects, or an object of objects keyed by row number")
     yield from (to_record(number, row) for number, row in enumerate(rows, 1))
 
 
 def csv_file(path: Path, encoding: str) -> Iterator[Record]:
     content = path.read_bytes()
-    content.decode(encoding)  # at once, so that a wrong byte is named by its place in the file
+    content.decode(encoding)  # all at once, so that an error gives the position of the byte in the file
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding, newline=""), strict=True)
     header = next(reader, [])
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
-        raise ValueError(f"the column {', '.join(twice)} stands in the header more than once")
+        raise ValueError(f"the header has the column {', '.join(twice)} more than once")
     for number, fields in enumerate(filter(None, reader), 1):
         if len(fields) == len(header):
             yield Record(number, dict(zip(header, fields, strict=True)), "")
@@ -89,7 +89,7 @@ def parquet_file(path: Path, _encoding: str) -> Iterator[Record]:
 
 
 def to_record(line: int, row: Any) -> Record:
-    """Return a row of JSON types as text; a row that is no object or holds a broken surrogate is unreadable."""
+    """Return a row of JSON values as text. A row is unreadable if it is not an object or has a lone surrogate."""
     if not isinstance(row, dict):
         return Record(line, None, json.dumps(row, ensure_ascii=False))
     values = {str(column): to_text(value) for column, value in row.items()}

@@ -1,4 +1,4 @@
-"""One instruction file, whatever its form."""
+"""An instruction file gives the same rows in every format, and an unreadable row is kept as it was."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def parquet(rows):
     return out.getvalue()
 
 
-FORMS = {
+FORMATS = {
     "jsonl": (".jsonl", "utf-8", "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()),
     "jsonl, escaped": (".jsonl", "utf-8", "\n".join(json.dumps(row) for row in ROWS).encode()),
     "jsonl, BOM and CRLF": (".jsonl", "utf-8", "\r\n".join(json.dumps(row) for row in ROWS).encode("utf-8-sig")),
@@ -48,9 +48,9 @@ def read(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_rows(form, read):
-    suffix, encoding, data = FORMS[form]
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows(name, read):
+    suffix, encoding, data = FORMATS[name]
     assert [record.values for record in read(suffix, data, encoding)] == ROWS
 
 
@@ -61,13 +61,13 @@ def test_only_a_newline_ends_a_json_line(separator, read):
     assert [record.values for record in records] == [row]
 
 
-def test_a_row_of_csv_holds_every_kind_of_line_end(read):
+def test_a_csv_field_can_have_every_kind_of_line_end(read):
     text = "앞\u2028가운데\r뒤\x85끝"
     records = read(".csv", f'질문,답변\n"{text}",{text[:2]}\n'.encode())
     assert [record.values for record in records] == [{"질문": text, "답변": text[:2]}]
 
 
-def test_a_line_is_numbered_as_an_editor_numbers_it(read):
+def test_lines_are_numbered_as_in_an_editor(read):
     data = b'{"a": "1"}\n\n{"a": "3"}\nbroken\n'
     assert [record.line for record in read(".jsonl", data)] == [1, 3, 4]
 
@@ -82,7 +82,7 @@ def test_a_line_is_numbered_as_an_editor_numbers_it(read):
         (b'{"a": "\\ud800"}', '{"a": "\\ud800"}'),
         (b"[" * 100_000, "[" * 100_000),
     ],
-    ids=["cut", "single quotes", "no object", "broken UTF-8", "lone surrogate", "too deep"],
+    ids=["cut", "single quotes", "not an object", "broken UTF-8", "lone surrogate", "too deep"],
 )
 def test_an_unreadable_line_is_kept_as_it_is(line, kept, read):
     records = read(".jsonl", line + b'\n{"a": "good"}\n')
@@ -96,7 +96,7 @@ def test_a_csv_row_of_another_width_is_unreadable(read):
     assert records[1].raw == "하나,둘,셋"
 
 
-def test_what_is_no_text_becomes_text_and_nothing_becomes_empty(read):
+def test_other_values_become_text_and_null_becomes_empty(read):
     data = b'{"number": 3, "list": ["a", 1], "null": null, "nan": NaN, "true": true}'
     values = read(".jsonl", data)[0].values
     assert values == {"number": "3", "list": '["a", 1]', "null": "", "nan": "", "true": "true"}
@@ -106,6 +106,6 @@ def test_a_null_in_parquet_is_empty(read):
     assert read(".parquet", parquet([{"a": "글", "b": None}]))[0].values == {"a": "글", "b": ""}
 
 
-def test_reading_leaves_the_text_alone(read):
+def test_reading_changes_no_character(read):
     text = f"  {unicodedata.normalize('NFD', '한글')}\t"
     assert read(".json", json.dumps([{"a": text}]).encode())[0].values == {"a": text}

@@ -1,0 +1,132 @@
+"""One table of cells, scores and reasons, of which row i is row i of raw."""
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.candidates import CANDIDATES
+from stages.lib.core.artifacts import read_arrow, read_table, write_table
+from stages.lib.core.errors import UserError
+from stages.lib.selection.candidates import allow_repeated, mark_repeated, rank_in_cell, reasons
+from stages.merge import RAW
+from tests.selecting import make_candidates, write_clusters, write_ppl
+
+ROWS = st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), max_size=30)
+"""(number of the instruction, has a perplexity, leaked)"""
+
+
+def plain_reasons(rows):
+    """The definition of a candidate, row by row."""
+    found, seen = [], set()
+    for text, scored, leaked in rows:
+        if leaked:
+            found.append("leaked")
+        elif not scored:
+            found.append("no perplexity")
+        else:
+            found.append("repeated instruction" if text in seen else None)
+            seen.add(text)
+    return found
+
+
+def columns(rows):
+    """Instructions, perplexities and leaks of the rows."""
+    texts, scored, leaked = (list(values) for values in zip(*rows, strict=True)) if rows else ([], [], [])
+    ppl = pd.Series([5.0 if score else None for score in scored], dtype=float)
+    return pd.Series([f"{text}번 질문" for text in texts], dtype=object), ppl, pd.Series(leaked, dtype=bool)
+
+
+def listed(reason):
+    return [None if pd.isna(value) else value for value in reason]
+
+
+@given(ROWS)
+def test_each_row_has_the_reason_that_the_definition_gives(rows):
+    assert listed(reasons(*columns(rows))) == plain_reasons(rows)
+
+
+@given(ROWS)
+def test_repeated_rows_can_be_made_candidates_again(rows):
+    reason = allow_repeated(reasons(*columns(rows)))
+    assert listed(reason) == ["leaked" if leaked else None if scored else "no perplexity" for _, scored, leaked in rows]
+
+
+@given(ROWS, st.data())
+def test_in_a_subset_of_the_rows_another_row_can_be_the_first_of_its_instruction(rows, data):
+    instruction, ppl, leaked = columns(rows)
+    kept = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True).map(sorted)) if rows else []
+    subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked).iloc[kept])
+    assert listed(subset) == plain_reasons([rows[n] for n in kept])
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))
+def test_ranks_count_from_0_in_each_cell_and_ties_keep_the_order_of_raw(rows):
+    table = pd.DataFrame(rows, columns=["length_group", "cluster", "ppl"])
+    ranks = rank_in_cell(table, "ppl")
+    for group, cluster in {row[:2] for row in rows}:
+        cell = [n for n, row in enumerate(rows) if row[:2] == (group, cluster)]
+        assert [ranks[n] for n in sorted(cell, key=lambda n: (rows[n][2], n))] == list(range(len(cell)))
+
+
+@pytest.fixture(scope="module")
+def files(new_folder, write_leaks):
+    """Six rows that have every reason, and scores that differ from row to row."""
+    folder, ids = new_folder(), [f"row{n}" for n in range(6)]
+    texts = ["가?", "나?", "가?", "다?", "나?", "라?"]
+    outputs = ["답", "둘째 답", "셋", "넷째 답이다", "다섯", "마지막 답"]
+    write_table(folder / "raw", {"id": ids, "source": [*"aabbcc"], "instruction": texts, "output": outputs}, RAW)
+    ppl = write_ppl(folder / "ppl", ids, [1.5, 2.5, 1.5, None, 2.5, 4.5], tokens=[3, 4, 3, 0, 4, 6])
+    groups, clusters, distances = [0, 0, 0, 1, 0, 1], [0, 1, 0, 2, 1, 0], [0.5, 0.25, 0.5, 0.0, 0.25, 0.75]
+    leaks = write_leaks(
+        ("row1", "copa", "test", 7, "exact", True),
+        ("row3", "copa", "test", 8, "exact", True),
+        ("row5", "copa", "test", 9, "near", False),
+    )
+    clusters = write_clusters(folder / "clusters", ids, clusters, groups, distances)
+    return {"raw": folder / "raw", "ppl": ppl, "clusters": clusters, "leaks": leaks}
+
+
+def test_row_i_has_the_cell_and_the_scores_of_row_i_of_raw(files, tmp_path):
+    path = make_candidates(tmp_path, **files)
+    assert read_arrow(path).schema.remove_metadata() == CANDIDATES
+    table = read_table(path)
+    raw, scores, cells = (read_table(files[name]) for name in ("raw", "ppl", "clusters"))
+    for columns_of, *names in (
+        (raw, "id", "source"),
+        (scores, "tokens", "nll", "ppl"),
+        (cells, "length_group", "cluster", "distance"),
+    ):
+        pd.testing.assert_frame_equal(table[names], columns_of[names], check_dtype=False)
+    assert list(table["characters"]) == [1, 4, 1, 6, 2, 5]
+
+
+def test_every_reason_is_written_and_a_flag_without_drop_is_none(files, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="stages"):
+        table = read_table(make_candidates(tmp_path, **files))
+    # row 3 leaked and has no perplexity; row 4 is the first usable row of its instruction, because row 1 leaked
+    assert listed(table["reason"]) == [None, "leaked", "repeated instruction", "leaked", None, None]
+    assert "3 of 6 rows are candidates; others: {'leaked': 2, 'repeated instruction': 1}" in caplog.text
+
+
+def test_a_row_without_perplexity_says_so(files, tmp_path, write_leaks):
+    table = read_table(make_candidates(tmp_path, **files | {"leaks": write_leaks()}))
+    assert listed(table["reason"]) == [
+        None,
+        None,
+        "repeated instruction",
+        "no perplexity",
+        "repeated instruction",
+        None,
+    ]
+
+
+@pytest.mark.parametrize("name", ["ppl", "clusters"])
+def test_tables_of_another_merge_stop_the_stage(name, files, tmp_path):
+    ids = [*(f"row{n}" for n in range(5)), "rowX"]
+    other = (
+        write_ppl(tmp_path / "ppl", ids, [1.0] * 6) if name == "ppl" else write_clusters(tmp_path / "c", ids, [0] * 6)
+    )
+    with pytest.raises(UserError, match=f"{name} has rowX in row 5, not row5 as raw"):
+        make_candidates(tmp_path, **files | {name: other})
+    assert not (tmp_path / "candidates.parquet").exists()
