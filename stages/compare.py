@@ -1,12 +1,12 @@
-"""Compare one arm with the control and with the base: all that `report` says of it.
+"""Compare one arm with the control and with the base. `report` reads nothing else about the arm.
 
 data/samples/<arm>.parquet, data/train/<arm>.{json,parquet}, data/train/<control>.parquet,
 data/eval/{<arm>,<control>,base}, data/leaks.parquet, models/hub/base.json
     -> metrics/arms/<arm>.json, metrics/items/<arm>.json
 
-Here the question is whether two models differ (`statistics.paired`). Whether the method helps takes several runs of it;
-`report` answers that, from the items. The arm `base` is the model before any tuning: it has scores, but no sample and
-no training.
+This stage answers whether two models differ (`statistics.paired`). Whether a method helps needs several runs of it;
+`report` answers that, from metrics/items. The arm `base` is the model before any tuning: it has scores, but no sample
+and no training.
 """
 
 from pathlib import Path
@@ -43,34 +43,33 @@ def compare(
     training: Path | None = None,
     base_json: Path | None = None,
 ) -> None:
-    """Compare an arm; `samples`, `training` and `base_json` are missing for the base alone."""
+    """Compare an arm. Only the arm `base` lacks `samples`, `training` and `base_json`."""
     ours = read_items(evaluations, arm)
-    answers = predictions(ours)
     found: dict[str, Any] = {
         "scores": scores_by_task(ours),
         "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
     }
-    written: dict[str, Any] = {"items": to_digits(answers)}
+    kept: dict[str, Any] = {"items": to_digits(predictions(ours))}
     if samples is None or training is None or base_json is None:
         found["majority_baseline"] = scores_by_task(ours, majority_baseline)
     else:
         rows = read_table(training / f"{arm}.parquet")
-        written["held_out"] = held_out_answers(rows)
+        kept["held_out"] = held_out_answers(rows)
         found |= {
             "sample": sample_counts(read_table(samples / f"{arm}.parquet")),
             **training_results(read_json(training / f"{arm}.json"), rows, Size(**read_json(base_json))),
             **differences(params, arm, ours, rows, evaluations, training),
         }
     write_json(metrics, found)
-    write_json(items, written)
+    write_json(items, kept)
 
 
 def training_results(report: dict[str, Any], rows: pd.DataFrame, base: Size) -> dict[str, Any]:
-    """Return what training reported, the held-out loss in nats per answer token, and the cost of training."""
-    groups = rows_with_answers(rows).items()
+    """Return the training report, the held-out loss in nats per answer token, and the cost of training."""
+    groups = rows_with_answers(rows)
     return {
         "train": report,
-        "held_out_loss": {name: float(group["nll"].sum() / group["tokens"].sum()) for name, group in groups},
+        "held_out_loss": {name: float(group["nll"].sum() / group["tokens"].sum()) for name, group in groups.items()},
         "cost": {"training_tokens": report["tokens"], "training_flops": training_flops(report, base)},
     }
 
@@ -78,18 +77,18 @@ def training_results(report: dict[str, Any], rows: pd.DataFrame, base: Size) -> 
 def differences(
     params: Params, arm: str, items: pd.DataFrame, rows: pd.DataFrame, evaluations: Path, training: Path
 ) -> dict[str, Any]:
-    """Return the arm minus the base and, unless it is the control itself, minus the control."""
-    against = {"vs_base": ("base", rows["nll_base"])}
+    """Return the arm minus the base and, unless the arm is the control, minus the control."""
+    others = {"vs_base": ("base", rows["nll_base"])}
     if arm != params.control:
         theirs = read_table(training / f"{params.control}.parquet")
         require_same_rows(arm=rows["id"], control=theirs["id"])
-        against["vs_control"] = (str(params.control), theirs["nll"])
+        others["vs_control"] = (str(params.control), theirs["nll"])
     found = {}
-    for name, (other, nll) in against.items():
-        other_items = read_items(evaluations, other)
-        require_same_items(items, other_items)
+    for name, (other, nll) in others.items():
+        their_items = read_items(evaluations, other)
+        require_same_items(items, their_items)
         found[name] = {
-            "scores": compare_models(params.compare, predictions(items), predictions(other_items)),
+            "scores": compare_models(params.compare, predictions(items), predictions(their_items)),
             "held_out_loss": compare_losses(params.compare, rows, nll),
         }
     return found
@@ -101,11 +100,11 @@ def read_items(evaluations: Path, arm: str) -> pd.DataFrame:
 
 def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
     if not ours[SAME_ITEM].equals(theirs[SAME_ITEM]):
-        raise UserError("two models were evaluated on different items or shots; run `dvc repro`")
+        raise UserError("data/eval: two models were evaluated on different items or shots; run `dvc repro`")
 
 
 def sample_counts(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return counts of the selection: rows, cells, and every cell's candidates and selected rows."""
+    """Return the number of selected rows, candidates and covered cells, and candidates and selected rows per cell."""
     candidates = rows[rows["rank"].notna()]
     cells = candidates.groupby(CELL)["selected"].agg(["size", "sum"])
     return {

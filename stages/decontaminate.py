@@ -1,9 +1,9 @@
-"""Find the rows that have an item of the benchmark, verbatim or nearly: a model trained on them has seen the test.
+"""Find the rows that contain an item of the benchmark, verbatim or nearly: a model trained on them has seen the test.
 
     data/raw.parquet, data/benchmark -> data/leaks.parquet
 
-Every row is compared with every item of every split, since few-shot examples come from the train split. Nothing is
-dropped here: `sample` leaves out the rows that this table calls `drop`, `report` keeps them all.
+Every row is compared with every item of every split, because few-shot examples come from the train split. Nothing is
+dropped here: `candidates` excludes the rows that have `drop` in this table, and `report` counts them all.
 """
 
 import logging
@@ -21,7 +21,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
-from stages.lib.text.overlap import SHORT, Rule, containment, likeness, normalise, overlapping, stands_alone
+from stages.lib.text.overlap import SHORT, Rule, containment, is_separate, normalise, overlapping, similarity
 
 log = logging.getLogger("stages")
 LEAKS = pa.schema(
@@ -37,34 +37,35 @@ LEAKS = pa.schema(
         ("drop", pa.bool_()),
     ]
 )
-"""A row that has an item. `item` counts from 0 in its split, as in data/eval; `share`: of the item's n-grams in
-the row, or likeness; `text`: instruction and output; `item_text`: what of the item is in it; `drop`: is it out."""
+"""A row that contains an item. `item` counts from 0 in its split, as in data/eval; `share`: of the item's n-grams that
+the row has, or the similarity; `text`: instruction and output; `item_text`: the text of the item that was found;
+`drop`: whether the row is no candidate."""
 ITEM = ["task", "split", "item"]
 FOUND = ["row", "id", "kind", "share", "text", "normalised"]
 LONG = 20
-"""Characters by which a text column of any other task identifies its item ..."""
+"""In a task outside KoBEST, a text column of at least this many characters identifies its item ..."""
 SHARED = 4
-"""... where so many items share it at most (in KoBEST 4 do): what more have is a phrase of the task."""
-NAMED = 3
-"""Leaks that the error of `fail` names."""
+"""... unless more items than this have the same text (in KoBEST, up to 4 do): then it is a phrase of the task."""
+LISTED = 3
+"""Leaks that the error of `fail` lists."""
 KINDS = ("exact", "contained", "near")
-"""A field of the row is the text; the text stands in the row; most of its n-grams stand in one place of the row, or a
-sentence is like it."""
+"""A field of the row equals the text; the row contains the text; most of its n-grams are in one place of the row, or a
+sentence is similar to it."""
 
 
 class Decontaminate(Section):
     min_characters: Positive
-    """Letters and digits of the shortest text that identifies an item; a shorter one stands in too many rows."""
+    """Letters and digits of the shortest text that identifies an item; a shorter one is in too many rows."""
     ngram: Positive
     """Characters of an n-gram; at most `min_characters`."""
     share: Share
-    """Share of the distinct n-grams of an item's text that a near copy has, in one place."""
+    """Minimum share of the distinct n-grams of an item's text that a near copy has, in one place."""
     min_ngrams: Positive
-    """N-grams that a near copy has at the least; of a shorter text a copy must stand alone."""
+    """Minimum number of n-grams of a near copy. A text with fewer is found only if it is separate from other text."""
     drop: bool
-    """Whether the rows found are no candidates, in any arm."""
+    """Whether no arm may select the rows found."""
     fail: bool
-    """Whether a row found stops the stage."""
+    """Whether finding a row stops the stage."""
 
     @model_validator(mode="after")
     def every_text_has_an_ngram(self) -> "Decontaminate":
@@ -88,11 +89,11 @@ def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> No
     write_table(leaks, listed, LEAKS)
     log_leaks(listed, len(corpus), len(items[ITEM].drop_duplicates()))
     if settings.fail and len(listed):
-        raise UserError(complaint(listed, leaks))
+        raise UserError(leak_message(listed, leaks))
 
 
 def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
-    """Return task, split, item, item_text and its normalised form, for every text that identifies an item."""
+    """Return task, split, item, item_text and its normalised form for every text that identifies an item."""
     rows = [
         {"task": path.parent.name, "split": path.stem, "item": number, "item_text": text}
         for path in sorted(benchmark.glob("*/*.jsonl"))
@@ -100,7 +101,7 @@ def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
         for text in identifying_texts(path.parent.name, item)
     ]
     if not rows:
-        raise UserError(f"{benchmark}: no items; wanted <task>/<split>.jsonl; run `dvc repro fetch_benchmark`")
+        raise UserError(f"{benchmark}: no items in <task>/<split>.jsonl; run `dvc repro fetch_benchmark`")
     texts = pd.DataFrame(rows)
     texts["normalised"] = texts["item_text"].map(normalise)
     texts = texts.drop_duplicates([*ITEM, "normalised"])
@@ -117,7 +118,7 @@ def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
 
 
 def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns `FOUND` for every row that has one of these texts."""
+    """Yield the columns `FOUND` for every row that contains one of these texts."""
     instructions, outputs = list(corpus["instruction"]), list(corpus["output"])
     wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
     for row, number in overlapping(wholes, texts, rule):
@@ -128,21 +129,21 @@ def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Itera
 
 
 def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:
-    """Return how a row has a normalised text, and the share of its n-grams; None where it has not."""
+    """Return how a row contains a normalised text, and the share of its n-grams; None if it does not contain it."""
     if text in (whole, normalise(instruction), normalise(output)):
         return "exact", 1.0
     if text in whole:
-        known = rule.near(text, 1.0) or stands_alone(text, instruction, output)
-        return ("contained" if known else None), 1.0
+        leaked = rule.near(text, 1.0) or is_separate(text, instruction, output)
+        return ("contained" if leaked else None), 1.0
     share = containment(whole, text, rule.ngram)
     if rule.near(text, share):
         return "near", share
-    like = likeness(text, instruction, output) if rule.short(text) and share >= SHORT else 0.0
-    return ("near" if like else None), like
+    similar = similarity(text, instruction, output) if rule.short(text) and share >= SHORT else 0.0
+    return ("near" if similar else None), similar
 
 
 def strongest(found: pd.DataFrame) -> pd.DataFrame:
-    """Return one line for a row and an item, that of its strongest kind and highest share; by row, then item."""
+    """Return the strongest kind and highest share for each row and item, sorted by row, then item."""
     kinds = found["kind"].astype(pd.CategoricalDtype(KINDS, ordered=True))
     order = ["row", *ITEM, "kind", "share"]
     ordered = found.assign(kind=kinds).sort_values(order, ascending=[name != "share" for name in order])
@@ -153,15 +154,17 @@ def log_leaks(listed: pd.DataFrame, rows: int, items: int) -> None:
     for (task, split), group in listed.groupby(["task", "split"]):
         kinds = dict(sorted(Counter(group["kind"]).items()))
         log.info("%s, %s: %d items in %d rows %s", task, split, group["item"].nunique(), group["row"].nunique(), kinds)
-    log.info("%s of %s rows have one of %s items", f"{listed['row'].nunique():,}", f"{rows:,}", f"{items:,}")
+    log.info("%s of %s rows contain one of %s items", f"{listed['row'].nunique():,}", f"{rows:,}", f"{items:,}")
 
 
-def complaint(listed: pd.DataFrame, leaks: Path) -> str:
-    first = listed.head(NAMED).to_dict("records")
-    lines = [f"\n  {x['id']} has {x['task']} {x['split']} {x['item']} ({x['kind']}): {x['item_text']}" for x in first]
-    more = f"\n  ... and {len(listed) - NAMED} more in {leaks}" if len(listed) > NAMED else ""
+def leak_message(listed: pd.DataFrame, leaks: Path) -> str:
+    first = listed.head(LISTED).to_dict("records")
+    lines = [
+        f"\n  {x['id']} contains {x['task']} {x['split']} {x['item']} ({x['kind']}): {x['item_text']}" for x in first
+    ]
+    more = f"\n  ... and {len(listed) - LISTED} more in {leaks}" if len(listed) > LISTED else ""
     return (
-        f"decontaminate.fail: {listed['row'].nunique()} rows have an item of the benchmark; take them out of the "
+        f"decontaminate.fail: {listed['row'].nunique()} rows contain an item of the benchmark; remove them from the "
         f"inputs, or set fail: false, and drop: true to leave them out of every arm{''.join(lines)}{more}"
     )
 

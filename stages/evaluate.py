@@ -2,9 +2,9 @@
 
     models/<arm> (or models/hub/base), models/hub/base, data/benchmark -> data/eval/<arm>/items.parquet
 
-lm-evaluation-harness by its Python API, offline, one model load for all tasks and shots. The prompts are the
-harness's own (lm_eval/tasks); only the data set and the offline form of macro-F1 are ours. The model may be whole, an
-adapter on the base, or either of them with the weights in 4 bits.
+It calls the Python API of lm-evaluation-harness, offline, and loads the model once for all tasks and shots. The prompts
+are the harness's own (lm_eval/tasks); only the path of the data and an offline macro-F1 are ours. The model may be
+whole or an adapter on the base, and either may have its weights in 4 bits.
 """
 
 import json
@@ -41,7 +41,7 @@ metric_list:
     higher_is_better: true
 """
 MOST_CHOICES = 10
-"""Of an item, because metrics/items holds a choice as one digit."""
+"""Of an item, because metrics/items stores a choice as one digit."""
 ACC_NORM = "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
 ITEMS = pa.schema(
     [
@@ -57,20 +57,20 @@ ITEMS = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
-"""`correct_norm`: by log-likelihood per character, null where the task has no acc_norm. `truncated`: the prompt and a
-choice were longer than the model, which saw the end of them."""
+"""`correct_norm`: by log-likelihood per character, null if the task has no acc_norm. `truncated`: the prompt and one of
+the choices did not fit into the model, which saw only their end."""
 
 
 class Evaluate(Section):
     tasks: Annotated[list[str], Field(min_length=1)]
-    """KoBEST's by their own names, any other multiple-choice task by the harness's; data/benchmark/<task> holds it."""
+    """KoBEST's tasks by their own names, other multiple-choice tasks by the harness's. Data: data/benchmark/<task>."""
     shots: Annotated[list[Count], Field(min_length=1)]
-    """Examples before each item, from the split that the harness takes them from (KoBEST: train)."""
+    """Numbers of examples before each item, from the split that the harness takes them from (KoBEST: train)."""
     batch: Positive
-    """Requests of a batch, fixed: an automatic one would depend on the device."""
+    """Requests per batch. It is fixed, because an automatic one would depend on the device."""
     dtype: Dtype
     quantize: Literal["nf4"] | None
-    """Weights of the base and of every arm in 4 bits, scales quantized too (Dettmers et al. 2023, arXiv 2305.14314)."""
+    """Weights of the base and all arms in 4 bits, with quantized scales (Dettmers et al. 2023, arXiv 2305.14314)."""
 
     @field_validator("tasks", "shots")
     @classmethod
@@ -78,7 +78,7 @@ class Evaluate(Section):
         names = [f"kobest_{value}" if value in KOBEST else value for value in values]
         twice = sorted({str(value) for value, name in zip(values, names, strict=True) if names.count(name) > 1})
         if twice:
-            raise ValueError(f"{', '.join(twice)} twice: its items would count twice in every mean")
+            raise ValueError(f"{', '.join(twice)} more than once: its items would count twice in every mean")
         return values
 
     def load_config(self) -> LoadConfig:
@@ -93,9 +93,9 @@ class Params(Section):
 def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, evaluation: Path) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
-    from stages.lib.evaluation.lm_eval_model import templates_compiled_once
+    from stages.lib.evaluation.lm_eval_model import cached_templates
 
-    with tempfile.TemporaryDirectory() as scratch, templates_compiled_once():
+    with tempfile.TemporaryDirectory() as scratch, cached_templates():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
         lines = check_tasks(tasks, max(settings.shots), Path(scratch))
         network = load_network(model, base, settings.load_config(), params.threads)
@@ -108,16 +108,16 @@ def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path,
 
 
 def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
-    """Write the harness's task files once more, for the local copies of their data."""
+    """Write task files for the harness that include its own and replace the data by our local copies."""
     for task in tasks:
         files = {split: benchmark / task.name / f"{split}.jsonl" for split in task.splits}
         for path in files.values():
             if not path.is_file():
-                raise UserError(f"{path}: missing; the harness's {task.name} reads {', '.join(task.splits)}")
+                raise UserError(f"{path}: missing; {task.name} of the harness reads {', '.join(task.splits)}")
         data = {
             "include": str(task.path),
             "task": task.name,
-            "num_fewshot": None,  # where a task fixes it, the harness would not take ours
+            "num_fewshot": None,  # if a task sets it, the harness ignores ours
             "dataset_path": "json",
             "dataset_name": None,
             "dataset_kwargs": {
@@ -131,9 +131,9 @@ def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
 
 
 def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> dict[str, list[int]]:
-    """Return for every task the line of each item that is asked, in the file of its split.
+    """Return the line of every evaluated item in the file of its split, by task.
 
-    Raise UserError for what the harness would meet hours later, or pass over: columns, examples, right answers.
+    Raises UserError for wrong columns, examples or answers, which the harness would find hours later or ignore.
     """
     from jinja2 import UndefinedError
 
@@ -144,12 +144,12 @@ def check_tasks(tasks: list[Task], shots: int, scratch: Path) -> dict[str, list[
             check_items(task.name, asked, shots)
             lines[task.name] = lines_of(asked.eval_docs, asked.dataset[task.asked])
         except (IndexError, KeyError, ValueError, UndefinedError) as error:
-            raise UserError(f"benchmark {task.name}: not in the columns that the harness reads: {error}") from error
+            raise UserError(f"benchmark {task.name}: lacks columns that the harness reads: {error}") from error
     return lines
 
 
 def lines_of(items: Any, rows: Any) -> list[int]:
-    """Return the row that each item is; some tasks ask only some of a file's rows (CLIcK), in their order."""
+    """Return the row number of each item; some tasks (CLIcK) ask only some of a file's rows, in the file's order."""
     if len(items) == len(rows):
         return list(range(len(rows)))
     places: dict[str, list[int]] = {}
@@ -159,14 +159,14 @@ def lines_of(items: Any, rows: Any) -> list[int]:
 
 
 def check_items(name: str, task: Any, shots: int) -> None:
-    """Raise UserError where a task has too few examples to give, or an item no right answer."""
-    pool = len(task.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split) if shots else 0
-    if shots > pool:
-        raise UserError(f"params.yaml: evaluate.shots: {shots}, but {name} has only {pool} examples to give")
+    """Raise UserError if a task has too few examples, or an item has no correct answer."""
+    available = len(task.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split) if shots else 0
+    if shots > available:
+        raise UserError(f"params.yaml: evaluate.shots: {shots}, but {name} has only {available} examples")
     for number, item in enumerate(task.eval_docs):
         gold, choices = task.doc_to_target(item), task.doc_to_choice(item)
         if gold not in (choices if isinstance(gold, str) else range(len(choices))):
-            raise UserError(f"benchmark {name}, item {number}: the answer is {gold!r}, none of {', '.join(choices)}")
+            raise UserError(f"benchmark {name}, item {number}: the answer is {gold!r}, not one of {', '.join(choices)}")
         if len(choices) > MOST_CHOICES:
             raise UserError(f"benchmark {name}, item {number}: {len(choices)} choices, but at most {MOST_CHOICES}")
 
@@ -189,7 +189,7 @@ def answers(
 
     from stages.lib.evaluation.lm_eval_model import SharedLM
 
-    for name in ("evaluator", "models.huggingface"):  # they warn of every num_fewshot, and of every request they cut
+    for name in ("evaluator", "models.huggingface"):  # they warn about every num_fewshot, and every request they cut
         logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)
     shared = SharedLM(network, load_tokenizer(model), settings.batch)
     definitions = manager(scratch)
@@ -201,10 +201,12 @@ def answers(
         if rank() == 0:
             for task in tasks:
                 for sample in found["samples"][task.name]:
-                    yield item_row(task, shots, lines[task.name][sample["doc_id"]], sample, shared.cut)
+                    yield item_row(task, shots, lines[task.name][sample["doc_id"]], sample, shared.truncated)
 
 
-def item_row(task: Task, shots: int, line: int, sample: dict[str, Any], cut: set[tuple[str, str]]) -> dict[str, Any]:
+def item_row(
+    task: Task, shots: int, line: int, sample: dict[str, Any], truncated: set[tuple[str, str]]
+) -> dict[str, Any]:
     gold, prediction = sample["f1"]
     return {
         "task": task.name,
@@ -216,7 +218,7 @@ def item_row(task: Task, shots: int, line: int, sample: dict[str, Any], cut: set
         "correct": bool(sample["acc"]),
         "correct_norm": bool(sample["acc_norm"]) if "acc_norm" in sample else None,
         "log_likelihoods": [float(response[0]) for response in sample["filtered_resps"]],
-        "truncated": any(tuple(texts) in cut for texts in sample["arguments"]),
+        "truncated": any(tuple(texts) in truncated for texts in sample["arguments"]),
     }
 
 
@@ -226,7 +228,11 @@ def log_accuracy(arm: str, rows: pd.DataFrame) -> None:
     for (shots, task), count in groups["truncated"].sum().items():
         if count:
             log.warning(
-                "%s: %s, %d-shot: %d items are longer than the model, which saw only their end", arm, task, shots, count
+                "%s: %s, %d-shot: %d items did not fit into the model, which saw only their end",
+                arm,
+                task,
+                shots,
+                count,
             )
 
 

@@ -1,9 +1,9 @@
-"""Bring the benchmark: the files that its tasks read.
+"""Fetch the benchmark: the files that its tasks read.
 
     data/benchmark_inputs/<task>/<split>.jsonl or the hub -> data/benchmark/<task>/<split>.jsonl
 
-KoBEST: Kim et al. 2022, arXiv 2204.04541; `skt/kobest_v1` on the hub. What any other task reads, lm-evaluation-harness
-says: HAE-RAE `HAERAE-HUB/HAE_RAE_BENCH`, KMMLU `HAERAE-HUB/KMMLU`, CLIcK `EunsuKim/CLIcK`.
+KoBEST is `skt/kobest_v1` on the hub (Kim et al. 2022, arXiv 2204.04541). Any other task is read from the repository
+that lm-evaluation-harness names: HAE-RAE `HAERAE-HUB/HAE_RAE_BENCH`, KMMLU `HAERAE-HUB/KMMLU`, CLIcK `EunsuKim/CLIcK`.
 """
 
 import logging
@@ -17,7 +17,7 @@ from stages.lib.core.artifacts import atomic, read_jsonl, write_jsonl
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.kobest import KOBEST
+from stages.lib.evaluation.kobest import KOBEST, KobestTask
 from stages.lib.evaluation.tasks import Task, find_task
 from stages.lib.models.hub import load_split, snapshot
 
@@ -28,9 +28,9 @@ Items = list[dict[str, Any]]
 class FetchBenchmark(Section):
     from_: Literal["files", "hub"] = Field(alias="from")
     inputs: str
-    """Folder that holds <task>/<split>.jsonl; for the hub any folder in git."""
+    """Folder with <task>/<split>.jsonl. For the hub, any folder in git."""
     revisions: dict[str, str | None]
-    """For the hub: the commit hash of every repository that a task comes from."""
+    """For the hub: the commit hash of every repository that a task is read from."""
 
 
 class Tasks(Section):
@@ -59,7 +59,7 @@ def fetch_benchmark(params: Params, inputs: Path, benchmark: Path) -> None:
     with atomic(benchmark) as scratch:
         for task in map(find_task, params.evaluate.tasks):
             for split in task.splits:
-                rows = checked(items(task, split), task.name, split)
+                rows = checked_items(items(task, split), task.name, split)
                 write_jsonl(scratch / task.name / f"{split}.jsonl", rows)
                 log.info("%s, %s: %d items", task.name, split, len(rows))
 
@@ -75,28 +75,30 @@ def read_task_items(inputs: Path, task: Task, split: str) -> Items:
         raise UserError(f"{path}: not JSON Lines in UTF-8: {error}") from error
 
 
-def checked(rows: Items, task: str, split: str) -> Items:
-    """Return the items, of KoBEST with its columns alone.
+def checked_items(rows: Items, task: str, split: str) -> Items:
+    """Return the items; of KoBEST's, only the columns in `KOBEST`.
 
-    Raises UserError where an item lacks one, or its label is none of 0..labels-1, or the split has no item.
+    Raises UserError if the split is empty, an item lacks a column, or a label is not one of KoBEST's.
     """
     where = f"benchmark {task}/{split}"
-    columns, labels = (KOBEST[task].columns, KOBEST[task].choices) if task in KOBEST else ((), 0)
     if not rows:
         raise UserError(f"{where}: no items")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise UserError(
-                f"{where}, item {number}: wanted an object with {', '.join(columns) or 'columns'}, got {row!r}"
-            )
-        missing = [column for column in columns if row.get(column) is None]
-        if missing:
-            raise UserError(
-                f"{where}, item {number}: lacks {', '.join(missing)}; wanted {', '.join(columns)}, got {', '.join(row)}"
-            )
-        if columns and row["label"] not in range(labels):
-            raise UserError(f"{where}, item {number}: label: wanted 0 to {labels - 1}, got {row['label']!r}")
-    return [{column: row[column] for column in columns or row} for row in rows]
+            names = ", ".join(KOBEST[task].columns) if task in KOBEST else "columns"
+            raise UserError(f"{where}, item {number}: expected an object with {names}, got {row!r}")
+        if task in KOBEST:
+            check_kobest_item(row, KOBEST[task], f"{where}, item {number}")
+    return [{column: row[column] for column in KOBEST[task].columns} for row in rows] if task in KOBEST else rows
+
+
+def check_kobest_item(row: dict[str, Any], task: KobestTask, where: str) -> None:
+    missing = [column for column in task.columns if row.get(column) is None]
+    if missing:
+        expected, got = ", ".join(task.columns), ", ".join(row)
+        raise UserError(f"{where}: lacks {', '.join(missing)}; expected {expected}, got {got}")
+    if row["label"] not in range(task.choices):
+        raise UserError(f"{where}: label: expected 0 to {task.choices - 1}, got {row['label']!r}")
 
 
 if __name__ == "__main__":

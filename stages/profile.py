@@ -1,4 +1,4 @@
-"""Describe the corpus: all that `report` says of it.
+"""Describe the corpus. `report` reads nothing else about it.
 
 data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/candidates.parquet, data/leaks.parquet,
 models/hub/scorer.json, models/hub/encoder.json -> data/profile.json
@@ -51,7 +51,7 @@ def profile(
 
 
 def rows_by_source(raw: pd.Series, held_out: list[dict[str, Any]], dropped: pd.DataFrame) -> dict[str, Any]:
-    """Return rows read, raw, held out and dropped by reason, for every source and over `all`."""
+    """Return the number of rows read, in raw, held out, and dropped by reason, for every source and for `all`."""
     held = pd.Series([row["source"] for row in held_out], dtype=object)
     found: dict[str, Any] = {}
     for name in ["all", *sorted({*raw, *held, *dropped["source"]})]:
@@ -67,14 +67,14 @@ def rows_by_source(raw: pd.Series, held_out: list[dict[str, Any]], dropped: pd.D
 
 
 def quantiles(rows: pd.DataFrame) -> dict[str, float]:
-    """Return quantiles of the perplexity, the rows without one, and the predicted tokens of all."""
+    """Return quantiles of the perplexity, the number of rows without one, and the predicted tokens of all rows."""
     values = rows["ppl"].dropna()
     named = {f"p{round(100 * q):02d}": float(np.quantile(values, q)) for q in QUANTILES} if len(values) else {}
     return named | {"without": int(rows["ppl"].isna().sum()), "tokens": int(rows["tokens"].sum())}
 
 
 def histogram(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the share of each source's rows in every bin of log perplexity; `ppl` is the bin's lower edge."""
+    """Return the share of each source's rows in each bin, equally wide in log perplexity; `ppl` is its lower edge."""
     if rows.empty:
         return []
     edges = np.geomspace(rows["ppl"].min(), rows["ppl"].max() * (1 + 1e-9), BINS + 1)
@@ -97,7 +97,7 @@ def cell_sizes(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def leak_counts(leaks: pd.DataFrame) -> dict[str, Any]:
-    """Return how many rows contain an item of the benchmark; rows and items by task and split, and items by kind."""
+    """Return how many rows contain a benchmark item, and by task and split the rows, the items, and items by kind."""
     found: dict[str, Any] = {"rows": leaks["id"].nunique(), "rows_dropped": leaks.loc[leaks["drop"], "id"].nunique()}
     for (task, split), group in leaks.groupby(["task", "split"]):
         kinds = group.groupby("kind")["item"].nunique().to_dict()

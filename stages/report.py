@@ -1,10 +1,10 @@
-"""Write one summary of the corpus, the arms and their differences, and the tables behind the plots.
+"""Summarise the corpus, the arms and their differences, and write the tables behind the plots.
 
 metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
     -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 
-If a method and the control have two runs or more each, arms and their replicates, it answers whether the method helps
-(`statistics.replicates`); one run of each only shows whether two models differ.
+If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
+helps (`statistics.replicates`). One run of each shows only whether two models differ.
 """
 
 import logging
@@ -17,7 +17,7 @@ import pandas as pd
 from stages.lib.core.artifacts import atomic, read_json, write_json
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.metrics import EVERYWHERE
+from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
 from stages.lib.selection.methods import METHODS
 from stages.lib.statistics.comparison import Run, compare_methods
@@ -49,34 +49,34 @@ class Params(Section):
 
 
 def report(params: Params, arms: Path, items: Path, profile: Path, stability: Path, summary: Path, plots: Path) -> None:
-    warn_of_strangers(params, arms)
+    warn_of_stray_files(params, arms)
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
-    compared = methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
+    compared = compared_methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
         "cost": costs(params, corpus["selection_cost"], found),
         "base": {name: base[name] for name in ("scores", "scores_without_leaks")},
         "majority_baseline": base["majority_baseline"],
-        "arms": {name: for_diff(arm) for name, arm in found.items()},
+        "arms": {name: without_lists_and_cost(arm) for name, arm in found.items()},
         "methods": compared,
     }
     write_json(summary, content)
-    marks = {"base": base["scores"], "(majority baseline)": base["majority_baseline"]}
+    references = {"base": base["scores"], "(majority baseline)": base["majority_baseline"]}
     with atomic(plots) as folder:
         folder.mkdir()
-        for name, table in plot_tables(corpus["ppl_histogram"], found, marks).items():
+        for name, table in plot_tables(corpus["ppl_histogram"], found, references).items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     for line in sentences(params, found, compared):
         log.info("%s", line)
 
 
-def warn_of_strangers(params: Params, arms: Path) -> None:
-    """Name the files of arms that params no longer have; git tracks them, so only the user can remove them."""
-    stale = sorted(path for path in arms.glob("*.json") if path.stem not in {*params.arms, "base"})
-    if stale:
-        listed = " ".join(str(path) for path in stale)
-        log.warning("params.yaml names no such arm, so it is ignored; `git rm %s`", listed)
+def warn_of_stray_files(params: Params, arms: Path) -> None:
+    """Name the files of arms that params.yaml no longer has. Git tracks them, so only the user can remove them."""
+    stray = sorted(path for path in arms.glob("*.json") if path.stem not in {*params.arms, "base"})
+    if stray:
+        listed = " ".join(str(path) for path in stray)
+        log.warning("ignored, because params.yaml has no such arm; remove with `git rm %s`", listed)
 
 
 def read_run(path: Path) -> Run:
@@ -85,27 +85,27 @@ def read_run(path: Path) -> Run:
 
 
 def costs(params: Params, selection: dict[str, int], arms: Arms) -> dict[str, Any]:
-    """Return what selection and each arm's training cost, and what the arm saved over training on every candidate.
+    """Return the cost of the selection and of each arm's training, and what the arm saves over training on everything.
 
-    Only a budget of epochs makes a smaller arm train less: with any other, nothing is saved.
+    A smaller arm trains less, and so saves something, only if the budget is in epochs.
     """
-    unit, spent = params.train.budget.unit, {name: arm["cost"] for name, arm in arms.items()}
+    unit = params.train.budget.unit
     full = full_flops(arms, params.control) if params.control and unit == "epochs" else 0
     if unit != "epochs":
         log.info("cost: the budget is in %s, the same for all arms, so a smaller arm saves no training", unit)
-    of_arms = {
-        name: cost
+    by_arm = {
+        name: arm["cost"]
         | {
             "selection_flops": selection["flops"] if METHODS[params.arms[name].method].uses_cells else 0,
-            "saved_flops": full - cost["training_flops"] if full else 0,
+            "saved_flops": full - arm["cost"]["training_flops"] if full else 0,
         }
-        for name, cost in spent.items()
+        for name, arm in arms.items()
     }
-    return {"selection": selection, "arms": of_arms}
+    return {"selection": selection, "arms": by_arm}
 
 
 def full_flops(arms: Arms, control: str) -> int:
-    """Return the cost of training on every candidate: that of an arm that did, or the control's scaled up."""
+    """Return the cost of training on all candidates: that of an arm that did so, or the control's cost scaled up."""
     for arm in arms.values():
         if arm["sample"]["rows"] == arm["sample"]["candidates"]:
             return int(arm["cost"]["training_flops"])
@@ -114,20 +114,25 @@ def full_flops(arms: Arms, control: str) -> int:
     return round(spent / (sample["rows"] / sample["candidates"]))
 
 
-def for_diff(arm: Any) -> Any:
-    """Leave out lists, which `dvc metrics diff` cannot show, and the cost, which stands by itself."""
+def without_lists_and_cost(arm: Any) -> Any:
+    """Leave out lists, which `dvc metrics diff` cannot show, and the cost, which has its own section."""
     if not isinstance(arm, dict):
         return arm
-    return {name: for_diff(value) for name, value in arm.items() if not isinstance(value, list) and name != "cost"}
+    return {
+        name: without_lists_and_cost(value)
+        for name, value in arm.items()
+        if not isinstance(value, list) and name != "cost"
+    }
 
 
-def plot_tables(histogram: list[dict[str, Any]], arms: Arms, marks: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """Return the tables behind the plots; `marks` are scores to set beside those of the arms."""
+def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Return the tables behind the plots; `references` are scores to plot beside those of the arms."""
+    everywhere = metrics_of_every_task()
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
-    found = marks | {name: arm["scores"] for name, arm in arms.items()}
+    found = references | {name: arm["scores"] for name, arm in arms.items()}
     scores = [
-        {"arm": name, "shots": shots, "task": task} | {metric: values[metric] for metric in EVERYWHERE}
+        {"arm": name, "shots": shots, "task": task} | {metric: values[metric] for metric in everywhere}
         for name, by_shots in found.items()
         for shots, tasks in by_shots.items()
         for task, values in tasks.items()
@@ -140,8 +145,8 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, marks: dict[str, An
     }
 
 
-def methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
-    """Return every method that can be compared with the control over runs and items: both have two runs or more."""
+def compared_methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
+    """Return the comparison with the control over runs and items, for each method if both have two or more runs."""
     groups = runs_of(params)
     theirs = groups.get(str(params.control), [])
     return {
@@ -157,7 +162,7 @@ def methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
 
 
 def runs_of(params: Params) -> dict[str, list[str]]:
-    """Return the arms of every method: one in its own right, and its replicates."""
+    """Return the arms of every method: the one that names it, and its replicates."""
     groups: dict[str, list[str]] = {}
     for name, arm in params.arms.items():
         groups.setdefault(arm.replicate or name, []).append(name)
@@ -165,49 +170,49 @@ def runs_of(params: Params) -> dict[str, list[str]]:
 
 
 def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
-    """Yield what was found about every method, in mean macro-F1 by shots and in held-out loss."""
+    """Yield the result of every method, in mean macro-F1 by shots and in held-out loss."""
     groups, control = runs_of(params), str(params.control)
     for name, ours in groups.items():
         if name == control:
             continue
         found = (compared.get(name) or arms[name])["vs_control"]
         both = f"over {len(ours)} and {len(groups[control])} runs and items"
-        scope = both if name in compared else "over items alone"
-        for what, one, better in headlines(found):
-            interval = f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}] {scope}"
-            yield f"{name} minus {control}, {what}: {interval}: {verdict(one, better, name in compared)}"
-        yield from other_size(name, arms[name], control, arms[control])
+        scope = both if name in compared else "over items only"
+        for score, estimate, better in headlines(found):
+            interval = f"{estimate['est']:+.4f} [{estimate['lo']:+.4f}, {estimate['hi']:+.4f}] {scope}"
+            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, name in compared)}"
+        yield from unequal_training(name, arms[name], control, arms[control])
         if len(ours) > 1 and not METHODS[params.arms[name].method].draws_rows:
-            yield f"{name}: its seeds only train, because {params.arms[name].method} draws no rows"
+            yield f"{name}: a seed changes only its training, because {params.arms[name].method} draws no rows"
     if len(groups) > 1:
-        yield "each interval holds the truth 95 times in 100; of twenty, about one misses it by chance alone"
+        yield "these are 95 % intervals: about one in twenty misses the true difference"
 
 
 def headlines(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, float], int]]:
-    """Yield name, estimate and the sign of a better one."""
+    """Yield the name of a score, its estimate, and the sign of a better one."""
     for shots, tasks in found["scores"].items():
         yield f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1
     if "all" in found["held_out_loss"]:
         yield "held-out loss", found["held_out_loss"]["all"], -1
 
 
-def other_size(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:
-    """Yield what to know of two arms of unequal size, and of unequal budget, as a budget of epochs gives them."""
+def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:
+    """Yield how the arm's rows and steps differ from the control's. Steps differ if the budget is in epochs."""
     if arm["sample"]["rows"] != theirs["sample"]["rows"]:
         yield f"{name} has {arm['sample']['rows']:,} rows, {control} {theirs['sample']['rows']:,}"
     if arm["train"]["steps"] != theirs["train"]["steps"]:
         steps = f"{arm['train']['steps']:,} steps, {control} {theirs['train']['steps']:,}"
-        yield f"{name} was trained {steps}: their budgets differ, and a difference may be theirs"
+        yield f"{name} was trained for {steps}: the budgets differ, which alone may explain a difference"
 
 
-def verdict(one: dict[str, float], better: int, of_methods: bool) -> str:
-    """Return what a difference says; `better` is the sign of a better one."""
-    side = (one["lo"] > 0) - (one["hi"] < 0)
-    if "too_few" in one:
-        return "too few items differ to say anything"
+def verdict(estimate: dict[str, float], better: int, of_methods: bool) -> str:
+    """Return what a difference means; `better` is the sign of a better one."""
+    side = (estimate["lo"] > 0) - (estimate["hi"] < 0)
+    if "too_few" in estimate:
+        return "too few items differ to conclude anything"
     if not of_methods:
-        says = "these two models differ" if side else "no difference found between these two models"
-        return f"{says}; the noise of training is not in the interval"
+        finding = "these two models differ" if side else "no difference found between these two models"
+        return f"{finding}; the noise of training is not in the interval"
     return {better: "the method beats the control", 0: "no finding", -better: "the control beats the method"}[side]
 
 

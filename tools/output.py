@@ -1,4 +1,4 @@
-"""What every command here does with its lines."""
+"""Print the lines of a command, or its error."""
 
 import sys
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from stages.lib.core.errors import UserError
 
 
 def print_lines(lines: Iterator[str]) -> int:
-    """Print all lines, or, where they stop, the reason alone on standard error; return the exit status."""
+    """Print all lines; if they raise UserError, print only its message, on standard error. Return the exit status."""
     try:
         print(*lines, sep="\n")
-    except UserError as stop:
-        print(stop, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 1
     return 0

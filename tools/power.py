@@ -1,9 +1,12 @@
-"""Say what a benchmark can resolve before anything is trained: `python -m tools.power DISCORDANCE SPREAD [N ...]`.
+"""Print the difference that a benchmark can detect: `python -m tools.power DISCORDANCE SPREAD [N ...]`.
 
-DISCORDANCE is the share of items on which two runs differ, one right and the other wrong; SPREAD the standard deviation
-of a run's mean accuracy over seeds; N the items of each task, else those of the benchmark in data/ or in params.yaml.
-It prints the smallest difference in mean accuracy that is found in 80 of 100 repetitions, by the number of runs.
-`python -m tools.power .1 .01` is a start; once arms have replicates, `run_sd` in metrics/summary.json is the spread.
+DISCORDANCE is the share of items that one of two runs answers correctly and the other does not. SPREAD is the standard
+deviation of a run's mean accuracy over seeds. N are the numbers of items of the tasks; without them, those of the
+benchmark in data/ or in params.yaml.
+
+The command prints the minimum detectable effect in mean accuracy by the number of runs: the smallest difference that is
+found in 80 of 100 repetitions. Start with `python -m tools.power 0.1 0.01`. Once arms have replicates, take the spread
+from `run_sd` in metrics/summary.json.
 """
 
 import sys
@@ -20,25 +23,25 @@ from tools.output import print_lines
 RUNS = (2, 3, 5, 10)
 
 
-def lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
-    """Yield what two models resolve, and two methods of several runs each; without items those of the benchmark."""
+def mde_lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
+    """Yield the MDE of two models, and of two methods with several runs each; without items, of the benchmark."""
     items = items or benchmark_items()
     yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
-    yield f"two models, over items alone      {power.mde_between_models(discordance, items):.4f}"
+    yield f"{'two models, over items only':33} {power.mde_between_models(discordance, items):.4f}"
     for runs in RUNS:
-        name = f"two methods of {runs} runs each"
+        name = f"two methods with {runs} runs each"
         yield f"{name:33} {power.mde_between_methods(discordance, spread, items, runs):.4f}"
 
 
 def benchmark_items() -> list[int]:
-    """Return how many items of every task are asked; raise UserError where the benchmark is not here yet."""
+    """Return the number of evaluated items of every task. Raises UserError if the benchmark was not fetched yet."""
     params = read_yaml(PARAMS)
     inputs = Path(str(params["fetch_benchmark"]["inputs"]))
     names = [f"{task.name}/{task.asked}.jsonl" for task in map(find_task, params["evaluate"]["tasks"])]
     for folder in (Path("data/benchmark"), inputs):
         if all((folder / name).is_file() for name in names):
             return [len(read_jsonl(folder / name)) for name in names]
-    raise UserError(f"no {names[0]} in data/benchmark or {inputs}; `dvc repro fetch_benchmark`, or give the numbers")
+    raise UserError(f"no {names[0]} in data/benchmark or {inputs}; run `dvc repro fetch_benchmark`, or give N")
 
 
 def main(words: list[str]) -> int:
@@ -49,7 +52,7 @@ def main(words: list[str]) -> int:
     except ValueError:
         print("usage: python -m tools.power DISCORDANCE SPREAD [N ...], shares from 0 to 1", file=sys.stderr)
         return 2
-    return print_lines(lines(discordance, spread, [int(n) for n in items]))
+    return print_lines(mde_lines(discordance, spread, [int(n) for n in items]))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""KoBEST, described once (Kim et al. 2022, arXiv 2204.04541; skt/kobest_v1 on the hub)."""
+"""KoBEST (Kim et al. 2022, arXiv 2204.04541; skt/kobest_v1 on the hub)."""
 
 from typing import NamedTuple
 
 
 class KobestTask(NamedTuple):
     columns: tuple[str, ...]
-    """All that is kept of an item."""
+    """The columns that are kept of an item."""
     identifying: tuple[str, ...]
-    """Columns that alone make an item known. A word, `원인`, an ending or an alternative does not."""
+    """Columns whose text identifies the item by itself. A word, `원인`, an ending or an alternative does not."""
     choices: int
     """Labels are 0..choices-1."""
     test_items: int
-    """Of version 1.0: figures over other items are of another benchmark."""
+    """Number of test items in version 1.0. A score over other items is not a KoBEST score."""
 
 
 KOBEST = {
@@ -21,4 +21,4 @@ KOBEST = {
     "sentineg": KobestTask(("sentence", "label"), ("sentence",), 2, 397),
     "wic": KobestTask(("word", "context_1", "context_2", "label"), ("context_1", "context_2"), 2, 1260),
 }
-"""By KoBEST's own names, which `evaluate.tasks` uses; any other task has the harness's name."""
+"""By KoBEST's own names, which `evaluate.tasks` uses. Every other task has the harness's name."""

@@ -1,4 +1,4 @@
-"""The model as lm-evaluation-harness drives it, in one process or several."""
+"""The model that lm-evaluation-harness queries, in one process or several."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Request = tuple[tuple[str, str], list[int], list[int]]
-"""The texts of a context and a continuation, and the tokens of both."""
+"""The texts of context and continuation, the context's tokens, the continuation's tokens."""
 Answer = tuple[float, bool]
-"""Log-likelihood of the continuation in nats, and whether it is the greedy one."""
+"""Log-likelihood of the continuation in nats, and whether greedy decoding would give it."""
 
 
 class SharedLM(HFLM):  # type: ignore[misc]
-    """HFLM whose batches are dealt to all processes, and which remembers the requests that it cut.
+    """HFLM that shares its batches among all processes, and records the requests that it truncates.
 
-    The batches are those that the harness itself makes in one process, so neither a bit nor a few-shot example depends
-    on how many processes there are. (Where the harness shares items out, each process draws other examples.)
+    The batches are those that the harness builds in one process, so neither a bit nor a few-shot example depends on the
+    number of processes. (The harness itself shares out items, and each process then draws other examples.)
     """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=False)
-        self.cut: set[tuple[str, str]] = set()
+        self.truncated: set[tuple[str, str]] = set()
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
         answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
     def _loglikelihood_tokens(self, requests: list[Request], *_: Any, **__: Any) -> list[Answer]:
-        self.note_the_cut(requests)
+        self.record_truncated(requests)
         batches = harness_batches(requests, self.batch_size)[rank() :: world()]
         mine: dict[int, Answer] = {}
         for numbers in progress(batches, len(batches), "log-likelihoods, batches"):
@@ -48,22 +48,22 @@ class SharedLM(HFLM):  # type: ignore[misc]
         found = gather_answers(mine)
         return [found[number] for number in range(len(requests))]
 
-    def note_the_cut(self, requests: list[Request]) -> None:
-        """Keep the texts of requests that the harness cuts on the left. Raises UserError if it would cut an answer."""
+    def record_truncated(self, requests: list[Request]) -> None:
+        """Record the requests that the harness cuts on the left. Raises UserError if it would cut a continuation."""
         for texts, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise UserError(
-                    f"the model takes {self.max_length} tokens, an answer has {len(continuation)}: {texts[1]}"
+                    f"the model takes {self.max_length} tokens, but an answer has {len(continuation)}: {texts[1]}"
                 )
-            if len(context) + len(continuation) > self.max_length + 1:  # the last token is predicted, not read
-                self.cut.add(texts)
+            if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
+                self.truncated.add(texts)
 
 
 @contextmanager
-def templates_compiled_once() -> Iterator[None]:
-    """Keep the compiled templates of prompts: the harness compiles them for every item and every example again.
+def cached_templates() -> Iterator[None]:
+    """Cache compiled prompt templates. The harness compiles them again for every item and every example.
 
-    That is 96 % of the time that it takes to write 10-shot prompts.
+    Compiling takes 96 % of the time that it needs to write 10-shot prompts.
     """
     env.from_string = cache(env.from_string)
     try:
@@ -73,9 +73,9 @@ def templates_compiled_once() -> Iterator[None]:
 
 
 def harness_batches(requests: list[Request], size: int) -> list[list[int]]:
-    """Return the numbers of each batch's requests, longest first, as lm_eval/models/utils.py (Collator) deals them.
+    """Return each batch as indices of requests, longest first, like the Collator of lm_eval/models/utils.py.
 
-    Requests that differ in the last token alone are one row of a batch.
+    Requests that differ only in the last token share a row of a batch.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, (_, context, continuation) in enumerate(requests):
@@ -90,7 +90,7 @@ def harness_batches(requests: list[Request], size: int) -> list[list[int]]:
 
 
 def gather_answers(mine: dict[int, Answer]) -> dict[int, Answer]:
-    """Return the answers of all processes, in all of them."""
+    """Return the answers of all processes, in every process."""
     if world() == 1:
         return mine
     import torch.distributed as dist

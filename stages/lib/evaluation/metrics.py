@@ -1,7 +1,7 @@
-"""The metrics of a benchmark: one entry of METRICS each, from which scores, intervals and plots follow.
+"""The metrics of a benchmark. Each is one entry of METRICS; scores, intervals and plots follow from it.
 
-accuracy, macro-F1 and acc_norm are those of lm-evaluation-harness (EleutherAI, lm_eval/tasks/kobest): macro-F1 is the
-mean of the classes' F1 over the classes that occur in gold or prediction.
+Accuracy, macro-F1 and acc_norm are those of lm-evaluation-harness (EleutherAI, lm_eval/tasks/kobest). Macro-F1 is the
+mean F1 of the classes that occur in gold or prediction.
 
 Dimension key: N items of a task, G gold class, A predicted class.
 """
@@ -19,20 +19,20 @@ Scores = dict[str, float]
 Counts = NDArray[np.int64]
 Values = NDArray[np.float64]
 ITEM = ["task", "split", "item"]
-"""Columns that name an item of a benchmark, in data/eval and in data/leaks.parquet."""
+"""Columns that identify a benchmark item, in data/eval and in data/leaks.parquet."""
 
 
 def accuracy(counts_GA: Counts) -> Values:
-    """Return the share of right answers [...] of counts [..., G, A]."""
+    """Return the share of correct answers [...] from counts [..., G, A]."""
     share: Values = np.trace(counts_GA, axis1=-2, axis2=-1) / counts_GA.sum((-2, -1))
     return share
 
 
 def macro_f1(counts_GA: Counts) -> Values:
-    """Return the mean F1 [...] over the classes that occur in gold or prediction, of counts [..., G, A]."""
-    right = np.diagonal(counts_GA, axis1=-2, axis2=-1)
-    named = counts_GA.sum(-1) + counts_GA.sum(-2)
-    mean: Values = (2 * right / np.maximum(named, 1)).sum(-1) / (named > 0).sum(-1)
+    """Return the mean F1 [...] of the classes that occur in gold or prediction, from counts [..., G, A]."""
+    correct = np.diagonal(counts_GA, axis1=-2, axis2=-1)
+    occurrences = counts_GA.sum(-1) + counts_GA.sum(-2)
+    mean: Values = (2 * correct / np.maximum(occurrences, 1)).sum(-1) / (occurrences > 0).sum(-1)
     return mean
 
 
@@ -42,62 +42,72 @@ def accuracy_values(gold_N: Classes, prediction_N: Classes) -> Values:
 
 
 def macro_f1_values(gold_N: Classes, prediction_N: Classes) -> Values:
-    """Return every item's value [N], whose mean is macro-F1 over the classes in gold or prediction."""
-    values = []
-    for one in np.union1d(gold_N, prediction_N):
-        gold, named = gold_N == one, prediction_N == one
-        values.append(ratio_values(2.0 * (gold & named), 1.0 * gold + named))
-    mean: Values = np.mean(values, axis=0)
-    return mean
-
-
-def ratio_values(above_N: Values, below_N: Values) -> Values:
-    """Return every item's value [N], whose mean is sum(above) / sum(below).
-
-    It is the ratio plus the item's influence on it (the infinitesimal jackknife: Efron 1982, The Jackknife, the
-    Bootstrap and Other Resampling Plans, chapter 6).
-    """
-    ratio = above_N.sum() / below_N.sum()
-    values: Values = ratio + (above_N - ratio * below_N) / below_N.mean()
+    """Return one value per item [N], whose mean is macro-F1 over the classes in gold or prediction."""
+    by_class = []
+    for label in np.union1d(gold_N, prediction_N):
+        is_gold, is_predicted = gold_N == label, prediction_N == label
+        by_class.append(ratio_values(2.0 * (is_gold & is_predicted), 1.0 * is_gold + is_predicted))
+    values: Values = np.mean(by_class, axis=0)
     return values
 
 
-def chosen(answers: Predictions) -> tuple[Classes, Classes]:
+def ratio_values(numerator_N: Values, denominator_N: Values) -> Values:
+    """Return one value per item [N], whose mean is sum(numerator) / sum(denominator).
+
+    A value is the ratio plus the item's influence on it (the infinitesimal jackknife: Efron 1982, The Jackknife, the
+    Bootstrap and Other Resampling Plans, chapter 6).
+    """
+    ratio = numerator_N.sum() / denominator_N.sum()
+    values: Values = ratio + (numerator_N - ratio * denominator_N) / denominator_N.mean()
+    return values
+
+
+def chosen_classes(answers: Predictions) -> tuple[Classes, Classes]:
     return answers.gold, answers.prediction
 
 
-def right_by_character(answers: Predictions) -> tuple[Classes, Classes] | None:
-    norm = answers.correct_norm
-    return None if norm is None else (np.ones_like(norm), norm)
+def correctness(answers: Predictions) -> tuple[Classes, Classes]:
+    """Return 1 and whether the answer is correct: two wrong answers to an item are equal, whatever their classes."""
+    correct_N = (answers.gold == answers.prediction).astype(np.int64)
+    return np.ones_like(correct_N), correct_N
+
+
+def correctness_by_character(answers: Predictions) -> tuple[Classes, Classes] | None:
+    """Return the same for the choice by likelihood per character."""
+    correct_N = answers.correct_norm
+    return None if correct_N is None else (np.ones_like(correct_N), correct_N)
 
 
 class Metric(NamedTuple):
     classes: Callable[[Predictions], tuple[Classes, Classes] | None]
-    """Gold and predicted class of every item [N] as the metric sees them; None if the task has no such metric."""
+    """Gold and predicted class of every item [N] as the metric sees them; None if the task lacks the metric."""
     score: Callable[[Counts], Values]
     """From counts of items [..., G, A] to the metric [...]."""
     values: Callable[[Classes, Classes], Values]
     """From the classes to one value per item [N], whose mean is the metric."""
     every_task: bool = True
-    """Whether every task has it; only then is there a mean over the tasks."""
+    """Whether every task has it. Only such a metric has a mean over tasks and a column in the plot of scores."""
 
 
 METRICS = {
-    "macro_f1": Metric(chosen, macro_f1, macro_f1_values),
-    "accuracy": Metric(chosen, accuracy, accuracy_values),
-    "acc_norm": Metric(right_by_character, accuracy, accuracy_values, every_task=False),
+    "macro_f1": Metric(chosen_classes, macro_f1, macro_f1_values),
+    "accuracy": Metric(correctness, accuracy, accuracy_values),
+    "acc_norm": Metric(correctness_by_character, accuracy, accuracy_values, every_task=False),
 }
-EVERYWHERE = tuple(name for name, metric in METRICS.items() if metric.every_task)
+
+
+def metrics_of_every_task() -> list[str]:
+    return [name for name, metric in METRICS.items() if metric.every_task]
 
 
 def classes_by_metric(answers: Predictions) -> dict[str, tuple[Classes, Classes]]:
-    """Return gold and prediction [N] under each metric that the task has."""
+    """Return gold and prediction [N] as each of the task's metrics sees them."""
     found = {name: metric.classes(answers) for name, metric in METRICS.items()}
     return {name: both for name, both in found.items() if both is not None}
 
 
 def tabulate(*columns_N: Classes) -> Counts:
-    """Return the counts [G, A, ...] of columns of classes 0, 1, ..., all axes of one length."""
+    """Return the counts [G, A, ...] of columns of classes 0, 1, ...; all axes have the same length."""
     columns = np.array(columns_N, dtype=np.int64)
     shape = (int(columns.max()) + 1,) * len(columns)
     flat = np.bincount(np.ravel_multi_index(tuple(columns), shape), minlength=shape[0] ** len(columns))
@@ -109,34 +119,35 @@ def scores(answers: Predictions) -> Scores:
 
 
 def majority_baseline(answers: Predictions) -> Scores:
-    """Return what always naming the most frequent class scores; of equally frequent classes, the first."""
-    most = np.full_like(answers.gold, np.bincount(answers.gold).argmax())
-    return scores(Predictions(answers.gold, most, None))
+    """Return the scores of a model that always predicts the most frequent class; of a tie, the first."""
+    majority_N = np.full_like(answers.gold, np.bincount(answers.gold).argmax())
+    return scores(Predictions(answers.gold, majority_N, None))
 
 
 def scores_by_task(items: pd.DataFrame, of: Callable[[Predictions], Scores] = scores) -> dict[str, dict[str, Scores]]:
-    """Return scores by shots and task, and their plain mean over the tasks as the task `mean`.
+    """Return scores by shots and task, and their unweighted mean over the tasks as the task `mean`.
 
-    Beside the scores stand `n`, the number of items, and `truncated`, how many of them were longer than the model.
+    Each task also has `n`, the number of its items, and `truncated`, how many of them did not fit into the model.
     """
     found: dict[str, dict[str, Scores]] = {}
+    everywhere = metrics_of_every_task()
     for (shots, task), group in items.groupby(["shots", "task"]):
         counts = {"n": len(group), "truncated": int(group["truncated"].sum())}
         found.setdefault(f"{shots}-shot", {})[str(task)] = of(of_one_task(group)) | counts
     for tasks in found.values():
-        tasks["mean"] = {name: sum(task[name] for task in tasks.values()) / len(tasks) for name in EVERYWHERE}
+        tasks["mean"] = {name: sum(task[name] for task in tasks.values()) / len(tasks) for name in everywhere}
     return found
 
 
 def scores_without_leaks(items: pd.DataFrame, leaks: pd.DataFrame) -> dict[str, dict[str, Scores]]:
-    """Return `scores_by_task` of the items that no row contains, for the tasks with leaked items, and the mean.
+    """Return `scores_by_task` over the items that no row contains: the tasks that have leaked items, and the mean.
 
-    There is no mean if all items of a task leak: it would be one over fewer tasks.
+    There is no mean if every item of a task leaked, because it would cover fewer tasks.
     """
-    known = pd.MultiIndex.from_frame(items[ITEM]).isin(pd.MultiIndex.from_frame(leaks[ITEM]))
-    whole = set(items.loc[~known, "task"]) == set(items["task"])
-    shown = {*items.loc[known, "task"], *(["mean"] if whole else [])}
-    if not known.any():
+    leaked = pd.MultiIndex.from_frame(items[ITEM]).isin(pd.MultiIndex.from_frame(leaks[ITEM]))
+    if not leaked.any():
         return {}
-    rest = scores_by_task(items[~known])
-    return {shots: {task: found for task, found in tasks.items() if task in shown} for shots, tasks in rest.items()}
+    complete = set(items.loc[~leaked, "task"]) == set(items["task"])
+    shown = {*items.loc[leaked, "task"], *(["mean"] if complete else [])}
+    clean = scores_by_task(items[~leaked])
+    return {shots: {task: found for task, found in tasks.items() if task in shown} for shots, tasks in clean.items()}

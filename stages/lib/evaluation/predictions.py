@@ -1,8 +1,8 @@
-"""What a model answered, item by item: as arrays, and short enough for git (metrics/items/<arm>.json).
+"""What a model answered, item by item: as arrays, and in a form short enough for git (metrics/items/<arm>.json).
 
-In the file, each task has one string of digits in item order per column: the gold class, the predicted one and, if the
-task has it, whether the length-normalised choice is right (`correct_norm`). Each held-out row has its answer tokens and
-its NLL in nats.
+In the file, each task has one string of digits per column, in item order: the gold class, the predicted class and, if
+the task has it, whether the length-normalised choice is correct (`correct_norm`). Each held-out row has its number of
+answer tokens and its NLL in nats.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     gold: Classes
     prediction: Classes
     correct_norm: Classes | None
-    """Whether the choice by likelihood per character is right; None if the task has no acc_norm."""
+    """Whether the choice by likelihood per character is correct; None if the task has no acc_norm."""
 
 
 ByTask = dict[str, dict[str, Predictions]]
@@ -47,20 +47,21 @@ def to_digits(answers: ByTask) -> dict[str, Any]:
     """Return the answers as JSON. Raises UserError if a task has more than ten choices."""
     return {
         shots: {
-            task: {name: digits(one) for name, one in columns._asdict().items() if one is not None}
+            task: {name: digits(column) for name, column in columns._asdict().items() if column is not None}
             for task, columns in tasks.items()
         }
         for shots, tasks in answers.items()
     }
 
 
-def digits(classes: Classes) -> str:
-    if classes.max() > 9:
-        raise UserError("a task has more than ten choices, but a digit holds ten; leave the task out of the benchmark")
-    return "".join(map(str, classes.tolist()))
+def digits(classes_N: Classes) -> str:
+    if classes_N.max() > 9:
+        raise UserError("a task has more than ten choices, but a class is stored as one digit; remove the task")
+    return "".join(map(str, classes_N.tolist()))
 
 
 def from_digits(content: dict[str, Any]) -> ByTask:
+    """Return the answers that `to_digits` wrote."""
     return {
         shots: {
             task: Predictions(
@@ -80,6 +81,6 @@ def classes(text: str) -> Classes:
 
 
 def held_out_answers(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return answer tokens and NLL in nats by id, as JSON."""
+    """Return the held-out rows' answer tokens and NLL in nats by id, as JSON."""
     ids = [str(name) for name in rows["id"]]
     return {name: dict(zip(ids, rows[name].tolist(), strict=True)) for name in ("tokens", "nll")}

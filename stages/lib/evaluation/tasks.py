@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, found by name, and the files that each of them reads."""
+"""Find a task of lm-evaluation-harness by its name, and the files that it reads."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,48 +17,48 @@ class Task:
 
     name: str
     path: Path
-    """The harness's definition."""
+    """Of the harness's definition."""
     repository: str
-    """Of the hub."""
+    """On the hub."""
     config: str | None
     splits: tuple[str, ...]
-    """What it reads: <split>.jsonl each."""
+    """The splits that it reads, each from <split>.jsonl."""
     asked: str
-    """The split whose items are asked: test, but CLIcK has only train."""
+    """The split whose items are evaluated: usually test, but CLIcK has only train."""
     metrics: tuple[str, ...]
 
 
 def find_task(name: str) -> Task:
-    """Return the harness's definition; raise UserError where it has none that asks for one of several choices."""
+    """Return a multiple-choice task. Raises UserError if the harness has no task of that name, or of another kind."""
     known = f"kobest_{name}" if name in KOBEST else name
     where = f"params.yaml: evaluate.tasks: {name}"
-    path, settings = definition(known)
+    path, settings = find_definition(known)
     if path is None:
         raise UserError(f"{where}: the harness has no task {known}")
     if "group" in settings:
-        raise UserError(f"{where}: a group of the harness; name its tasks: {', '.join(map(str, settings['task']))}")
+        raise UserError(f"{where}: a group of tasks; list its tasks instead: {', '.join(map(str, settings['task']))}")
     if settings.get("output_type") != "multiple_choice" or "process_results" in settings:
-        raise UserError(f"{where}: only multiple-choice tasks with one right answer can be evaluated here")
+        raise UserError(f"{where}: only multiple-choice tasks with one correct answer are supported")
     splits = dict.fromkeys(settings[key] for key in SPLITS if settings.get(key))
     metrics = tuple(metric["metric"] for metric in settings["metric_list"])
     asked = settings.get("test_split") or settings["validation_split"]
     return Task(name, path, settings["dataset_path"], settings.get("dataset_name"), tuple(splits), asked, metrics)
 
 
-def definition(name: str) -> tuple[Path | None, dict[str, Any]]:
-    """Return where the harness defines a task, and its settings with those that it includes."""
+def find_definition(name: str) -> tuple[Path | None, dict[str, Any]]:
+    """Return the path of a task's definition, and its settings including inherited ones; None if there is no task."""
     import lm_eval
 
-    everything = Path(lm_eval.__file__).parent / "tasks"
-    family = everything / name.partition("_")[0]
-    for folder in (family, everything) if family.is_dir() else (everything,):  # everything takes many seconds
-        if name in (entries := index(folder)):
+    all_tasks = Path(lm_eval.__file__).parent / "tasks"
+    family = all_tasks / name.partition("_")[0]
+    for folder in (family, all_tasks) if family.is_dir() else (all_tasks,):  # indexing all tasks takes many seconds
+        if name in (entries := task_index(folder)):
             return entries[name].yaml_path, entries[name].cfg or {}
     return None, {}
 
 
 @cache
-def index(folder: Path) -> dict[str, Any]:
+def task_index(folder: Path) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     entries: dict[str, Any] = TaskManager(include_path=str(folder), include_defaults=False).task_index

@@ -1,4 +1,4 @@
-"""How two models differ over items, and two methods over runs and items: by shots, task and metric.
+"""How two models differ over items, and how two methods differ over runs and items, by shots, task and metric.
 
 Dimension key: K runs of one method, N items of one task.
 """
@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
-from stages.lib.evaluation.metrics import EVERYWHERE, METRICS, accuracy, classes_by_metric, ratio_values, tabulate
+from stages.lib.evaluation.metrics import (
+    METRICS,
+    accuracy,
+    classes_by_metric,
+    metrics_of_every_task,
+    ratio_values,
+    tabulate,
+)
 from stages.lib.evaluation.predictions import ByTask, Predictions
 from stages.lib.statistics import paired, replicates
 
@@ -24,12 +31,12 @@ class Resampling(Section):
     resamples: Positive
     """Resamples of the items, for an interval."""
     randomisations: Positive
-    """Random exchanges of answers, for a p, which is at least one over this number and one."""
+    """Random exchanges of answers, for a p. The smallest possible p is 1 / (randomisations + 1)."""
     seed: Count
 
 
 class Run(NamedTuple):
-    """What one run answered, as metrics/items/<arm>.json holds it."""
+    """The answers of one run, as in metrics/items/<arm>.json."""
 
     answers: ByTask
     tokens: dict[str, int]
@@ -38,18 +45,18 @@ class Run(NamedTuple):
     """In nats, by held-out row."""
 
 
-class Differing(NamedTuple):
-    """One task, or the held-out rows, under the runs of two methods."""
+class RunValues(NamedTuple):
+    """One task, or the held-out rows, as the runs of two methods answered it."""
 
     ours: NDArray[np.float64]
     """Values [K, N] whose mean over items is the score."""
     theirs: NDArray[np.float64]
     discordant: int
-    """Items on which not all runs of both methods agree."""
+    """Items on which the runs do not all agree."""
 
 
 def compare_models(settings: Resampling, ours: ByTask, theirs: ByTask) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Return ours minus theirs, of two models that answered the same items (`paired`)."""
+    """Return ours minus theirs for two models that answered the same items (see `paired`)."""
     found: dict[str, Any] = {}
     for shots, tasks in ours.items():
         tables = {task: counts_by_metric(tasks[task], theirs[shots][task]) for task in tasks}
@@ -71,13 +78,13 @@ def counts_by_metric(ours: Predictions, theirs: Predictions) -> dict[str, paired
 
 
 def draw(settings: Resampling, name: str, metric: str, counts_GAB: paired.Counts) -> paired.Draws:
-    """Return one task's draws; each task has a generator of its own, so that another task changes no number."""
+    """Return the draws of one task. Each task has its own generator, so another task changes no number."""
     rng = np.random.default_rng([settings.seed, *name.encode()])
     return paired.draw_items(counts_GAB, METRICS[metric].score, settings.resamples, settings.randomisations, rng)
 
 
 def compare_losses(settings: Resampling, rows: pd.DataFrame, other: pd.Series) -> dict[str, Estimate]:
-    """Return our held-out loss minus the other's, in nats per answer token, over all rows (`all`) and per source."""
+    """Return our held-out loss minus the other model's, in nats per answer token: of `all` rows and per source."""
     return {
         name: paired.estimate(
             paired.draw_rows(
@@ -94,26 +101,26 @@ def compare_losses(settings: Resampling, rows: pd.DataFrame, other: pd.Series) -
 
 
 def rows_with_answers(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the held-out rows that have an answer token: `all` of them, and those of every source that has any."""
+    """Return the held-out rows that have an answer token: `all`, and those of every source that has any."""
     groups = {"all": rows, **{str(source): group for source, group in rows.groupby("source")}}
     return {name: group[group["tokens"] > 0] for name, group in groups.items() if group["tokens"].sum()}
 
 
 def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
-    """Return ours minus theirs, of two methods of several runs each (`replicates`), in scores and held-out loss."""
+    """Return ours minus theirs for two methods with several runs each (see `replicates`), in scores and loss."""
     require_same_questions(ours + theirs)
     found = {}
     for shots, tasks in ours[0].answers.items():
-        differing = {
+        values = {
             task: {metric: on_items(ours, theirs, shots, task, metric) for metric in classes_by_metric(answers)}
             for task, answers in tasks.items()
         }
-        found[shots] = with_mean(differing, over_runs)
+        found[shots] = with_mean(values, over_runs)
     rows = sum(count > 0 for count in ours[0].tokens.values())
     return {"scores": found, "held_out_loss": {"all": over_runs([on_held_out(ours, theirs)])} if rows > 1 else {}}
 
 
-def over_runs(tasks: Sequence[Differing]) -> Estimate:
+def over_runs(tasks: Sequence[RunValues]) -> Estimate:
     found = replicates.crossed([task.ours for task in tasks], [task.theirs for task in tasks])
     if sum(task.discordant for task in tasks) < paired.FEW:
         del found["mde"]
@@ -121,18 +128,18 @@ def over_runs(tasks: Sequence[Differing]) -> Estimate:
     return found
 
 
-def on_items(ours: list[Run], theirs: list[Run], shots: str, task: str, metric: str) -> Differing:
+def on_items(ours: list[Run], theirs: list[Run], shots: str, task: str, metric: str) -> RunValues:
     found = [classes_by_metric(run.answers[shots][task])[metric] for run in ours + theirs]
     values_KN = np.array([METRICS[metric].values(*both) for both in found])
-    return Differing(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([one for _, one in found])))
+    return RunValues(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([one for _, one in found])))
 
 
-def on_held_out(ours: list[Run], theirs: list[Run]) -> Differing:
+def on_held_out(ours: list[Run], theirs: list[Run]) -> RunValues:
     counts = {row: count for row, count in sorted(ours[0].tokens.items()) if count}
     tokens_N = np.array(list(counts.values()), dtype=np.float64)
     nll_KN = np.array([[run.nll[row] for row in counts] for run in ours + theirs])
     values_KN = np.array([ratio_values(nll_N, tokens_N) for nll_N in nll_KN])
-    return Differing(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(nll_KN))
+    return RunValues(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(nll_KN))
 
 
 def disagreement(answers_KN: NDArray[Any]) -> int:
@@ -145,11 +152,12 @@ def require_same_questions(runs: list[Run]) -> None:
         return gold, run.tokens
 
     if any(questions(run) != questions(runs[0]) for run in runs):
-        raise UserError("metrics/items: runs answered different items or held-out rows; run `dvc repro`")
+        raise UserError("metrics/items: the runs answered different items or held-out rows; run `dvc repro`")
 
 
 def with_mean(found: dict[str, dict[str, T]], of: Callable[[list[T]], Estimate]) -> dict[str, dict[str, Estimate]]:
-    """Return the estimate of every task and metric, adjusted over the tasks, and of their `mean` over the tasks."""
+    """Return an estimate for every task and metric, with p adjusted over the tasks, and one for the `mean` of tasks."""
     estimates = {task: {metric: of([one]) for metric, one in metrics.items()} for task, metrics in found.items()}
     paired.adjust(estimates)
-    return estimates | {"mean": {metric: of([metrics[metric] for metrics in found.values()]) for metric in EVERYWHERE}}
+    everywhere = metrics_of_every_task()
+    return estimates | {"mean": {metric: of([metrics[metric] for metrics in found.values()]) for metric in everywhere}}

@@ -1,18 +1,19 @@
-"""Do these two models differ? Intervals and tests over the items that both answered.
+"""Do two models differ? Intervals and tests over the items that both answered.
 
-What two models answered on one task is a small table of counts, gold x prediction x the other's prediction, so items
-are resampled by drawing counts. Dimension key: R resamples, G gold class, A prediction, B the other's prediction,
+The answers of two models to one task are a small table of counts, gold x prediction x the other's prediction. Items are
+resampled by drawing counts. Dimension key: R resamples, G gold class, A prediction, B the other's prediction,
 N held-out rows.
 
 - Interval: percentiles of the paired bootstrap (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters
-  13 and 16), the statistic computed again in every resample.
-- p: paired randomisation test (Noreen 1989, Computer-Intensive Methods for Testing Hypotheses, chapter 2): if the
+  13 and 16). The score is computed again in every resample.
+- p: paired randomisation test (Noreen 1989, Computer-Intensive Methods for Testing Hypotheses, chapter 2). If the
   models do not differ, either could have given either answer to an item.
 - Check for accuracy: McNemar's test with mid-p (Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology
   13:91, equation 6).
-- Over several tasks: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
+- Several tasks: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
 
-None of these knows that another seed would have given another model: see `runs`.
+None of these includes the noise of training, that is, how much another seed would have changed a model: `replicates`
+does.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,35 +30,35 @@ Values = NDArray[np.float64]
 Score = Callable[[Counts], Values]
 LEVELS = (0.025, 0.975)
 FEW = 10
-"""Items on which two models must differ before an interval or a test says anything."""
+"""Items on which two models must differ before an interval or a test means anything."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """A difference, and what chance makes of it."""
+    """A difference, and what it is in random resamples."""
 
     est: float
     resampled: Values
-    """The difference in R resamples of the items [R]."""
+    """The difference in resamples of the items [R]."""
     swapped: Values
-    """The difference where a coin says whose answer is whose [R]."""
+    """The difference after the models exchanged their answers to random items [R]."""
     discordant: int
     """Items on which the two models differ."""
 
 
 def score_difference(score: Score, counts_GAB: Counts) -> Values:
-    """Return ours minus theirs [...] of counts [..., G, A, B]."""
+    """Return ours minus theirs [...] from counts [..., G, A, B]."""
     return score(counts_GAB.sum(-1)) - score(counts_GAB.sum(-2))
 
 
 def resample(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
-    """Return counts [R, G, A, B] of as many items, drawn with replacement."""
+    """Return the counts [R, G, A, B] of resamples of the same size, drawn with replacement."""
     items = int(counts_GAB.sum())
     return rng.multinomial(items, counts_GAB.ravel() / items, size=times).reshape(times, *counts_GAB.shape)
 
 
 def swap(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
-    """Return counts [R, G, A, B] after a fair coin for every item on whether the models exchange their answers."""
+    """Return the counts [R, G, A, B] after the models exchanged their answers to each item with probability 0.5."""
     a, b = np.indices(counts_GAB.shape)[1:]
     either = np.where(a < b, counts_GAB + counts_GAB.swapaxes(-1, -2), 0)
     heads = rng.binomial(either, 0.5, size=(times, *either.shape))
@@ -67,7 +68,7 @@ def swap(counts_GAB: Counts, times: int, rng: np.random.Generator) -> Counts:
 def draw_items(
     counts_GAB: Counts, score: Score, resamples: int, randomisations: int, rng: np.random.Generator
 ) -> Draws:
-    """Return the difference of a statistic on one task."""
+    """Return the difference in a score on one task."""
     return Draws(
         est=float(score_difference(score, counts_GAB)),
         resampled=score_difference(score, resample(counts_GAB, resamples, rng)),
@@ -77,7 +78,7 @@ def draw_items(
 
 
 def draw_rows(ours: Values, theirs: Values, tokens: Counts, resamples: int, randomisations: int, seed: int) -> Draws:
-    """Return the difference of two losses per token, sum over sum, of nll [N] in nats; rows are resampled."""
+    """Return the difference in loss per token, from nll [N] in nats: a ratio of sums. Rows are resampled."""
     rng = np.random.default_rng(seed)
     gap, rows = ours - theirs, len(tokens)
     places = (rng.integers(rows, size=rows) for _ in range(resamples))
@@ -91,7 +92,7 @@ def draw_rows(ours: Values, theirs: Values, tokens: Counts, resamples: int, rand
 
 
 def mean(draws: Sequence[Draws]) -> Draws:
-    """Return the plain mean over tasks that were drawn independently of each other."""
+    """Return the unweighted mean over tasks, which were drawn independently."""
     return Draws(
         est=sum(one.est for one in draws) / len(draws),
         resampled=np.mean([one.resampled for one in draws], axis=0),
@@ -101,9 +102,9 @@ def mean(draws: Sequence[Draws]) -> Draws:
 
 
 def estimate(draws: Draws) -> dict[str, float]:
-    """Return est, its 95 % interval lo to hi, p and `mde`, the smallest difference that these items find at 80 %.
+    """Return est, its 95 % interval lo to hi, p and `mde`, the minimum detectable effect with these items.
 
-    If the models differ on too few items to say anything, `too_few` is 1 in place of `mde`.
+    If the models differ on too few items, there is `too_few`: 1 instead of `mde`.
     """
     lo, hi = np.quantile(draws.resampled, LEVELS)
     extreme = np.count_nonzero(np.abs(draws.swapped) >= abs(draws.est) - 1e-12)
@@ -118,15 +119,15 @@ def estimate(draws: Draws) -> dict[str, float]:
 
 
 def mcnemar(counts_GAB: Counts) -> float:
-    """Return the mid-p of McNemar's test that two models are right equally often."""
+    """Return the mid-p of McNemar's test of whether two models are correct equally often."""
     ours = int(np.einsum("gga->", counts_GAB) - np.einsum("ggg->", counts_GAB))
     theirs = int(np.einsum("gag->", counts_GAB) - np.einsum("ggg->", counts_GAB))
-    coins = stats.binom(ours + theirs, 0.5)
-    return float(2 * coins.cdf(min(ours, theirs)) - coins.pmf(min(ours, theirs)))
+    fewer, null = min(ours, theirs), stats.binom(ours + theirs, 0.5)
+    return float(2 * null.cdf(fewer) - null.pmf(fewer))
 
 
 def adjust(estimates: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Put `p_holm` beside every p of estimates[task][metric]; the tasks of a metric are a family."""
+    """Add `p_holm` to every estimates[task][metric]; the tasks of one metric are a family."""
     for metric in {metric for task in estimates.values() for metric in task}:
         family = [task[metric] for task in estimates.values() if metric in task]
         for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
@@ -134,7 +135,7 @@ def adjust(estimates: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return the p of one family, adjusted so that the chance of any false finding is at most the level."""
+    """Return the p-values of one family, adjusted so that the chance of any false finding is at most the level."""
     order = np.argsort(p, kind="stable")
     stepped = np.asarray(p)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))

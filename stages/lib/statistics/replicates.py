@@ -1,18 +1,18 @@
-"""Does the method help? An interval that covers runs and items together.
+"""Does the method help? An interval over runs and items together.
 
-Two models trained on two draws, or with two seeds, differ; enough items make any such difference "significant". So
-several runs of each method answer the same items, and a two-way analysis of variance, runs nested in the method and
-items crossed with both, gives the variance of the difference of the methods (Searle, Casella and McCulloch 1992,
-Variance Components, chapter 4), each method with a variance of its own (Welch 1947, Biometrika 34, 28-35), as a method
-that draws no rows varies less than one that does:
+Two models trained on different samples or with different seeds differ, and with enough items any such difference is
+"significant". So several runs of each method answer the same items. A two-way analysis of variance, with runs nested in
+the method and items crossed with both, gives the variance of the difference between the methods (Searle, Casella and
+McCulloch 1992, Variance Components, chapter 4):
 
-    over items + over runs - what both count of run x item
+    over items + over runs - run x item, which both contain
 
-with the degrees of freedom of Satterthwaite 1946, Biometrics Bulletin 2(6), 110-114. No part is taken to be below 0.
+Each method has its own variance over runs (Welch 1947, Biometrika 34, 28-35), because a method that draws no rows
+varies less than one that does. The degrees of freedom are those of Satterthwaite 1946, Biometrics Bulletin 2(6),
+110-114. No component is taken to be negative.
 
-Accuracy is a mean over items as it stands. Macro-F1 and a loss per token are linearised: an item's value is the
-statistic plus the item's influence on it (the infinitesimal jackknife: Efron 1982, The Jackknife, the Bootstrap and
-Other Resampling Plans, chapter 6), so their mean over items is the statistic itself.
+Accuracy is a mean over items. Macro-F1 and loss per token are made one (`metrics.ratio_values`): each item's value is
+the score plus the item's influence on it.
 
 Dimension key: K runs of one method, N items of one task.
 """
@@ -27,14 +27,14 @@ from stages.lib.statistics import power
 
 Values = NDArray[np.float64]
 ROUNDING = 1e-24
-"""A variance below it is of floating-point sums: all runs answer alike, and nothing can be told."""
+"""A variance below this comes from floating-point sums: all runs gave the same answers."""
 
 
 def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float]:
-    """Return ours minus theirs in the plain mean over tasks: est, lo, hi, p, `mde` and the spread of a run.
+    """Return ours minus theirs in the unweighted mean over tasks: est, lo, hi, p, `mde` and `run_sd`.
 
-    Each sequence holds one array [K, N] per task: the same K runs in each, K of 2 or more, and the same items in both.
-    `run_sd` is the standard deviation of a run's score within its method, noise of the items taken off.
+    Each sequence has one array [K, N] per task, with the same K >= 2 runs in each task and the same items in both
+    sequences. `run_sd` is the standard deviation of a run's score within its method, without the noise of the items.
     """
     tasks = len(ours)
     gaps = [a.mean(0) - b.mean(0) for a, b in zip(ours, theirs, strict=True)]
@@ -56,13 +56,13 @@ def crossed(ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, float
 
 
 def run_part(method: Sequence[Values]) -> power.Part:
-    """Return the variance of a method's mean as its runs show it, and its degrees of freedom."""
+    """Return the variance of a method's mean score over its runs, and its degrees of freedom."""
     scores_K = np.mean([task.mean(1) for task in method], axis=0)
     return float(scores_K.var(ddof=1)) / len(scores_K), len(scores_K) - 1
 
 
 def rest_parts(method: Sequence[Values]) -> list[power.Part]:
-    """Return for every task the part of that variance that is run x item, and its degrees of freedom."""
+    """Return the part of that variance that is run x item, and its degrees of freedom, for every task."""
     found = []
     for values_KN in method:
         runs, items = values_KN.shape
