@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env repro test slow check bench default clean
+.PHONY: help env repro test slow check docs figures bench default clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -31,10 +31,17 @@ test: $(READY) ## Run the tests
 slow: $(READY) ## Run the tests that take minutes each
 	python -m pytest -m slow -s
 
-check: $(READY) ## Format, lint and types
+check: $(READY) docs ## Format, lint, types and links
 	ruff format --check .
 	ruff check .
 	mypy
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY) ## Build the pages of docs/ into site/; a broken link fails
+	mkdocs build --quiet --strict
+
+figures: $(READY) ## Draw the pictures of README and docs from committed figures
+	python -m tools.figures
 
 bench: $(READY) ## Measure speed, memory and growth (an hour or two); models and rows of `make repro`
 	$(VENV)/bin/python -m tools.install ".[bench]"
@@ -48,4 +55,4 @@ default: $(READY) ## Compose the bundled data again from tools/default
 	python -m tools.make_default
 
 clean: ## Remove the environment and caches, nothing that a stage wrote
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
