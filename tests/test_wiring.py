@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.lib.core.params import read_yaml
-from tests.project import ROOT
+from tests.project import ROOT, run
 from tools import wire
 from tools.wire import closure, code_deps, is_code, misnamed_flags, module_of, path_of
 
@@ -165,12 +165,14 @@ def test_expensive_stages_own_cached_outs_only() -> None:
         assert not {"metrics", "plots"} & set(STAGES[stage])
 
 
-def test_every_out_that_git_does_not_track_is_ignored_by_git() -> None:
-    rules = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    ignored = [rule.rstrip("*/") for rule in rules if rule.startswith(("/data", "/models"))]
-    for stage in STAGES.values():
-        for out in stage.get("outs", []):
-            assert not isinstance(out, str) or any(f"/{out}".startswith(rule) for rule in ignored)
+def test_git_ignores_every_out_that_dvc_caches_and_no_other() -> None:
+    every = [out for stage in STAGES.values() for out in [*stage.get("outs", []), *stage.get("metrics", [])]]
+    cached = {out.replace("${key}", "name") for out in every if isinstance(out, str)}
+    tracked = {path.replace("${key}", "name") for out in every if not isinstance(out, str) for path in out}
+    ignored = run(
+        ROOT, "git", "check-ignore", "--no-index", *(f"{path}/" for path in cached), *cached, *tracked, code=None
+    )
+    assert {path.rstrip("/") for path in ignored.split()} == cached
 
 
 FUNCTIONS = [
