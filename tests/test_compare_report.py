@@ -3,30 +3,53 @@
 import json
 import logging
 import math
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
+from sklearn.metrics import balanced_accuracy_score
 
 from stages import compare as comparing
 from stages import report as reporting
-from stages.cluster import CLUSTERS
 from stages.evaluate import ITEMS
-from stages.lib.core.artifacts import read_json, write_json, write_jsonl, write_table
+from stages.lib.core.artifacts import read_json, write_json, write_table
 from stages.lib.core.errors import UserError
-from stages.merge import DROPPED, RAW
-from stages.ppl import PPL
+from stages.lib.core.runner import parse_arguments
+from stages.lib.evaluation import metrics
 from stages.sample import SAMPLE
 from stages.train import HELD_OUT
+from tests.corpus import SIZES, run_profile, write_corpus, write_size
+from tests.project import ROOT
 
 GOLD = {"copa": [0, 1, 0, 1], "hellaswag": [0, 1, 2, 3]}
 BASE = {"copa": [1, 1, 1, 1], "hellaswag": [0, 0, 0, 0]}
 CONTROL = {"copa": [0, 1, 1, 0], "hellaswag": [0, 1, 0, 0]}
 ARM = {"copa": [0, 1, 0, 0], "hellaswag": [0, 1, 2, 0]}
-REPORT = {"epochs": 1.0, "rows": 2, "rows_without_answer": 0, "steps": 2, "tokens": 50}
+TRAINING = {
+    "epochs": 1.0,
+    "rows": 2,
+    "rows_without_answer": 0,
+    "steps": 2,
+    "tokens": 50,
+    "loss": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}],
+}
+ROWS = {
+    "id": ["a", "b", "c", "d"],
+    "length_group": [0, 0, 1, 1],
+    "cluster": [0, 0, 2, 2],
+    "rank": pd.array([0, 1, 0, None], dtype="Int64"),
+    "score": [1.0, 2.0, 3.0, None],
+    "selected": [True, False, True, False],
+    "reason": ["selected", "outside the quota", "selected", "no perplexity"],
+}
+FLOPS = 3 * (2 * SIZES["base"] * 50 + 4 * 2 * 4 * 50**2 // 2)
+"""Of training on fifty tokens in two rows."""
 
 
-def items(folder, predictions, gold=GOLD):
+def write_items(folder, predictions, gold=GOLD):
     """Write items.parquet of both tasks, without and with two shots."""
     rows = [
         {
@@ -46,56 +69,58 @@ def items(folder, predictions, gold=GOLD):
         for number, right in enumerate(golds)
     ]
     write_table(folder / "items.parquet", pd.DataFrame(rows), ITEMS)
+
+
+def write_losses(path, nll, ids=("h0", "h1", "h2")):
+    columns = {"id": list(ids), "source": ["life", "life", "faq"][: len(ids)], "tokens": [10, 30, 20][: len(ids)]}
+    write_table(path, columns | {"nll_base": [40.0, 90.0, 80.0][: len(ids)], "nll": nll}, HELD_OUT)
+
+
+def write_arm(data, arm, predictions, nll, gold=GOLD):
+    """Write all that `compare` reads of an arm."""
+    write_items(data / "eval" / arm, predictions, gold)
+    write_losses(data / "train" / f"{arm}.parquet", nll)
+    write_json(data / "train" / f"{arm}.json", TRAINING)
+    write_table(data / "samples" / f"{arm}.parquet", ROWS, SAMPLE)
+
+
+@pytest.fixture
+def data(tmp_path, write_leaks):
+    """data/ as the stages before `compare` leave it for an arm, the control and the base."""
+    folder = tmp_path / "data"
+    write_arm(folder, "spread", ARM, [30.0, 60.0, 50.0])
+    write_arm(folder, "random", CONTROL, [35.0, 80.0, 70.0])
+    write_items(folder / "eval" / "base", BASE)
+    shutil.copyfile(write_leaks(), folder / "leaks.parquet")
+    write_size(tmp_path / "models/hub/base.json", "base")
     return folder
 
 
-def losses(path, nll, ids=("h0", "h1", "h2")):
-    columns = {"id": list(ids), "source": ["life", "life", "faq"][: len(ids)], "tokens": [10, 30, 20][: len(ids)]}
-    write_table(path, columns | {"nll_base": [40.0, 90.0, 80.0][: len(ids)], "nll": nll}, HELD_OUT)
-    return path
+SETTINGS = {"compare": {"resamples": 200, "randomisations": 200, "seed": 1}, "control": "random"}
 
 
 @pytest.fixture
-def files(tmp_path, write_leaks):
-    """All that compare reads of an arm and a control, as the stages before write it."""
-    why = {
-        "id": ["a", "b", "c", "d"],
-        "length_group": [0, 0, 1, 1],
-        "cluster": [0, 0, 2, 2],
-        "rank": pd.array([0, 1, 0, None], dtype="Int64"),
-        "score": [1.0, 2.0, 3.0, None],
-        "selected": [True, False, True, False],
-        "reason": ["selected", "outside the quota", "selected", "no perplexity"],
-    }
-    write_table(tmp_path / "why", why, SAMPLE)
-    write_json(tmp_path / "training.json", REPORT | {"loss": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]})
-    return {
-        "why": tmp_path / "why",
-        "training": tmp_path / "training.json",
-        "losses": losses(tmp_path / "ours", [30.0, 60.0, 50.0]),
-        "control_losses": losses(tmp_path / "theirs", [35.0, 80.0, 70.0]),
-        "items": items(tmp_path / "eval" / "spread", ARM),
-        "control_items": items(tmp_path / "eval" / "random", CONTROL),
-        "base_items": items(tmp_path / "eval" / "base", BASE),
-        "leaks": write_leaks(),
-    }
+def compare(data, tmp_path):
+    """Compare an arm; return what is written in metrics/arms."""
 
-
-@pytest.fixture
-def compare(tmp_path):
-    def run(arm, files):
-        folder = tmp_path / "metrics"
-        path, outcome = folder / "arms" / f"{arm}.json", folder / "items" / f"{arm}.json"
-        settings = {"resamples": 200, "randomisations": 200, "seed": 1}
-        params = comparing.Params.model_validate({"compare": settings, "control": "random"})
-        comparing.compare(params, arm, metrics=path, outcome=outcome, **files)
-        return read_json(path)
+    def run(arm, seed=1, **changed):
+        params = comparing.Params.model_validate(SETTINGS | {"compare": SETTINGS["compare"] | {"seed": seed}})
+        out = {
+            name: tmp_path / "metrics" / folder / f"{arm}.json"
+            for name, folder in (("metrics", "arms"), ("items", "items"))
+        }
+        paths = {"evaluations": data / "eval", "leaks": data / "leaks.parquet"} | out
+        if arm != "base":
+            paths |= {"samples": data / "samples", "training": data / "train"}
+            paths |= {"base_json": tmp_path / "models/hub/base.json"}
+        comparing.compare(params, arm=arm, **paths | changed)
+        return read_json(out["metrics"])
 
     return run
 
 
-def test_scores_are_those_of_the_items(compare, files):
-    scores = compare("spread", files)["scores"]
+def test_scores_are_those_of_the_items(compare):
+    scores = compare("spread")["scores"]
     assert list(scores) == ["0-shot", "2-shot"]
     expected = {"accuracy": 0.75, "macro_f1": pytest.approx((2 / 3 + 0.8) / 2), "n": 4, "truncated": 0}
     assert scores["0-shot"]["copa"] == expected
@@ -104,8 +129,8 @@ def test_scores_are_those_of_the_items(compare, files):
     assert scores["0-shot"]["mean"]["accuracy"] == 0.75
 
 
-def test_differences_are_the_arm_minus_the_other(compare, files):
-    found = compare("spread", files)
+def test_differences_are_the_arm_minus_the_other(compare):
+    found = compare("spread")
     for task, control, base in (("copa", 0.5, 0.5), ("hellaswag", 0.5, 0.25), ("mean", 0.5, 0.375)):
         assert found["vs_control"]["scores"]["2-shot"][task]["accuracy"]["est"] == 0.75 - control
         assert found["vs_base"]["scores"]["2-shot"][task]["accuracy"]["est"] == 0.75 - base
@@ -114,35 +139,30 @@ def test_differences_are_the_arm_minus_the_other(compare, files):
     assert found["vs_base"]["held_out_loss"]["faq"]["est"] == pytest.approx((50 - 80) / 20)
 
 
-def test_every_difference_of_the_arms_scores_is_that_of_their_figures(compare, files):
-    found = compare("spread", files)
-    control = compare("random", files | {"losses": files["control_losses"], "items": files["control_items"]})
+def test_every_difference_in_scores_is_that_of_the_arms_own_scores(compare):
+    found, control = compare("spread"), compare("random")
     for shots, tasks in found["vs_control"]["scores"].items():
-        for task, metrics in tasks.items():
-            assert metrics.keys() == found["scores"][shots][task].keys() - {"n", "truncated"}
-            for metric, one in metrics.items():
+        for task, by_metric in tasks.items():
+            assert by_metric.keys() == found["scores"][shots][task].keys() - {"n", "truncated"}
+            for metric, estimate in by_metric.items():
                 gap = found["scores"][shots][task][metric] - control["scores"][shots][task][metric]
-                assert one["est"] == pytest.approx(gap, abs=1e-12)
-                assert one["lo"] <= one["est"] <= one["hi"]
-                assert one["too_few"] == 1
-                assert 0 < one["p"] <= one.get("p_holm", 1) <= 1
+                assert estimate["est"] == pytest.approx(gap, abs=1e-12)
+                assert estimate["lo"] <= estimate["est"] <= estimate["hi"]
+                assert estimate["too_few"] == 1
+                assert 0 < estimate["p"] <= estimate.get("p_holm", 1) <= 1
 
 
-def test_what_a_comparison_draws_of_a_task_does_not_depend_on_other_tasks(compare, files, tmp_path):
-    both = compare("spread", files)
-    gold = {"copa": GOLD["copa"]}
-    alone = {
-        name: items(tmp_path / "copa" / name, answers, gold)
-        for name, answers in (("items", ARM), ("control_items", CONTROL), ("base_items", BASE))
-    }
-    one, other = (
-        run["vs_control"]["scores"]["0-shot"]["copa"]["macro_f1"] for run in (both, compare("spread", files | alone))
-    )
+def test_an_interval_of_a_task_does_not_depend_on_other_tasks(compare, data):
+    both = compare("spread")
+    for arm, answers in (("spread", ARM), ("random", CONTROL), ("base", BASE)):
+        write_items(data / "eval" / arm, answers, {"copa": GOLD["copa"]})
+    copa = compare("spread")
+    one, other = (run["vs_control"]["scores"]["0-shot"]["copa"]["macro_f1"] for run in (both, copa))
     assert {key: one[key] for key in ("lo", "hi", "p")} == {key: other[key] for key in ("lo", "hi", "p")}
 
 
-def test_what_git_keeps_of_the_answers_is_what_was_answered(compare, files, tmp_path):
-    compare("spread", files)
+def test_what_git_keeps_of_the_answers_is_what_was_answered(compare, tmp_path):
+    compare("spread")
     kept = read_json(tmp_path / "metrics" / "items" / "spread.json")
     assert kept["items"]["2-shot"]["copa"] == {"gold": "0101", "prediction": "0100"}
     assert kept["items"]["0-shot"]["hellaswag"] == {"gold": "0123", "prediction": "0120", "correct_norm": "1110"}
@@ -152,15 +172,14 @@ def test_what_git_keeps_of_the_answers_is_what_was_answered(compare, files, tmp_
     }
 
 
-def test_the_control_is_not_compared_with_itself(compare, files):
-    ours = files | {"losses": files["control_losses"], "items": files["control_items"]}
-    found = compare("random", ours)
+def test_the_control_is_not_compared_with_itself(compare):
+    found = compare("random")
     assert "vs_control" not in found
     assert found["vs_base"]["scores"]["0-shot"]["hellaswag"]["accuracy"]["est"] == 0.25
 
 
-def test_cells_count_candidates_and_selected_rows(compare, files):
-    assert compare("spread", files)["sample"] == {
+def test_cells_count_candidates_and_selected_rows(compare):
+    assert compare("spread")["sample"] == {
         "rows": 2,
         "candidates": 3,
         "cells_covered": 2,
@@ -169,6 +188,50 @@ def test_cells_count_candidates_and_selected_rows(compare, files):
             {"cell": "1.2", "candidates": 1, "selected": 1},
         ],
     }
+
+
+def test_an_arm_has_its_training_report_and_what_training_cost(compare):
+    found = compare("spread")
+    assert found["train"] == TRAINING
+    assert found["cost"] == {"training_tokens": 50, "training_flops": FLOPS}
+
+
+def test_the_base_has_scores_and_the_majority_baseline_but_no_sample_and_no_training(compare, tmp_path):
+    found = compare("base")
+    assert found.keys() == {"scores", "scores_without_leaks", "majority_baseline"}
+    assert found["scores"]["0-shot"]["copa"] == {"accuracy": 0.5, "macro_f1": 1 / 3, "n": 4, "truncated": 0}
+    assert found["scores"]["0-shot"]["hellaswag"]["acc_norm"] == 0.25
+    majority = found["majority_baseline"]["2-shot"]
+    assert majority["copa"] == {"accuracy": 0.5, "macro_f1": 1 / 3, "n": 4, "truncated": 1}
+    assert majority["hellaswag"] == {"accuracy": 0.25, "macro_f1": pytest.approx(0.1), "n": 4, "truncated": 1}
+    assert majority["mean"] == {"accuracy": 0.375, "macro_f1": pytest.approx((1 / 3 + 0.1) / 2)}
+    kept = read_json(tmp_path / "metrics" / "items" / "base.json")
+    assert kept.keys() == {"items"}
+    assert kept["items"]["0-shot"]["copa"] == {"gold": "0101", "prediction": "1111"}
+
+
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+@pytest.mark.parametrize("arm", ["spread", "random", "base"])
+def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkeypatch):
+    wanted = compare(arm)
+    stage = STAGES["compare_base"] if arm == "base" else STAGES["compare"]["do"]
+
+    def fill(text):
+        return text.replace("${key}", arm).replace("${control}", "random")
+
+    folder = tmp_path / "only"
+    for path in {fill(dep) for dep in stage["deps"] if not dep.startswith("stages/")}:
+        copy = shutil.copytree if (tmp_path / path).is_dir() else shutil.copyfile
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        copy(tmp_path / path, folder / path)
+    monkeypatch.chdir(folder)
+    arguments = parse_arguments(comparing.compare, fill(stage["cmd"]).split()[3:])
+    comparing.compare(comparing.Params.model_validate(SETTINGS), **arguments)
+    assert read_json(folder / f"metrics/arms/{arm}.json") == wanted
+    written = {str(path.relative_to(folder)) for path in (folder / "metrics").rglob("*.*")}
+    assert written == {fill(out) for outs in stage["outs"] for out in outs}
 
 
 LEAKS = [
@@ -180,181 +243,172 @@ LEAKS = [
 ]
 
 
-def test_scores_without_leaks_are_those_of_the_items_that_no_row_has(compare, files, write_leaks):
-    found = compare("spread", files | {"leaks": write_leaks(*LEAKS)})
-    without = found["scores_without_leaks"]
-    assert list(without["0-shot"]) == ["copa", "mean"]
-    assert without["0-shot"]["copa"] == {"accuracy": 1.0, "macro_f1": 1.0, "n": 2, "truncated": 0}
-    assert without["0-shot"]["mean"]["accuracy"] == (1 + 0.75) / 2
+def test_scores_without_leaks_are_those_of_the_items_that_no_row_contains(compare, write_leaks):
+    found = compare("spread", leaks=write_leaks(*LEAKS))
+    clean = found["scores_without_leaks"]
+    assert list(clean["0-shot"]) == ["copa", "mean"]
+    assert clean["0-shot"]["copa"] == {"accuracy": 1.0, "macro_f1": 1.0, "n": 2, "truncated": 0}
+    assert clean["0-shot"]["mean"]["accuracy"] == (1 + 0.75) / 2
     assert found["scores"]["0-shot"]["copa"]["n"] == 4
+    assert compare("base", leaks=write_leaks(*LEAKS))["scores_without_leaks"]["0-shot"]["copa"]["n"] == 2
 
 
-def test_without_a_leaked_test_item_there_are_no_scores_without_leaks(compare, files, write_leaks):
-    assert compare("spread", files | {"leaks": write_leaks(*LEAKS[3:])})["scores_without_leaks"] == {}
+def test_without_a_leaked_test_item_there_are_no_scores_without_leaks(compare, write_leaks):
+    assert compare("spread", leaks=write_leaks(*LEAKS[3:]))["scores_without_leaks"] == {}
 
 
-def test_a_task_whose_every_item_is_leaked_has_no_score_without(compare, files, write_leaks):
+def test_a_task_whose_every_item_leaked_has_no_score_without_leaks(compare, write_leaks):
     leaks = [("r0", "copa", "test", number, "exact", True) for number in range(4)]
-    without = compare("spread", files | {"leaks": write_leaks(*leaks)})["scores_without_leaks"]
-    assert without["0-shot"] == {}
+    assert compare("spread", leaks=write_leaks(*leaks))["scores_without_leaks"]["0-shot"] == {}
 
 
-def test_nothing_held_out_leaves_no_loss(compare, files, tmp_path):
-    nothing = losses(tmp_path / "nothing", [], ids=())
-    found = compare("spread", files | {"losses": nothing, "control_losses": nothing})
+def test_nothing_held_out_leaves_no_loss(compare, data):
+    for arm in ("spread", "random"):
+        write_losses(data / "train" / f"{arm}.parquet", [], ids=())
+    found = compare("spread")
     assert found["held_out_loss"] == found["vs_control"]["held_out_loss"] == {}
 
 
-def test_arms_of_other_items_or_rows_are_not_compared(compare, files, tmp_path):
-    other = items(tmp_path / "other", ARM, gold=GOLD | {"copa": [1, 1, 1, 1]})
-    for name in ("control_items", "base_items"):
-        with pytest.raises(UserError, match=r"evaluated on different items.*dvc repro"):
-            compare("spread", files | {name: other})
-    other = losses(tmp_path / "other_losses", [1.0, 1.0, 1.0], ids=("h0", "h1", "h9"))
+@pytest.mark.parametrize("other", ["random", "base"])
+def test_arms_of_other_items_are_not_compared(other, compare, data, tmp_path):
+    write_items(data / "eval" / other, ARM, gold=GOLD | {"copa": [1, 1, 1, 1]})
+    with pytest.raises(UserError, match=r"evaluated on different items.*dvc repro"):
+        compare("spread")
+    assert not (tmp_path / "metrics").exists()
+
+
+def test_arms_of_other_held_out_rows_are_not_compared(compare, data, tmp_path):
+    write_losses(data / "train" / "random.parquet", [1.0, 1.0, 1.0], ids=("h0", "h1", "h9"))
     with pytest.raises(UserError, match="control has h9 in row 2, not h2 as arm"):
-        compare("spread", files | {"control_losses": other})
-    assert not (tmp_path / "metrics" / "arms" / "spread.json").exists()
+        compare("spread")
+    assert not (tmp_path / "metrics").exists()
 
 
 @pytest.fixture
-def corpus(tmp_path, write_leaks):
-    """What report reads of the data: ten rows of two sources, three held out, four dropped."""
-    ids, sources = [f"r{n}" for n in range(10)], ["life"] * 6 + ["faq"] * 4
-    ppls = [None, *(float(2**n) for n in range(1, 10))]
-    write_table(tmp_path / "raw", {"id": ids, "source": sources, "instruction": ids, "output": ids}, RAW)
-    held = [{"id": f"h{n}", "source": "life", "instruction": "가", "output": "나"} for n in range(3)]
-    write_jsonl(tmp_path / "held_out", held)
-    dropped = {
-        "id": list("abcd"),
-        "source": ["life", "life", "faq", "chat"],
-        "line": [1, 2, 3, 4],
-        "text": list("abcd"),
-    }
-    write_table(tmp_path / "dropped", dropped | {"reason": ["empty", "duplicate", "empty", "empty"]}, DROPPED)
-    write_table(tmp_path / "ppl", {"id": ids, "text": ids, "tokens": [0] + [5] * 9, "nll": ppls, "ppl": ppls}, PPL)
-    cells = {"id": ids, "length_group": [0] * 5 + [1] * 5, "cluster": [0, 0, 1, 1, 1] * 2, "distance": [0.5] * 10}
-    write_table(tmp_path / "clusters", cells, CLUSTERS)
-    write_json(
-        tmp_path / "stability",
-        {"expected_overlap": 0.1, "methods": {"steady": {"instability": 0.4, "churn": {"2 rows": 0.0}}}},
-    )
-    paths = {name: tmp_path / name for name in ("raw", "held_out", "dropped", "ppl", "clusters", "stability")}
-    sizes = {"scorer": 100, "encoder": 10, "base_model": 1000}
-    for name, multiplied in sizes.items():
-        write_json(tmp_path / name, {"parameters": 5000, "multiplied": multiplied, "layers": 2, "width": 4})
-    return paths | {"leaks": write_leaks()} | {name: tmp_path / name for name in sizes}
+def report(tmp_path, data, compare, write_leaks):
+    """Report on arms that `compare` wrote; return the summary and the plots."""
+    profile, stability = tmp_path / "profile.json", tmp_path / "stability.json"
+    run_profile(write_corpus(tmp_path, write_leaks(*LEAKS)), profile)
+    methods = {"steady": {"instability": 0.4, "churn": {"2 rows": 0.0}}}
+    write_json(stability, {"expected_overlap": 0.1, "methods": methods})
 
-
-@pytest.fixture
-def report(tmp_path, corpus):
-    def run(arms, control, unit="steps", **changed):
+    def run(arms, control, unit="steps"):
         settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
         train = {"budget": {"unit": unit}}
         params = reporting.Params.model_validate({"arms": settings, "control": control, "train": train})
-        folder, base, out = tmp_path / "metrics", tmp_path / "eval" / "base", tmp_path / "report"
-        folder.mkdir(parents=True, exist_ok=True)
-        items(base, BASE)
-        paths = corpus | changed
-        reporting.report(
-            params, folder / "arms", folder / "items", base, summary=out / "summary.json", plots=out / "plots", **paths
-        )
+        compare("base", leaks=write_leaks(*LEAKS))
+        out, read = tmp_path / "report", {name: tmp_path / "metrics" / name for name in ("arms", "items")}
+        outs = {"summary": out / "summary.json", "plots": out / "plots"}
+        reporting.report(params, profile=profile, stability=stability, **read, **outs)
         plots = {path.stem: pd.read_csv(path) for path in (out / "plots").glob("*.csv")}
-        return SimpleNamespace(summary=read_json(out / "summary.json"), plots=plots, folder=out)
+        return SimpleNamespace(summary=read_json(outs["summary"]), plots=plots, folder=out)
 
     return run
 
 
 @pytest.fixture
-def compared(compare, files):
+def compared(compare):
     """Both arms, as compare leaves them."""
-    compare("spread", files)
-    compare("random", files | {"losses": files["control_losses"], "items": files["control_items"]})
+    compare("spread")
+    compare("random")
 
 
-def leaves(content):
+def leaves(content, path=()):
+    """Yield every value of a nested mapping with the names that lead to it."""
     if isinstance(content, dict):
-        return [leaf for value in content.values() for leaf in leaves(value)]
-    return [content]
+        for name, value in content.items():
+            yield from leaves(value, (*path, name))
+    else:
+        yield path, content
 
 
-def test_rows_add_up_for_every_source(report):
-    rows = report([], None).summary["rows"]
-    assert rows["all"] == {"read": 17, "raw": 10, "held_out": 3, "dropped": {"duplicate": 1, "empty": 3}}
-    assert rows["life"] == {"read": 11, "raw": 6, "held_out": 3, "dropped": {"duplicate": 1, "empty": 1}}
-    assert rows["chat"] == {"read": 1, "raw": 0, "held_out": 0, "dropped": {"empty": 1}}
-    for key in ("read", "raw", "held_out"):
-        assert rows["all"][key] == sum(rows[source][key] for source in ("life", "faq", "chat"))
-
-
-def test_leaks_are_counted_by_task_split_and_kind(report, write_leaks):
-    summary = report([], None, leaks=write_leaks(*LEAKS)).summary
-    assert summary["leaks"] == {
-        "rows": 3,
-        "rows_dropped": 2,
-        "copa": {"test": {"rows": 3, "items": 3, "exact": 3, "near": 1}},
-        "hellaswag": {"train": {"rows": 1, "items": 1, "contained": 1}},
-    }
-    assert summary["base"]["scores_without_leaks"]["0-shot"]["copa"]["n"] == 2
-    assert report([], None).summary["leaks"] == {"rows": 0, "rows_dropped": 0}
-
-
-def test_a_budget_for_all_arms_saves_no_training_and_one_of_epochs_does(report, compared):
+def test_a_budget_for_all_arms_saves_no_training_and_one_of_epochs_does(report, compared, tmp_path):
     cost = report(["spread", "random"], "random").summary["cost"]
-    tokens, squares = 9 * 6 + 1, 9 * 36 + 1  # nine rows of five predicted tokens, one of none
-    ppl, embed = (2 * n * tokens + 4 * 2 * 4 * squares for n in (100, 10))
-    selection = {"rows": 10, "tokens": tokens, "ppl_flops": ppl, "embed_flops": embed, "flops": ppl + embed}
+    selection = read_json(tmp_path / "profile.json")["selection_cost"]
     assert cost["selection"] == selection
-    trained = 3 * (2 * 1000 * 50 + 4 * 2 * 4 * 50**2 // 2)  # fifty tokens in two rows
-    arm = {"selection_flops": 0, "training_tokens": 50, "training_flops": trained, "saved_flops": 0}
-    assert cost["arms"] == {"spread": arm | {"selection_flops": ppl + embed}, "random": arm}
+    arm = {"selection_flops": 0, "training_tokens": 50, "training_flops": FLOPS, "saved_flops": 0}
+    assert cost["arms"] == {"spread": arm | {"selection_flops": selection["flops"]}, "random": arm}
     by_epochs = report(["spread", "random"], "random", unit="epochs").summary["cost"]["arms"]
-    assert by_epochs["spread"]["saved_flops"] == trained * 3 / 2 - trained  # two rows of three candidates
+    assert by_epochs["spread"]["saved_flops"] == FLOPS * 3 / 2 - FLOPS  # two rows of three candidates
+
+
+def test_an_arm_of_every_candidate_is_what_the_others_save_over(report, compared, tmp_path):
+    full = read_json(tmp_path / "metrics/arms/spread.json")
+    full["sample"]["rows"] = full["sample"]["candidates"]
+    full["cost"]["training_flops"] = 7 * FLOPS
+    write_json(tmp_path / "metrics/arms/full.json", full)
+    shutil.copyfile(tmp_path / "metrics/items/spread.json", tmp_path / "metrics/items/full.json")
+    arms = {name: {"method": name, "seed": 1} for name in ("spread", "random")} | {"full": {"method": "all", "seed": 1}}
+    cost = report(arms, "random", unit="epochs").summary["cost"]["arms"]
+    assert {name: arm["saved_flops"] for name, arm in cost.items()} == {
+        "spread": 6 * FLOPS,
+        "random": 6 * FLOPS,
+        "full": 0,
+    }
 
 
 def test_every_leaf_of_the_summary_is_a_finite_number(report, compared):
-    found = leaves(report(["spread", "random"], "random").summary)
+    found = [value for _, value in leaves(report(["spread", "random"], "random").summary)]
     assert len(found) > 100
-    assert all(isinstance(leaf, int | float) and math.isfinite(leaf) for leaf in found)
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in found)
 
 
-def test_the_summary_tells_what_compare_found(report, compared):
+def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_path):
     summary = report(["spread", "random"], "random").summary
     arm = summary["arms"]["spread"]
     assert arm["vs_control"]["scores"]["0-shot"]["mean"]["accuracy"]["est"] == 0.25
     assert (arm["sample"]["rows"], arm["train"]["tokens"]) == (2, 50)
+    assert "cost" not in arm
     assert summary["base"]["scores"]["0-shot"]["hellaswag"]["accuracy"] == 0.25
+    assert summary["base"]["scores_without_leaks"]["0-shot"]["copa"]["n"] == 2
     assert summary["majority_baseline"]["0-shot"]["copa"]["accuracy"] == 0.5
     assert summary["stability"]["methods"]["steady"]["instability"] == 0.4
-    assert summary["cells"] == {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3, "mean_distance": 0.5}
+    corpus = read_json(tmp_path / "profile.json")
+    assert {name: summary[name] for name in ("rows", "ppl", "cells", "leaks")} == {
+        name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")
+    }
 
 
-def test_perplexities_are_quantiles_of_the_rows_that_have_one(report):
-    found = report([], None).summary["ppl"]
-    assert found["all"]["p50"] == 32
-    assert (found["all"]["without"], found["all"]["tokens"]) == (1, 45)
-    assert (found["faq"]["p50"], found["life"]["without"]) == (pytest.approx(2**7.585, rel=1e-3), 1)
-
-
-def test_every_plot_has_rows_and_no_gap(report, compared):
+def test_every_plot_has_rows_and_no_gap(report, compared, tmp_path):
     plots = report(["spread", "random"], "random").plots
     assert sorted(plots) == ["cells", "loss", "ppl", "scores"]
     for table in plots.values():
         assert len(table)
         assert not table.isna().any(axis=None)
     assert plots["ppl"].groupby("source")["share"].sum().tolist() == pytest.approx([1, 1], abs=1e-4)
-    assert set(plots["scores"]["arm"]) == {"base", "(floor)", "spread", "random"}
+    assert set(plots["scores"]["arm"]) == {"base", "(majority baseline)", "spread", "random"}
     assert plots["loss"].groupby("arm")["step"].apply(list).tolist() == [[1, 2], [1, 2]]
+    assert plots["cells"].to_dict("records") == [
+        {"arm": arm, "cell": cell, "candidates": candidates, "selected": 1}
+        for arm in ("spread", "random")
+        for cell, candidates in ((0.0, 2), (1.2, 1))
+    ]
 
 
-def test_a_stale_arm_is_named_with_how_to_remove_it_and_not_told(report, compared, tmp_path, caplog):
-    (tmp_path / "metrics" / "arms" / "old.json").write_text("{}")
+def test_stray_files_are_named_with_how_to_remove_them_and_are_not_in_the_summary(report, compared, tmp_path, caplog):
+    arms = tmp_path / "metrics" / "arms"
+    for name in ("old", "older"):
+        (arms / f"{name}.json").write_text("{}")
     with caplog.at_level(logging.WARNING, logger="stages"):
         summary = report(["spread", "random"], "random").summary
-    assert f"git rm {tmp_path / 'metrics' / 'arms' / 'old.json'}" in caplog.text
+    (warning,) = caplog.messages
+    assert warning.endswith(f"`git rm {arms / 'old.json'} {arms / 'older.json'}`")
     assert sorted(summary["arms"]) == ["random", "spread"]
 
 
-def test_without_arms_the_base_alone_is_told(report):
+def test_without_a_stray_file_nothing_is_to_remove(report, compared, caplog):
+    with caplog.at_level(logging.WARNING, logger="stages"):
+        report(["spread", "random"], "random")
+    assert caplog.messages == []
+
+
+def test_an_arm_that_was_not_compared_stops_the_report(report, compared, tmp_path):
+    (tmp_path / "metrics/arms/spread.json").unlink()
+    with pytest.raises(UserError, match=r"metrics/arms/spread\.json: missing; run `dvc repro`"):
+        report(["spread", "random"], "random")
+
+
+def test_without_arms_there_is_only_the_base(report):
     found = report([], None)
     assert found.summary["arms"] == {}
     assert found.summary["base"]["scores"]["2-shot"]["copa"]["accuracy"] == 0.5
@@ -362,34 +416,10 @@ def test_without_arms_the_base_alone_is_told(report):
     assert len(found.plots["scores"]) == 12
 
 
-def test_nothing_held_out_and_nothing_dropped_is_no_trouble(report, tmp_path):
-    write_jsonl(tmp_path / "nothing", [])
-    write_table(tmp_path / "none", {name: [] for name in DROPPED.names}, DROPPED)
-    rows = report([], None, held_out=tmp_path / "nothing", dropped=tmp_path / "none").summary["rows"]
-    assert rows["all"] == {"read": 10, "raw": 10, "held_out": 0, "dropped": {}}
-
-
-def test_rows_without_any_perplexity_are_no_trouble(report, tmp_path):
-    ids = [f"r{n}" for n in range(10)]
-    write_table(
-        tmp_path / "no_ppl", {"id": ids, "text": ids, "tokens": [0] * 10, "nll": [None] * 10, "ppl": [None] * 10}, PPL
-    )
-    assert report([], None, ppl=tmp_path / "no_ppl").summary["ppl"]["all"] == {"without": 10, "tokens": 0}
-
-
 def test_the_same_inputs_give_the_same_bytes(report, compared):
     one, other = ({p.name: p.read_bytes() for p in report(["spread"], "spread").folder.rglob("*.*")} for _ in range(2))
     assert one == other
     assert json.loads(one["summary.json"])
-
-
-def test_scores_of_another_merge_stop_the_report(report, tmp_path):
-    ids = [*(f"r{n}" for n in range(9)), "rX"]
-    write_table(
-        tmp_path / "other", {"id": ids, "text": ids, "tokens": [5] * 10, "nll": [1.0] * 10, "ppl": [2.0] * 10}, PPL
-    )
-    with pytest.raises(UserError, match="ppl has rX in row 9, not r9 as raw"):
-        report([], None, ppl=tmp_path / "other")
 
 
 RUNS = {
@@ -399,40 +429,126 @@ RUNS = {
     "random_2": {"method": "random", "fraction": 0.1, "seed": 2, "replicate": "random"},
 }
 """Two runs of a method and of the control."""
+LONG_GOLD = {"copa": [0, 1] * 40, "hellaswag": [0, 1, 2, 3] * 20}
 
 
 @pytest.fixture
-def runs_of_two_methods(compare, files, tmp_path):
+def runs_of_two_methods(compare, data):
     """Runs over 80 items a task: those of `spread` get one item in ten wrong, those of `random` one in four."""
-    gold = {"copa": [0, 1] * 40, "hellaswag": [0, 1, 2, 3] * 20}
 
-    def answered(name, every, first):
-        wrong = {task: [(g + 1) % 2 if n % every == first else g for n, g in enumerate(gold[task])] for task in gold}
-        return items(tmp_path / "eval" / name, wrong, gold)
-
-    base = answered("none", 2, 0)
-    told = {"spread": (10, 0, 30.0), "spread_2": (10, 3, 31.0), "random": (4, 0, 40.0), "random_2": (4, 1, 41.0)}
-    for name, (every, first, nll) in told.items():
-        kept = losses(tmp_path / f"{name}.losses", [nll, 2 * nll + first, nll])
-        mine = {"items": answered(name, every, first), "losses": kept, "base_items": base}
-        control = {
-            "control_items": answered("random", 4, 0),
-            "control_losses": losses(tmp_path / "c", [40.0, 80.0, 40.0]),
+    def with_errors(every, first):
+        return {
+            task: [(g + 1) % 2 if n % every == first else g for n, g in enumerate(gold)]
+            for task, gold in LONG_GOLD.items()
         }
-        compare(name, files | mine | control)
+
+    write_items(data / "eval" / "base", with_errors(2, 0), LONG_GOLD)
+    runs = {"random": (4, 0, 40.0), "spread": (10, 0, 30.0), "spread_2": (10, 3, 31.0), "random_2": (4, 1, 41.0)}
+    for arm, (every, first, nll) in runs.items():
+        write_arm(data, arm, with_errors(every, first), [nll, 2 * nll + first, nll], LONG_GOLD)
+    return {arm: compare(arm) for arm in runs}
 
 
 def test_replicates_give_an_interval_over_runs_and_items(report, runs_of_two_methods):
     found = report(RUNS, "random").summary["methods"]
     assert list(found) == ["spread"]
     assert (found["spread"]["runs"], found["spread"]["control_runs"], found["spread"]["draws_rows"]) == (2, 2, 0)
-    told = found["spread"]["vs_control"]["scores"]["2-shot"]
-    assert told["copa"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
-    assert told["mean"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
-    assert told["hellaswag"]["acc_norm"]["est"] == pytest.approx(0.9 - 0.75)
-    assert 0 < told["mean"]["accuracy"]["lo"] < told["copa"]["accuracy"]["est"] < told["mean"]["accuracy"]["hi"]
+    scores = found["spread"]["vs_control"]["scores"]["2-shot"]
+    assert scores["copa"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
+    assert scores["mean"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
+    assert scores["hellaswag"]["acc_norm"]["est"] == pytest.approx(0.9 - 0.75)
+    assert 0 < scores["mean"]["accuracy"]["lo"] < scores["copa"]["accuracy"]["est"] < scores["mean"]["accuracy"]["hi"]
     loss = found["spread"]["vs_control"]["held_out_loss"]["all"]
     assert loss["est"] == pytest.approx((4 * 30.5 + 1.5 - 4 * 40.5 - 0.5) / 60)
+
+
+def test_another_seed_draws_other_intervals_and_changes_no_difference(compare, runs_of_two_methods):
+    assert compare("spread") == runs_of_two_methods["spread"]
+    first = dict(leaves(runs_of_two_methods["spread"]["vs_control"]))
+    other = dict(leaves(compare("spread", seed=2)["vs_control"]))
+    changed = {path for path, value in first.items() if other[path] != value}
+    assert {path[-1] for path in changed} == {"lo", "hi", "p", "p_holm", "mde"}
+    for path in changed:
+        assert other[path] == pytest.approx(first[path], abs=0.08 if path[0] == "scores" else 0.5), path
+    drawn = {path for path in first if path[-1] in ("lo", "hi", "p", "mde") and path[0] == "scores"}
+    assert len(changed & drawn) > len(drawn) / 2
+
+
+def test_wrong_answers_that_differ_are_no_difference_in_accuracy(compare, data):
+    gold = {"copa": [0, 1], "hellaswag": [0] * 40}
+    for arm, wrong in (("spread", 1), ("random", 2)):
+        write_items(data / "eval" / arm, {"copa": [0, 1], "hellaswag": [0] * 20 + [wrong] * 20}, gold)
+    write_items(data / "eval" / "base", gold, gold)
+    found = compare("spread")["vs_control"]["scores"]["0-shot"]["hellaswag"]
+    assert found["accuracy"] == {"est": 0, "lo": 0, "hi": 0, "p": 1, "p_holm": 1, "p_mcnemar": 1, "too_few": 1}
+    assert "mde" in found["macro_f1"]
+
+
+def balanced_accuracy(counts_GA):
+    """Return the mean recall over the classes that occur in gold."""
+    correct, of_class = np.diagonal(counts_GA, axis1=-2, axis2=-1), counts_GA.sum(-1)
+    return (correct / np.maximum(of_class, 1)).sum(-1) / (of_class > 0).sum(-1)
+
+
+def balanced_accuracy_values(gold_N, prediction_N):
+    of_class = [1.0 * (gold_N == label) for label in np.unique(gold_N)]
+    return np.mean([metrics.ratio_values(one * (gold_N == prediction_N), one) for one in of_class], axis=0)
+
+
+@pytest.fixture
+def new_metric(monkeypatch):
+    """A metric that is one more entry of METRICS, and nothing else."""
+    entry = metrics.Metric(metrics.chosen_classes, balanced_accuracy, balanced_accuracy_values)
+    monkeypatch.setitem(metrics.METRICS, "balanced_accuracy", entry)
+
+
+def test_a_new_metric_has_scores_baseline_and_differences_of_every_task(new_metric, compare):
+    found, control, base = (compare(arm) for arm in ("spread", "random", "base"))
+    for shots in ("0-shot", "2-shot"):
+        for task, gold in GOLD.items():
+            for written, predictions in ((found, ARM), (control, CONTROL), (base, BASE)):
+                score = written["scores"][shots][task]["balanced_accuracy"]
+                assert score == pytest.approx(balanced_accuracy_score(gold, predictions[task]))
+            majority = base["majority_baseline"][shots][task]["balanced_accuracy"]
+            assert majority == pytest.approx(1 / len(set(gold)))
+        for task in (*GOLD, "mean"):
+            score, other = (one["scores"][shots][task]["balanced_accuracy"] for one in (found, control))
+            estimate = found["vs_control"]["scores"][shots][task]["balanced_accuracy"]
+            assert estimate["est"] == pytest.approx(score - other)
+            assert estimate["lo"] <= estimate["est"] <= estimate["hi"]
+            assert estimate["lo"] < estimate["hi"]
+            assert 0 < estimate["p"] <= 1
+            assert "p_mcnemar" not in estimate
+
+
+def test_a_new_metric_changes_nothing_of_the_others(compare, runs_of_two_methods, report, request):
+    before = report(RUNS, "random")
+    request.getfixturevalue("new_metric")
+    for arm in RUNS:
+        compare(arm)
+    after = report(RUNS, "random")
+    kept = {path: value for path, value in leaves(after.summary) if "balanced_accuracy" not in path}
+    assert kept == dict(leaves(before.summary))
+    pd.testing.assert_frame_equal(after.plots["scores"].drop(columns="balanced_accuracy"), before.plots["scores"])
+
+
+def test_a_new_metric_has_intervals_over_runs_and_a_column_in_the_plot(new_metric, report, runs_of_two_methods):
+    found = report(RUNS, "random")
+    scores = found.summary["methods"]["spread"]["vs_control"]["scores"]["0-shot"]
+    by_run = {
+        arm: {task: one["balanced_accuracy"] for task, one in run["scores"]["0-shot"].items()}
+        for arm, run in runs_of_two_methods.items()
+    }
+    for task in ("copa", "hellaswag", "mean"):
+        ours, theirs = ((by_run[arm][task] + by_run[f"{arm}_2"][task]) / 2 for arm in ("spread", "random"))
+        estimate = scores[task]["balanced_accuracy"]
+        assert estimate["est"] == pytest.approx(ours - theirs)
+        assert estimate["lo"] < estimate["est"] < estimate["hi"]
+        assert {"p", "mde", "run_sd"} <= estimate.keys()
+    plotted = found.plots["scores"].set_index(["arm", "shots", "task"])["balanced_accuracy"]
+    assert plotted["spread", "0-shot", "copa"] == pytest.approx(by_run["spread"]["copa"], abs=1e-6)
+    assert plotted["base", "2-shot", "hellaswag"] >= plotted["(majority baseline)", "2-shot", "hellaswag"]
+    assert not plotted.isna().any()
 
 
 def test_only_runs_and_items_together_say_that_the_method_beats_the_control(report, runs_of_two_methods, caplog):
@@ -443,35 +559,29 @@ def test_only_runs_and_items_together_say_that_the_method_beats_the_control(repo
         report({name: RUNS[name] for name in ("spread", "random")}, "random")
     assert "spread minus random, 0-shot mean macro-F1" in several
     assert "over 2 and 2 runs and items: the method beats the control" in several
-    assert "spread: its seeds only train, for spread draws no rows" in several
+    assert "spread: a seed changes only its training, because spread draws no rows" in several
+    assert "about one in twenty misses the true difference" in several
     assert "beats" not in caplog.text
-    assert "over items alone: these two models differ; the noise of training is not in the interval" in caplog.text
+    assert "over items only: these two models differ; the noise of training is not in the interval" in caplog.text
 
 
-def test_one_answer_that_differs_is_too_few_in_every_metric_and_equal_runs_are_told_too(
+def test_one_answer_that_differs_is_too_few_in_every_metric_and_equal_runs_have_an_empty_interval(
     report, runs_of_two_methods, tmp_path
 ):
     folder = tmp_path / "metrics" / "items"
     same = read_json(folder / "random.json")
     for name in RUNS:
         write_json(folder / f"{name}.json", same)
-    told = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]
-    assert told["held_out_loss"]["all"] == {
-        "est": 0,
-        "lo": 0,
-        "hi": 0,
-        "p": 1,
-        "run_sd": 0,
-        "too_few": 1,
-    }
+    found = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]
+    assert found["held_out_loss"]["all"] == {"est": 0, "lo": 0, "hi": 0, "p": 1, "run_sd": 0, "too_few": 1}
     same["items"]["0-shot"]["copa"]["prediction"] = "0" + same["items"]["0-shot"]["copa"]["prediction"][1:]
     write_json(folder / "spread.json", same)
-    told = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]["scores"]["0-shot"]
-    assert all(one["too_few"] == 1 for task in told.values() for one in task.values())
-    assert told["copa"]["macro_f1"]["lo"] < told["copa"]["macro_f1"]["hi"]
+    found = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]["scores"]["0-shot"]
+    assert all(estimate["too_few"] == 1 for task in found.values() for estimate in task.values())
+    assert found["copa"]["macro_f1"]["lo"] < found["copa"]["macro_f1"]["hi"]
 
 
-def test_a_replicate_of_the_control_alone_makes_no_method(report, runs_of_two_methods):
+def test_replicates_of_the_control_alone_make_no_method(report, runs_of_two_methods):
     arms = {name: RUNS[name] for name in ("spread", "random", "random_2")}
     assert report(arms, "random").summary["methods"] == {}
 
@@ -481,21 +591,21 @@ def test_runs_that_answered_other_items_stop_the_report(report, runs_of_two_meth
     kept = read_json(path)
     kept["items"]["0-shot"]["copa"]["gold"] = "1" * 80
     write_json(path, kept)
-    with pytest.raises(UserError, match=r"metrics/items: runs answered different items.*dvc repro"):
+    with pytest.raises(UserError, match=r"metrics/items: the runs answered different items.*dvc repro"):
         report(RUNS, "random")
 
 
 @pytest.mark.parametrize(
-    ("lo", "hi", "says"), [(0.1, 0.2, "the method"), (-0.1, 0.1, "no finding"), (-0.2, -0.1, "the control")]
+    ("lo", "hi", "verdict"), [(0.1, 0.2, "the method"), (-0.1, 0.1, "no finding"), (-0.2, -0.1, "the control")]
 )
-def test_a_verdict_follows_the_interval_and_a_lower_loss_is_better(lo, hi, says):
-    assert reporting.verdict({"lo": lo, "hi": hi}, 1, True).startswith(says)
-    assert reporting.verdict({"lo": -hi, "hi": -lo}, -1, True).startswith(says)
+def test_a_verdict_follows_the_interval_and_a_lower_loss_is_better(lo, hi, verdict):
+    assert reporting.verdict({"lo": lo, "hi": hi}, 1, True).startswith(verdict)
+    assert reporting.verdict({"lo": -hi, "hi": -lo}, -1, True).startswith(verdict)
     assert "method" not in reporting.verdict({"lo": lo, "hi": hi}, 1, False)
     assert "too few" in reporting.verdict({"lo": lo, "hi": hi, "too_few": 1}, 1, True)
 
 
-def test_unequal_samples_and_budgets_are_told(report, runs_of_two_methods, tmp_path, caplog):
+def test_unequal_samples_and_budgets_are_in_the_log(report, runs_of_two_methods, tmp_path, caplog):
     path = tmp_path / "metrics" / "arms" / "spread.json"
     arm = read_json(path)
     with caplog.at_level(logging.INFO, logger="stages"):
@@ -507,7 +617,7 @@ def test_unequal_samples_and_budgets_are_told(report, runs_of_two_methods, tmp_p
     assert "rows, random" not in equal
     assert "budgets differ" not in equal
     assert "spread has 1,234 rows, random 2" in caplog.text
-    assert "spread was trained 999 steps, random 2: their budgets differ" in caplog.text
+    assert "spread was trained for 999 steps, random 2: the budgets differ" in caplog.text
 
 
 @pytest.mark.parametrize("tokens", [[0, 0, 0], [0, 7, 0]], ids=["none", "one"])
@@ -517,6 +627,6 @@ def test_held_out_rows_too_few_for_an_interval_give_none(tokens, report, runs_of
         kept = read_json(path)
         kept["held_out"]["tokens"] = dict(zip(kept["held_out"]["tokens"], tokens, strict=True))
         write_json(path, kept)
-    told = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]
-    assert told["held_out_loss"] == {}
-    assert told["scores"]["0-shot"]["mean"]["macro_f1"]["est"]
+    found = report(RUNS, "random").summary["methods"]["spread"]["vs_control"]
+    assert found["held_out_loss"] == {}
+    assert found["scores"]["0-shot"]["mean"]["macro_f1"]["est"]
