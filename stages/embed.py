@@ -1,6 +1,6 @@
-"""Embed every instruction: a unit vector.
+"""Embed every instruction as a unit vector.
 
-data/raw.parquet, models/hub/encoder -> data/embeddings.parquet (.checkpoints/embed: vectors known before)
+data/raw.parquet, models/hub/encoder -> data/embeddings.parquet (.checkpoints/embed: vectors of earlier runs)
 """
 
 import logging
@@ -16,8 +16,16 @@ from stages.lib.core.artifacts import read_table, write_arrow
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, positions, tokenize
-from stages.lib.scoring.cache import Batches, Store, complete, stamped
+from stages.lib.models.loading import (
+    Dtype,
+    LoadConfig,
+    check_length,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    tokenize,
+)
+from stages.lib.scoring.cache import Batches, Cache, complete, with_fingerprint
 from stages.lib.scoring.fingerprint import compute_fingerprint
 
 log = logging.getLogger("stages")
@@ -35,10 +43,11 @@ CODE = [
 
 class Embed(Section):
     max_tokens: Positive
-    """Tokens of an instruction that count, special tokens included."""
+    """An instruction is cut at this many tokens, special tokens included."""
     pooling: Pooling
-    """`mean` over the tokens, the first token `cls`, or the model's `pooler` output (KoQuality)."""
+    """`mean` of the tokens' vectors; `cls`, the first token's; or the model's `pooler` output (KoQuality)."""
     batch_tokens: Positive
+    """Most tokens of a batch; see ppl."""
     dtype: Dtype
 
 
@@ -51,18 +60,18 @@ def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embedding
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
     fingerprint = compute_fingerprint(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
-    store = Store(checkpoints, fingerprint, vector_columns, ["vector"], embeddings)
-    vectors = complete(store, list(texts), lambda missing: embed_texts(missing, encoder, params))
+    cache = Cache(checkpoints, fingerprint, vector_columns, ["vector"], embeddings)
+    vectors = complete(cache, list(texts), lambda missing: embed_texts(missing, encoder, params))
     if vectors is None:
         return
     rows = vectors.take(place).add_column(0, "id", pa.array(corpus["id"]))
-    write_arrow(embeddings, stamped(rows, fingerprint))
+    write_arrow(embeddings, with_fingerprint(rows, fingerprint))
     width = rows.schema.field("vector").type.list_size
     log.info("%s rows, %s distinct instructions, %d numbers each", f"{len(rows):,}", f"{len(texts):,}", width)
 
 
 def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
-    """Yield the rows of every batch and their unit vectors [n, D]; texts without a token get zeros."""
+    """Yield for every batch the indices of its texts and their unit vectors [n, D], zeros for an empty text."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)
     model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel")
@@ -75,10 +84,12 @@ def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
 
     check_length(model, settings.max_tokens, "embed.max_tokens")
     ids = tokenize(tokenizer, texts, max_length=settings.max_tokens)
-    silent = [row for row, tokens in enumerate(ids) if not len(tokens)]
-    if silent and rank() == 0:
-        yield silent, torch.zeros((len(silent), model.config.hidden_size), device=model.device)
-    batches = canonical_batches([len(row) for row in ids], settings.batch_tokens, positions(model))[rank() :: world()]
+    empty = [row for row, tokens in enumerate(ids) if not len(tokens)]
+    if empty and rank() == 0:
+        yield empty, torch.zeros((len(empty), model.config.hidden_size), device=model.device)
+    batches = canonical_batches([len(row) for row in ids], settings.batch_tokens, max_positions(model))[
+        rank() :: world()
+    ]
     yield from embed_batches(model, ids, settings.pooling, progress(batches, len(batches), "embeddings, batches"))
 
 

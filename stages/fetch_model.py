@@ -1,8 +1,8 @@
-"""Bring one model: the scorer, the encoder or the base.
+"""Get one model: the scorer, the encoder or the base.
 
-    the hub | a folder | data/pretrain (a small one is trained here) -> models/hub/<role>
+    the hub | a folder | data/pretrain (trains a toy model here) -> models/hub/<role>
 
-Only safetensors: a hub repository that has nothing but pytorch_model.bin is converted, read with weights_only.
+Only safetensors are kept. If a hub repository has pytorch_model.bin only, it is read with weights_only and converted.
 """
 
 import logging
@@ -28,17 +28,18 @@ FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 class Model(Section):
     from_: Literal["hub", "folder", "small"] = Field(alias="from")
     inputs: str
-    """What it is made of: a folder of text (`small`), a model folder (`folder`), any folder in git (`hub`)."""
+    """Folder to read: text to train on (`small`), a model (`folder`), or any folder in git (`hub` reads none)."""
     name: str | None
-    """Repository of the hub."""
+    """Hub repository; null without `from: hub`."""
     revision: str | None
-    """Commit hash, for the hub."""
+    """Its commit hash."""
     small: Small | None
+    """Size and training of a toy model."""
 
     @model_validator(mode="after")
     def small_has_settings(self) -> "Model":
         if (self.from_ == "small") != (self.small is not None):
-            raise ValueError("`small` settings go with `from: small`, and only with it")
+            raise ValueError("`small` needs settings if `from` is `small`, and must be null otherwise")
         return self
 
 
@@ -52,9 +53,9 @@ def fetch_model(params: Params, role: str, inputs: Path, model: Path) -> None:
     start_torch(params.threads)
     with atomic(model) as scratch:
         if settings.small is not None:
-            from stages.lib.models.toy_training import make_small
+            from stages.lib.models.toy_training import train_toy
 
-            make_small(role, inputs, settings.small, scratch)
+            train_toy(role, inputs, settings.small, scratch)
         elif settings.from_ == "folder":
             copy_model(inputs, scratch)
         else:
@@ -63,9 +64,9 @@ def fetch_model(params: Params, role: str, inputs: Path, model: Path) -> None:
 
 
 def copy_model(folder: Path, out: Path) -> None:
-    """Copy configs, tokenizer and safetensors; nothing pickled."""
+    """Copy configs, tokenizer and safetensors, but nothing pickled."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; fetch_model.*.inputs names the model's")
+        raise UserError(f"{folder}: no such folder; set fetch_model.*.inputs to the model's folder")
     check_folder(folder)
     out.mkdir()
     for path in sorted(folder.iterdir()):
@@ -85,14 +86,14 @@ def fetch_hub_model(role: str, settings: Model, out: Path) -> None:
 
 
 def convert(role: str, local: Path, out: Path) -> None:
-    """Write a folder of pytorch_model.bin as safetensors; transformers reads it with weights_only=True."""
+    """Write a model saved as pytorch_model.bin as safetensors; transformers reads it with weights_only=True."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     loader = AutoModel if role == "encoder" else AutoModelForCausalLM
     try:
         loader.from_pretrained(local, dtype="auto", use_safetensors=False).save_pretrained(out)
     except (OSError, ValueError, UnpicklingError) as error:
-        raise UserError(f"{local}: pytorch_model.bin could not be read as weights alone: {error}") from error
+        raise UserError(f"{local}: pytorch_model.bin could not be read with weights_only: {error}") from error
     AutoTokenizer.from_pretrained(local).save_pretrained(out)
     log.info("%s: converted to safetensors", role)
 

@@ -1,4 +1,4 @@
-"""Count the parameters of a model: what the cost of its use follows from.
+"""Count a model's parameters, from which the cost of using it follows.
 
 models/hub/<role> -> models/hub/<role>.json
 """
@@ -22,8 +22,8 @@ def model_size(_params: Params, role: str, model: Path, model_json: Path) -> Non
 
     check_folder(model)
     config, parameters = AutoConfig.from_pretrained(model), count_parameters(model)
-    table = config.vocab_size * getattr(config, "embedding_size", config.hidden_size)  # ELECTRA's differs
-    tied_head = table if role != "encoder" and config.tie_word_embeddings else 0  # one table, looked up and multiplied
+    table = config.vocab_size * getattr(config, "embedding_size", config.hidden_size)  # ELECTRA has a narrower table
+    tied_head = table if role != "encoder" and config.tie_word_embeddings else 0  # the table is the output head too
     found = Size(
         parameters=parameters,
         multiplied=parameters - table + tied_head,
@@ -34,9 +34,9 @@ def model_size(_params: Params, role: str, model: Path, model_json: Path) -> Non
 
 
 def count_parameters(model: Path) -> int:
-    """Return how many floating-point numbers the safetensors hold; reads their headers alone.
+    """Return the number of floating-point values in the safetensors; reads only their headers.
 
-    Others are masks that older GPT-NeoX models saved with their weights.
+    Tensors of other types are attention masks that older GPT-NeoX models saved with their weights.
     """
     from safetensors import safe_open
 

@@ -1,9 +1,9 @@
-"""Score every instruction: its perplexity under the scorer.
+"""Score every instruction by its perplexity under the scorer.
 
-    data/raw.parquet, models/hub/scorer -> data/ppl.parquet (.checkpoints/ppl: scores known before)
+    data/raw.parquet, models/hub/scorer -> data/ppl.parquet (.checkpoints/ppl: scores of earlier runs)
 
-Perplexity is exp of the mean negative log-likelihood, in nats, of the predicted tokens of the instruction alone, cut
-at `max_tokens`, without special tokens (KoQuality: nayohan/KoQuality, generate_perplexity.py).
+Perplexity is exp of the mean negative log-likelihood, in nats, of the predicted tokens. The text is the instruction
+without its output, cut at `max_tokens`, without special tokens (nayohan/KoQuality, generate_perplexity.py).
 """
 
 import logging
@@ -20,7 +20,7 @@ from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, tokenize
-from stages.lib.scoring.cache import Batches, Store, complete, stamped
+from stages.lib.scoring.cache import KEY, Batches, Cache, complete, with_fingerprint
 from stages.lib.scoring.fingerprint import compute_fingerprint
 
 log = logging.getLogger("stages")
@@ -34,18 +34,17 @@ CODE = [
 ]
 """What a score depends on."""
 PPL = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("tokens", pa.int64()), ("nll", pa.float64()), ("ppl", pa.float64())]
+    [("id", pa.string()), (KEY, pa.string()), ("tokens", pa.int64()), ("nll", pa.float64()), ("ppl", pa.float64())]
 )
-"""`text`: a hash of the instruction, by which its score is found again."""
 
 
 class Ppl(Section):
     max_tokens: Positive
-    """Tokens of an instruction that count."""
+    """An instruction is cut at this many tokens."""
     add_bos: bool
-    """Whether the first token is predicted too, from the beginning-of-text token."""
+    """Whether to predict the first token too, from the beginning-of-text token."""
     batch_tokens: Positive
-    """Tokens of a batch: part of the result's last bits, so tracked. Small for a CPU or a small corpus."""
+    """Most tokens of a batch. It changes the last bits of the result. A CPU or a small corpus needs few."""
     dtype: Dtype
 
 
@@ -58,12 +57,12 @@ def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
     fingerprint = compute_fingerprint(scorer, params.ppl.model_dump() | {"threads": params.threads}, CODE)
-    store = Store(checkpoints, fingerprint, lambda scores: score_columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
-    scores = complete(store, list(texts), lambda missing: score(missing, scorer, params))
+    cache = Cache(checkpoints, fingerprint, lambda scores: score_columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
+    scores = complete(cache, list(texts), lambda missing: score(missing, scorer, params))
     if scores is None:
         return
     rows = scores.take(place).add_column(0, "id", pa.array(corpus["id"]))
-    write_arrow(ppl, stamped(rows.cast(PPL), fingerprint))
+    write_arrow(ppl, with_fingerprint(rows.cast(PPL), fingerprint))
     median = rows["ppl"].to_pandas().median()
     log.info(
         "%s rows, %s distinct instructions, %s predicted tokens; perplexity: median %.1f",
@@ -72,7 +71,7 @@ def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -
 
 
 def score(texts: list[str], scorer: Path, params: Params) -> Batches:
-    """Yield the rows of every batch and, for each, how many tokens are predicted and their mean -log p [n, 2]."""
+    """Yield for every batch the indices of its texts, their predicted tokens and mean NLL [n, 2]."""
     settings = params.ppl
     tokenizer = load_tokenizer(scorer)
     model = load_model(scorer, LoadConfig(dtype=settings.dtype), params.threads)
@@ -80,7 +79,7 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
     import torch
 
     from stages.lib.core.progress import progress
-    from stages.lib.scoring.batching import send
+    from stages.lib.scoring.batching import to_device
     from stages.lib.scoring.log_likelihood import predicting_batches, score_batches
 
     check_length(model, settings.max_tokens + settings.add_bos, "ppl.max_tokens")
@@ -90,21 +89,21 @@ def score(texts: list[str], scorer: Path, params: Params) -> Batches:
             raise UserError(f"params.yaml: ppl.add_bos: the tokenizer of {scorer} has no bos token")
         ids = [np.concatenate([[tokenizer.bos_token_id], row]) for row in ids]
     starts = [1] * len(ids)
-    silent = [row for row, tokens in enumerate(ids) if len(tokens) < 2]
-    if silent and rank() == 0:
-        yield silent, torch.zeros((len(silent), 2), dtype=torch.float64, device=model.device)
+    unpredicted = [row for row, tokens in enumerate(ids) if len(tokens) < 2]
+    if unpredicted and rank() == 0:
+        yield unpredicted, torch.zeros((len(unpredicted), 2), dtype=torch.float64, device=model.device)
     batches = predicting_batches(model, ids, starts, settings.batch_tokens)[rank() :: world()]
     for rows, sums in score_batches(model, ids, starts, progress(batches, len(batches), "perplexity, batches")):
-        tokens = send(torch.tensor([len(ids[row]) - 1 for row in rows], dtype=torch.float64), model.device)
+        tokens = to_device(torch.tensor([len(ids[row]) - 1 for row in rows], dtype=torch.float64), model.device)
         yield rows, torch.stack([tokens, sums / tokens], dim=1)
 
 
 def score_columns(scores: NDArray[np.float64], scorer: Path) -> dict[str, pa.Array]:
-    """Return tokens, nll and ppl; the last two null where no token is predicted."""
+    """Return tokens, nll and ppl; nll and ppl are null if no token is predicted."""
     tokens, nll = scores.T
-    lost = int((~np.isfinite(nll)).sum())
-    if lost:
-        raise UserError(f"{scorer}: {lost} of {len(nll)} perplexities are no numbers in its dtype; try ppl.dtype: fp32")
+    bad = int((~np.isfinite(nll)).sum())
+    if bad:
+        raise UserError(f"{scorer}: {bad} of {len(nll)} perplexities are not finite in its dtype; try ppl.dtype: fp32")
     without = tokens == 0
     return {
         "tokens": pa.array(tokens.astype(np.int64)),

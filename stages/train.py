@@ -1,10 +1,9 @@
 """Fine-tune the base model on one arm.
 
     data/samples/<arm>.jsonl, data/held_out.jsonl, models/hub/base
-        -> models/<arm>/, data/train/<arm>.json, data/train/<arm>.parquet (.checkpoints/train: killed trainings)
+        -> models/<arm>/, data/train/<arm>.json, data/train/<arm>.parquet (.checkpoints/train: of killed trainings)
 
-The Trainer of transformers, on all weights or on an adapter, in one process or in several. Every arm gets the same
-budget.
+Uses transformers' Trainer on all weights or on an adapter, in one or more processes. Every arm gets the same budget.
 """
 
 import logging
@@ -28,8 +27,8 @@ from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
-from stages.lib.scoring.fingerprint import compute_fingerprint, hash_file, short
-from stages.lib.text.chat_format import FORMATS, Example, FormatName, chat_template, encode
+from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, hash_file, short_hash
+from stages.lib.text.chat_format import Example, FormatName, chat_template, encode, format_file
 from stages.lib.training.budget import Budget, presented
 
 log = logging.getLogger("stages")
@@ -42,7 +41,7 @@ CODE = [
     LIB / "training/budget.py",
     LIB / "training/collate.py",
 ]
-"""What trained weights depend on."""
+"""The source files that trained weights depend on."""
 HELD_OUT = pa.schema(
     [
         ("id", pa.string()),
@@ -57,48 +56,55 @@ HELD_OUT = pa.schema(
 class Train(Section):
     budget: Budget
     batch: Positive
-    """Rows (packs, where rows are packed) of an optimiser step, over all devices."""
+    """Rows of an optimiser step, over all devices; packs if rows are packed."""
     micro_batch: Positive
-    """Rows of a forward pass on one device; times the devices it divides `batch`."""
+    """Rows of a forward pass on one device; this times the number of devices must divide `batch`."""
     learning_rate: float
     schedule: Literal["linear", "cosine", "constant"]
+    """How the learning rate falls after the warmup."""
     warmup: Count
+    """Steps over which the learning rate rises."""
     max_tokens: Positive
+    """A row, prompt and answer together, is cut at this many tokens."""
     format: FormatName
+    """The text around instructions and answers: a file in stages/lib/text/formats."""
     loss_on: Literal["answers", "all"]
-    """Whether prompts are learned too."""
+    """`all`: prompts are learned too."""
     packing: bool
-    """Whether rows share sequences of `max_tokens`; none sees another."""
+    """Whether rows share sequences of `max_tokens`; no row sees another."""
     dtype: Literal["fp32", "bf16", "fp16"]
-    """Of the computation; weights that are trained are kept in fp32."""
+    """Type of the computation; weights that are trained are kept in fp32."""
     gradient_checkpointing: bool
+    """Whether to save memory by computing activations twice."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
     adapter: Adapter | None
-    """LoRA in place of training all weights."""
+    """Train a LoRA adapter instead of all weights."""
     quantize: Literal["nf4"] | None
-    """The base in 4 bits, under an adapter."""
+    """Hold the base model in 4 bits; needs an adapter."""
     deepspeed: dict[str, Any] | None
-    """DeepSpeed's own configuration."""
+    """DeepSpeed's own configuration; null trains without it."""
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"]
+    """Where the Trainer sends losses while it trains."""
     held_out_batch_tokens: Positive
+    """Most tokens of a batch when held-out answers are scored."""
 
     @model_validator(mode="after")
-    def parts_fit(self) -> "Train":
+    def check_combinations(self) -> "Train":
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) does not divide batch ({self.batch})")
         if self.quantize and (self.adapter is None or self.deepspeed is not None):
-            raise ValueError("quantize: 4-bit weights are not trained themselves: wants an adapter, and no deepspeed")
+            raise ValueError("quantize: 4-bit weights cannot be trained; set an adapter, and deepspeed: null")
         return self
 
     @field_validator("deepspeed")
     @classmethod
-    def deepspeed_leaves_to_us_what_is_ours(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    def check_deepspeed(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
         ours = sorted({"train_batch_size", "optimizer", "scheduler"} & set(config or {}))
         if ours:
-            raise ValueError(f"leave out {', '.join(ours)}: the other keys of `train` say it")
+            raise ValueError(f"leave out {', '.join(ours)}: other keys of `train` set this")
         zero = (config or {}).get("zero_optimization", {})
         if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-            raise ValueError("stage 3 wants stage3_gather_16bit_weights_on_model_save: true, or no model is saved")
+            raise ValueError("stage 3 needs stage3_gather_16bit_weights_on_model_save: true, or no model is saved")
         return config
 
 
@@ -128,21 +134,15 @@ def train(
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
-    tokenizer = load_tokenizer(base)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
-    tokenizer.chat_template = chat_template(settings.format)
-    tests = encode(tokenizer, settings.format, *instructions_and_outputs(held), settings.max_tokens)
-    examples = to_learn(tokenizer, read_jsonl(samples), settings)
+    tokenizer = load_chat_tokenizer(base, settings.format)
+    tests = encode_rows(tokenizer, held, settings)
+    examples = to_learn(encode_rows(tokenizer, read_jsonl(samples), settings), settings.loss_on)
     usable = [example for example in examples if example.learns()]
     if not usable:
         raise UserError(
             f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(examples)} rows"
         )
-    inputs = {"rows": hash_file(samples), "text": hash_file(FORMATS / f"{settings.format}.json"), "arm": arm}
-    state = {"seed": seed, "threads": params.threads, "settings": settings.model_dump_json(), "processes": world()}
-    fingerprint = compute_fingerprint(base, inputs | state, CODE)
-    checkpoints = checkpoints / short(fingerprint)
+    checkpoints = checkpoints / short_hash(training_fingerprint(params, arm, samples, base))
 
     before = answer_nll(base, base, tests, params) if rank() == 0 else None
     barrier()
@@ -150,27 +150,44 @@ def train(
         done = run_training(params, base, usable, seed, checkpoints, folder)
         if rank() > 0:
             return
-        finish(params, base, folder)
+        finish_model(params, base, folder)
         tokenizer.save_pretrained(folder)
         after = answer_nll(folder, base, tests, params)
         tokens = [len(test.ids) - test.start for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
         write_table(training_parquet, rows.assign(nll_base=before, nll=after), HELD_OUT)
-        write_json(training, done | row_facts(examples, tests, tokenizer.eos_token_id))
+        write_json(training, done | count_rows(examples, tests, tokenizer.eos_token_id))
     remove(checkpoints)
 
 
-def instructions_and_outputs(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    return [row["instruction"] for row in rows], [row["output"] for row in rows]
+def load_chat_tokenizer(base: Path, name: FormatName) -> Any:
+    """Return the base model's tokenizer with the format's chat template."""
+    tokenizer = load_tokenizer(base)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
+    tokenizer.chat_template = chat_template(name)
+    return tokenizer
 
 
-def to_learn(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
-    examples = encode(tokenizer, settings.format, *instructions_and_outputs(rows), settings.max_tokens)
-    return [Example(ids, 0) for ids, _ in examples] if settings.loss_on == "all" else examples
+def training_fingerprint(params: Params, arm: str, samples: Path, base: Path) -> Fingerprint:
+    """Return what a checkpoint's training must have in common with this one."""
+    settings = params.train
+    inputs = {"rows": hash_file(samples), "format": hash_file(format_file(settings.format)), "arm": arm}
+    state = {"seed": params.arms[arm].seed, "threads": params.threads, "processes": world()}
+    return compute_fingerprint(base, inputs | state | {"settings": settings.model_dump_json()}, CODE)
 
 
-def row_facts(examples: list[Example], tests: list[Example], end: int) -> dict[str, int]:
-    """Return how many rows there were, and how many `max_tokens` cut."""
+def encode_rows(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
+    instructions, outputs = [row["instruction"] for row in rows], [row["output"] for row in rows]
+    return encode(tokenizer, settings.format, instructions, outputs, settings.max_tokens)
+
+
+def to_learn(examples: list[Example], loss_on: str) -> list[Example]:
+    return [Example(ids, 0) for ids, _ in examples] if loss_on == "all" else examples
+
+
+def count_rows(examples: list[Example], tests: list[Example], end: int) -> dict[str, int]:
+    """Return how many rows there were, and how many were cut at `max_tokens`."""
     return {
         "rows": len(examples),
         "rows_without_answer": sum(not example.learns() for example in examples),
@@ -180,15 +197,15 @@ def row_facts(examples: list[Example], tests: list[Example], end: int) -> dict[s
 
 
 def training_load_config(settings: Train) -> LoadConfig:
-    """Return how the network is held in training: what is trained in fp32, a base under an adapter in `dtype`."""
+    """Return how to load the network for training: weights to train in fp32, a base under an adapter in `dtype`."""
     dtype = settings.dtype if settings.adapter else "fp32"
     return LoadConfig(dtype=dtype, quantize=settings.quantize, attn_implementation=settings.attn_implementation)
 
 
 def scoring_load_config(settings: Train) -> LoadConfig:
-    """Return how the network is held when it is scored: merged weights are no longer of 4 bits.
+    """Return how to load the network for scoring: not in 4 bits if the adapter is merged into full weights.
 
-    Flash attention would neither take fp32 nor keep a row's bits apart from its neighbours.
+    Not with flash attention either, which does not accept fp32, and whose result for a row depends on its neighbours.
     """
     config = training_load_config(settings)
     merged = settings.adapter is not None and settings.adapter.merge
@@ -197,7 +214,7 @@ def scoring_load_config(settings: Train) -> LoadConfig:
 
 
 def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
-    """Return the summed negative log-likelihood, in nats, of every held-out answer [N]."""
+    """Return the summed NLL, in nats, of every held-out answer [N]."""
     if not tests:
         return np.zeros(0)
     from stages.lib.scoring.log_likelihood import nll_sums
@@ -211,7 +228,7 @@ def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -
 def run_training(
     params: Params, base: Path, examples: list[Example], seed: int, checkpoints: Path, folder: Path
 ) -> dict[str, Any]:
-    """Train, from the last checkpoint on; write the network into the folder and return what happened."""
+    """Train, from the last checkpoint if there is one; write the network into `folder`; return steps and losses."""
     from transformers import PrinterCallback, Trainer, set_seed
 
     from stages.lib.training.callbacks import CheckpointCallback, ThroughputCallback, newest
@@ -222,11 +239,13 @@ def run_training(
     order = presented(settings.budget, [len(p) for p in packs], [tokens(p) for p in packs], settings.batch, seed)
     steps = [[packs[number] for number in step] for step in order]
     spent = [sum(map(tokens, step)) for step in steps]
-    arguments = to_arguments(settings, seed, len(steps), checkpoints)  # ZeRO-3 wants it before there is a network
+    arguments = trainer_arguments(
+        settings, seed, len(steps), checkpoints
+    )  # ZeRO-3 needs this before a network is loaded
     saved = newest(checkpoints)
     set_seed(seed)
     trainer = Trainer(
-        model=to_train(params, base, saved),
+        model=load_for_training(params, base, saved),
         args=arguments,
         train_dataset=[pack for step in steps for pack in step + [[]] * (settings.batch - len(step))],
         data_collator=flattened if settings.packing else padded,
@@ -244,11 +263,11 @@ def run_training(
     }
 
 
-def to_train(params: Params, base: Path, saved: Path | None) -> Any:
-    """Return the network, with the weights of the checkpoint where there is one.
+def load_for_training(params: Params, base: Path, saved: Path | None) -> Any:
+    """Return the network to train, with the weights of the checkpoint if there is one.
 
-    The Trainer would leave the head of a GPT-NeoX as it finds it, for it is saved under another name than it has in
-    memory (huggingface/transformers issue 43701). Adapters it loads.
+    The Trainer loads adapters itself. But it does not load the head of a GPT-NeoX, because that is saved under another
+    name than it has in memory (huggingface/transformers issue 43701).
     """
     settings = params.train
     weights = (not settings.adapter and saved) or base
@@ -258,17 +277,17 @@ def to_train(params: Params, base: Path, saved: Path | None) -> Any:
 
 
 def require_machine(settings: Train) -> None:
-    """Raise UserError for what the params want and this machine has not, before any work is lost."""
+    """Raise UserError if the params need something that this machine lacks, before any work is lost."""
     import torch
 
     gpus = torch.cuda.device_count()
     if settings.batch % (settings.micro_batch * world()):
         raise UserError(
             f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
-            f"batch ({settings.batch}); it is the same on any number of devices"
+            f"batch ({settings.batch}), which is the same for any number of devices"
         )
     if settings.dtype == "fp16" and not gpus:
-        raise UserError("params.yaml: train.dtype: fp16 wants a GPU; bf16 and fp32 do without")
+        raise UserError("params.yaml: train.dtype: fp16 needs a GPU; bf16 and fp32 do not")
     if gpus > 1 and world() == 1 and settings.deepspeed is None:  # the Trainer would multiply the batch and the budget
         raise UserError(
             f"{gpus} GPUs are visible to one process; set PET_NPROC_PER_NODE={gpus} to train on all of them, or "
@@ -280,13 +299,13 @@ def require_machine(settings: Train) -> None:
         raise UserError(f"params.yaml: train.report_to: {settings.report_to} is not installed; `pip install` it")
 
 
-def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
+def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
     from stages.lib.training.callbacks import LOG_STEPS
 
-    if settings.deepspeed is not None and world() == 1:  # it wants a launcher's variables
+    if settings.deepspeed is not None and world() == 1:  # it reads a launcher's variables
         os.environ |= {
             "RANK": "0",
             "LOCAL_RANK": "0",
@@ -311,7 +330,7 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
         use_cpu=not torch.cuda.is_available(),
         logging_steps=LOG_STEPS,
         logging_first_step=True,
-        save_strategy="no",  # but where `CheckpointCallback` says so
+        save_strategy="no",  # `CheckpointCallback` decides
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
@@ -319,20 +338,20 @@ def to_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
 
 
 def write_network(trainer: Any, folder: Path) -> None:
-    """Write the weights, gathered from all processes, in the first."""
+    """Gather the weights from all processes; the first writes them."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank() == 0:
         trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=weights)
 
 
-def finish(params: Params, base: Path, folder: Path) -> None:
-    """Leave in the folder what models/<arm> is to hold, and free the memory that training took."""
+def finish_model(params: Params, base: Path, folder: Path) -> None:
+    """Free the memory that training used, and turn the folder into models/<arm>: merge its adapter if asked to."""
     import gc
 
     import torch
     from transformers.integrations import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # else ZeRO-3 would load the next network in parts too
+    unset_hf_deepspeed_config()  # otherwise ZeRO-3 would also partition the next network
     gc.collect()
     torch.cuda.empty_cache()
     if params.train.adapter:

@@ -10,7 +10,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.scoring.log_likelihood import nll_sums
 from stages.ppl import Params, ppl
 
-MODELS = {  # the last four cap or scale their logits behind the head
+MODELS = {  # the last four cap or scale their logits after the head
     "GPTNeoX": {},
     "Llama": {"num_key_value_heads": 1},
     "GPT2": {},
@@ -103,7 +103,7 @@ def run(new_folder, lm):
         defaults = {"max_tokens": 128, "add_bos": False, "batch_tokens": 256, "dtype": "fp32"}
         path = new_folder() / "ppl.parquet"
         params = Params.model_validate({"threads": 1, "ppl": defaults | settings})
-        ppl(params, raw, scorer, path.parent / "checkpoints", path)
+        ppl(params, raw=raw, scorer=scorer, checkpoints=path.parent / "checkpoints", ppl=path)
         return path
 
     return stage

@@ -17,7 +17,7 @@ from tests.training import HELD_OUT, prepare, settings, train_here, weights, wit
 
 @pytest.fixture(scope="module")
 def run(new_folder, base):
-    """Train on rows; return the folder with model/, report.json and losses.parquet."""
+    """Train on rows; return the folder with model/, training.json and training.parquet."""
 
     def stage(rows, held_out=HELD_OUT, **changes):
         return train_here(prepare(new_folder(), base, rows, held_out), **changes)
@@ -71,7 +71,7 @@ def test_an_example_is_cut_and_a_long_prompt_leaves_no_answer(tokenizer, rows):
 def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_counted(run, rows, tokenizer):
     lengths = [len(tokenizer(render("koalpaca", row["instruction"], ""))["input_ids"]) for row in rows]
     most = sorted(lengths)[len(lengths) // 2]
-    found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "report.json")
+    found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "training.json")
     assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= most for length in lengths))
     assert 0 < found["rows_without_answer"] < 40
 
@@ -81,13 +81,13 @@ def test_rows_that_lose_the_end_of_their_answer_are_counted(run, rows, tokenizer
     lengths = [len(example.ids) for example in whole]
     most = sorted(lengths)[30]
     folder = run(rows, held_out=rows[:20], max_tokens=most, budget={"unit": "steps", "amount": 1})
-    found = read_json(folder / "report.json")
+    found = read_json(folder / "training.json")
     assert found["rows_cut"] == sum(length > most for length in lengths) > 0
     assert found["held_out_cut"] == sum(length > most for length in lengths[:20]) > 0
 
 
 def test_the_last_steps_of_a_training_have_a_loss_too(run, rows):
-    found = read_json(run(rows, budget={"unit": "steps", "amount": 7}) / "report.json")
+    found = read_json(run(rows, budget={"unit": "steps", "amount": 7}) / "training.json")
     assert [entry["step"] for entry in found["loss"]] == [1, 7]
 
 
@@ -111,15 +111,15 @@ def test_no_row_with_an_answer_stops_the_stage(run, rows):
 
 
 def test_a_budget_of_steps_is_the_same_for_a_small_and_a_large_arm(run, rows, trained):
-    small, large = read_json(run(rows[:3]) / "report.json"), read_json(run(rows) / "report.json")
+    small, large = read_json(run(rows[:3]) / "training.json"), read_json(run(rows) / "training.json")
     assert (small["rows"], large["rows"]) == (3, 40)
-    assert small["steps"] == large["steps"] == read_json(trained / "report.json")["steps"] == 12
+    assert small["steps"] == large["steps"] == read_json(trained / "training.json")["steps"] == 12
     assert small["epochs"] > large["epochs"]
 
 
 def test_a_budget_of_epochs_gives_a_larger_arm_more_steps(run, rows, tokenizer):
     budget = {"unit": "epochs", "amount": 2}
-    small, large = (read_json(run(rows[:n], budget=budget) / "report.json") for n in (4, 12))
+    small, large = (read_json(run(rows[:n], budget=budget) / "training.json") for n in (4, 12))
     assert (small["steps"], large["steps"]) == (2, 6)
     assert small["epochs"] == large["epochs"] == 2
     examples = encode(tokenizer, "koalpaca", [r["instruction"] for r in rows[:4]], [r["output"] for r in rows[:4]], 128)
@@ -128,7 +128,7 @@ def test_a_budget_of_epochs_gives_a_larger_arm_more_steps(run, rows, tokenizer):
 
 @pytest.mark.parametrize(("unit", "amount"), [("rows", 30), ("tokens", 900)])
 def test_a_budget_of_rows_or_tokens_is_the_same_for_a_small_and_a_large_arm(unit, amount, run, rows):
-    small, large = (read_json(run(rows[:n], budget={"unit": unit, "amount": amount}) / "report.json") for n in (3, 40))
+    small, large = (read_json(run(rows[:n], budget={"unit": unit, "amount": amount}) / "training.json") for n in (3, 40))
     assert small["epochs"] > 1 > large["epochs"]
     if unit == "rows":
         assert (small["steps"], large["steps"]) == (10, 8)  # an epoch of three rows is a step of three
@@ -137,7 +137,7 @@ def test_a_budget_of_rows_or_tokens_is_the_same_for_a_small_and_a_large_arm(unit
 
 
 def test_the_loss_on_everything_is_that_of_whole_texts(run, rows, base, tokenizer):
-    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}, loss_on="all") / "report.json")
+    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}, loss_on="all") / "training.json")
     total, count = np.sum([plain_nll(base, tokenizer, row, everything=True) for row in rows[:4]], axis=0)
     assert found["loss"][0]["loss"] == pytest.approx(total / count, rel=1e-4)
 
@@ -145,7 +145,7 @@ def test_the_loss_on_everything_is_that_of_whole_texts(run, rows, base, tokenize
 def test_packed_rows_have_the_first_loss_of_padded_ones(run, rows):
     budget = {"unit": "epochs", "amount": 1}
     packed, apart = (
-        read_json(run(rows[:16], budget=budget, batch=16, micro_batch=8, packing=p) / "report.json")
+        read_json(run(rows[:16], budget=budget, batch=16, micro_batch=8, packing=p) / "training.json")
         for p in (True, False)
     )
     assert packed["tokens"] == apart["tokens"]
@@ -154,7 +154,7 @@ def test_packed_rows_have_the_first_loss_of_padded_ones(run, rows):
 
 @pytest.mark.parametrize("changes", [{"dtype": "bf16"}, {"format": "korae", "max_tokens": 256}], ids=str)
 def test_it_learns_in_every_setting(changes, run, rows):
-    held = read_table(run(rows[:16], held_out=rows[30:], **changes) / "losses.parquet")
+    held = read_table(run(rows[:16], held_out=rows[30:], **changes) / "training.parquet")
     assert held["nll"].sum() < 0.8 * held["nll_base"].sum()
 
 
@@ -171,21 +171,21 @@ def test_half_precision_without_a_gpu_is_refused(run, rows):
 
 
 def test_the_loss_falls(trained):
-    losses = read_json(trained / "report.json")["loss"]
+    losses = read_json(trained / "training.json")["loss"]
     assert [entry["step"] for entry in losses] == [1, 10, 12]
     assert losses[1]["loss"] < 0.8 * losses[0]["loss"]
-    held = read_table(trained / "losses.parquet")
+    held = read_table(trained / "training.parquet")
     assert (held["nll"] < held["nll_base"]).all()
 
 
 def test_the_first_loss_is_that_of_the_base_on_its_answers(run, rows, base, tokenizer):
-    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}) / "report.json")
+    found = read_json(run(rows[:4], budget={"unit": "steps", "amount": 1}) / "training.json")
     total, count = np.sum([plain_nll(base, tokenizer, row) for row in rows[:4]], axis=0)
     assert found["loss"][0]["loss"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_micro_batches_make_the_same_step(run, rows):
-    whole, parts = (read_json(run(rows[:16], micro_batch=n) / "report.json") for n in (4, 2))
+    whole, parts = (read_json(run(rows[:16], micro_batch=n) / "training.json") for n in (4, 2))
     assert parts["tokens"] == whole["tokens"]
     for one, other in zip(whole["loss"], parts["loss"], strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
@@ -211,7 +211,7 @@ def plain_nll(folder, tokenizer, row, everything=False):
 
 
 def test_the_held_out_loss_is_that_of_a_plain_forward_pass(trained, rows, base, tokenizer):
-    held = read_table(trained / "losses.parquet")
+    held = read_table(trained / "training.parquet")
     assert held[["id", "source"]].to_dict("records") == [
         {key: row[key] for key in ("id", "source")} for row in with_ids(rows[30:])
     ]
@@ -223,8 +223,8 @@ def test_the_held_out_loss_is_that_of_a_plain_forward_pass(trained, rows, base, 
 
 def test_nothing_held_out_is_no_trouble(run, rows):
     folder = run(rows[:4], held_out=(), budget={"unit": "steps", "amount": 1})
-    assert len(read_table(folder / "losses.parquet")) == 0
-    assert read_json(folder / "report.json")["steps"] == 1
+    assert len(read_table(folder / "training.parquet")) == 0
+    assert read_json(folder / "training.json")["steps"] == 1
 
 
 def test_the_model_folder_holds_no_pickle_and_no_place_of_this_machine(trained, base):
@@ -237,7 +237,7 @@ def test_the_model_folder_holds_no_pickle_and_no_place_of_this_machine(trained, 
 
 
 def test_the_report_tells_no_time(trained):
-    text = (trained / "report.json").read_text(encoding="utf-8")
+    text = (trained / "training.json").read_text(encoding="utf-8")
     assert sorted(json.loads(text)) == [
         "epochs",
         "held_out_cut",
@@ -252,4 +252,4 @@ def test_the_report_tells_no_time(trained):
 
 def test_another_seed_trains_in_another_order(trained, run, rows):
     other = run(rows[:16], held_out=rows[30:], seed=2)
-    assert (other / "report.json").read_bytes() != (trained / "report.json").read_bytes()
+    assert (other / "training.json").read_bytes() != (trained / "training.json").read_bytes()

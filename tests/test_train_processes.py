@@ -44,13 +44,13 @@ def check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-5):
     """Twenty losses, over epochs that end with a step that is not full."""
     assert "0 of 20 steps are done, processes: 2" in log
     monkeypatch.setattr(pace, "EVERY", 1)
-    one, two = (read_json(path / "report.json") for path in (train_here(alone, **TWENTY), folder))
+    one, two = (read_json(path / "training.json") for path in (train_here(alone, **TWENTY), folder))
     assert [entry["step"] for entry in two["loss"]] == list(range(1, 21))
     print("largest difference", max(abs(m["loss"] - t["loss"]) for m, t in zip(two["loss"], one["loss"], strict=True)))
     for mine, theirs in zip(two["loss"], one["loss"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=tolerance)
     assert two | {"loss": []} == one | {"loss": []}
-    held = [read_table(path / "losses.parquet")["nll"].tolist() for path in (folder, alone)]
+    held = [read_table(path / "training.parquet")["nll"].tolist() for path in (folder, alone)]
     assert held[0] == pytest.approx(held[1], rel=1e-3)
     assert not list((folder / "checkpoints").glob("*"))
 
@@ -76,7 +76,7 @@ def test_two_processes_under_deepspeed_have_the_losses_of_one(zero, folder, alon
 def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, alone):
     train_apart(folder, adapter=LORA | {"dropout": 0.0}, deepspeed=ZERO | {"zero_optimization": GATHER})
     train_here(alone, adapter=LORA | {"dropout": 0.0})
-    held = [read_table(path / "losses.parquet")["nll"].tolist() for path in (folder, alone)]
+    held = [read_table(path / "training.parquet")["nll"].tolist() for path in (folder, alone)]
     assert held[0] == pytest.approx(held[1], rel=1e-3)
 
 
@@ -127,7 +127,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(moment, adapter, fol
     assert "6 of 12 steps are done" in caplog.text
     train_here(alone, adapter=adapter)
     assert weights(folder) == weights(alone)
-    assert (folder / "report.json").read_bytes() == (alone / "report.json").read_bytes()
+    assert (folder / "training.json").read_bytes() == (alone / "training.json").read_bytes()
     assert not written.exists()
 
 

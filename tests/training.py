@@ -33,12 +33,24 @@ SETTINGS = {
 }
 LORA = {"r": 8, "alpha": 16, "dropout": 0.05, "modules": ["query_key_value", "dense"], "merge": False}
 HELD_OUT = ({"instruction": "바다는 왜 짤까?", "output": "소금 때문입니다."},)
-PLACES = ("samples.jsonl", "held_out.jsonl", "base", "checkpoints", "model", "report.json", "losses.parquet")
+PLACES = {
+    "samples": "samples.jsonl",
+    "held_out": "held_out.jsonl",
+    "base": "base",
+    "checkpoints": "checkpoints",
+    "model": "model",
+    "training": "training.json",
+    "training_parquet": "training.parquet",
+}
+"""Where each argument of the stage is, beside its samples."""
+
+
+def params_of(changes, seed=1):
+    return {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": seed, "method": "all"}}}
 
 
 def settings(seed=1, **changes):
-    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": seed, "method": "all"}}}
-    return Params.model_validate(params)
+    return Params.model_validate(params_of(changes, seed))
 
 
 def with_ids(rows):
@@ -54,18 +66,18 @@ def prepare(folder, base, rows, held_out=HELD_OUT):
 
 
 def train_here(folder, **changes):
-    """Train in this process; what is written stands beside the rows."""
-    train(settings(**changes), "ours", *(folder / place for place in PLACES))
+    """Train in this process; the outputs are beside the rows."""
+    train(settings(**changes), arm="ours", **{name: folder / place for name, place in PLACES.items()})
     return folder
 
 
 def train_apart(folder, patch="", code=0, processes=1, **changes):
-    """Train as dvc would, with a piece of code run first in every process; return the log."""
+    """Train as dvc would, after running a piece of code in every process; return the log."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(patch)
-    params = {"threads": 1, "train": SETTINGS | changes, "arms": {"ours": {"seed": 1, "method": "all"}}}
-    YAML().dump(params, folder / "params.yaml")
-    command = [sys.executable, "-m", "stages.train", "ours", *(str(folder / place) for place in PLACES)]
+    YAML().dump(params_of(changes), folder / "params.yaml")
+    flags = [word for name, place in PLACES.items() for word in (f"--{name}", str(folder / place))]
+    command = [sys.executable, "-m", "stages.train", "--arm", "ours", *flags]
     paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
     variables = ENVIRONMENT | {"PYTHONPATH": paths, "PET_NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

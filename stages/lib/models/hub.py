@@ -1,4 +1,4 @@
-"""Fetch from the Hugging Face hub, at a pinned commit, through its own cache."""
+"""Fetch models and data sets from the Hugging Face hub, each at a pinned commit, through the hub's own cache."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def snapshot(
 ) -> Path:
     """Return the local folder of a hub repository at a commit; `where` names the params entry.
 
-    With HF_HUB_OFFLINE=1 only what HF_HUB_CACHE already holds is used.
+    If HF_HUB_OFFLINE=1, only what HF_HUB_CACHE already contains is used.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -26,7 +26,7 @@ def snapshot(
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         address = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}"
         raise UserError(
-            f"params.yaml: {where}.revision: wanted a commit hash (40 hex digits), got {revision!r}; "
+            f"params.yaml: {where}.revision: expected a commit hash (40 hex digits), got {revision!r}; "
             f"`git ls-remote {address} HEAD` prints the newest"
         )
     try:
@@ -34,16 +34,16 @@ def snapshot(
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"{where}: {name} at {revision} could not be fetched: {error}; "
-            "look at the name, the revision, the network and, for a gated repository, HF_TOKEN"
+            "check the name, the revision, the network and, for a gated repository, HF_TOKEN"
         ) from error
 
 
 def load_split(where: str, name: str | None, folder: Path, config: str | None, split: str) -> Any:
-    """Return one split of a data set's local folder, as `datasets` reads it."""
+    """Return one split of the data set in a local folder, read by `datasets`."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         return load_dataset(str(folder), config, split=split)
     except (DatasetsError, ValueError, OSError) as error:
-        raise UserError(f"{where}: {name} did not load: {error}; look at its name, config and split") from error
+        raise UserError(f"{where}: {name} did not load: {error}; check its name, config and split") from error

@@ -1,4 +1,4 @@
-"""Load models and tokenizers from folders, on the device that is there."""
+"""Load models and tokenizers from local folders, onto the GPU if there is one."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stages")
 SLICE = 10_000
-"""Texts that are tokenized at once."""
+"""Texts per call of the tokenizer."""
 Dtype = Literal["fp32", "bf16"]
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class LoadConfig(Section):
-    """How the weights of a model are held."""
+    """How to hold a model's weights in memory."""
 
     dtype: Literal["fp32", "bf16", "fp16"]
     quantize: Literal["nf4"] | None = None
@@ -33,7 +33,7 @@ class LoadConfig(Section):
 
 
 def start_torch(threads: int) -> str:
-    """Fix the CPU threads of torch, for their number changes the last bits of every sum; return the device."""
+    """Set torch's CPU threads, because their number changes the last bits of every sum; return the device."""
     import torch
     import transformers
 
@@ -43,19 +43,19 @@ def start_torch(threads: int) -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
         return device
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed warns that it found no accelerator
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it, deepspeed warns that it found no accelerator
     return "cpu"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError unless the folder holds a config and safetensors."""
+    """Raise UserError unless the folder contains config.json and safetensors."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model, it lacks config.json; wanted a folder written by save_pretrained")
+        raise UserError(f"{folder}: no model, config.json is missing; expected a folder written by save_pretrained")
     if not list(folder.glob("*.safetensors")):
-        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(
-            f"{folder}: no *.safetensors, it holds {there}; pickled weights are never loaded: "
-            "convert the folder with save_pretrained, or fetch the model by `from: hub`"
+            f"{folder}: no *.safetensors, found {found}; pickled weights are never loaded: "
+            "convert the folder with save_pretrained, or fetch the model with `from: hub`"
         )
 
 
@@ -67,15 +67,15 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer that transformers can load: {error}") from error
     names = ["tokenizer.json", *tokenizer.vocab_files_names.values()]
-    if not any((folder / name).is_file() for name in names):  # transformers would make an empty one without a word
-        raise UserError(f"{folder}: no tokenizer; wanted one of {', '.join(sorted(set(names)))} beside the model")
+    if not any((folder / name).is_file() for name in names):  # transformers would silently create an empty one
+        raise UserError(f"{folder}: no tokenizer; expected one of {', '.join(sorted(set(names)))} beside the model")
     return tokenizer
 
 
 def load_model(folder: Path, config: LoadConfig, threads: int, auto: str = "AutoModelForCausalLM") -> "PreTrainedModel":
-    """Return the model of a folder, in eval mode on the GPU or the CPU; `auto` names its Auto class.
+    """Return the model in `folder`, in eval mode, on the GPU if there is one; `auto` names its Auto class.
 
-    Raises UserError if the folder holds no safetensors, or if transformers cannot load it as `config` says.
+    Raises UserError if the folder has no safetensors, or if transformers cannot load it as `config` asks.
     """
     import torch
     import transformers
@@ -85,12 +85,13 @@ def load_model(folder: Path, config: LoadConfig, threads: int, auto: str = "Auto
     dtype = getattr(torch, TORCH_NAMES[config.dtype])
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
     if config.quantize:
-        options |= {"quantization_config": four_bits(dtype), "device_map": {"": device}}
+        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
     try:
         model: PreTrainedModel = getattr(transformers, auto).from_pretrained(folder, use_safetensors=True, **options)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{folder}: transformers cannot load it as the params say: {error}") from error
-    count = sum(getattr(part, "ds_numel", part.numel()) for part in model.parameters())  # ZeRO-3 holds a share
+        raise UserError(f"{folder}: transformers cannot load it as params.yaml asks: {error}") from error
+    # under ZeRO-3 each process has a part of every tensor, and `ds_numel` is the size of the whole
+    count = sum(getattr(tensor, "ds_numel", tensor.numel()) for tensor in model.parameters())
     log.info("%s: %s parameters, %s, on %s", folder, f"{count:,}", config.quantize or config.dtype, device)
     return (model if config.quantize else model.to(device)).eval()
 
@@ -100,8 +101,8 @@ def require_bitsandbytes() -> None:
         raise UserError("params.yaml: quantize: nf4 needs bitsandbytes; `pip install -c constraints.txt -e '.[4bit]'`")
 
 
-def four_bits(dtype: Any) -> Any:
-    """Return nf4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314)."""
+def nf4_config(dtype: Any) -> Any:
+    """Return the settings of nf4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314)."""
     require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
@@ -113,23 +114,26 @@ def four_bits(dtype: Any) -> Any:
     )
 
 
-def positions(model: "PreTrainedModel") -> int | None:
-    """Return the most tokens that the model takes, None where it has no bound."""
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
+def max_positions(model: "PreTrainedModel") -> int | None:
+    """Return the length in tokens of the longest input that the model accepts, or None if it has no limit."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    first = getattr(table, "padding_idx", None)  # RoBERTa counts its positions from the one after this
-    return most if most is None or first is None else most - first - 1
+    padding = getattr(table, "padding_idx", None)  # RoBERTa's first position is the one after this
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 def check_length(model: "PreTrainedModel", tokens: int, where: str) -> None:
-    """Raise UserError where `tokens` positions are more than the model has."""
-    most = positions(model)
-    if most is not None and tokens > most:
-        raise UserError(f"params.yaml: {where}: {tokens} tokens, but the model has {most} positions")
+    """Raise UserError if `tokens` is more than the model has positions; `where` names the params entry."""
+    limit = max_positions(model)
+    if limit is not None and tokens > limit:
+        raise UserError(f"params.yaml: {where}: {tokens} tokens, but the model has {limit} positions")
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: Any) -> list[NDArray[np.int32]]:
-    """Return the token ids of every text; in slices, for the tokenizer's own lists take many times the memory."""
+    """Return the token ids of every text.
+
+    Works in slices, because the lists that the tokenizer returns take many times the memory of the arrays.
+    """
     ids: list[NDArray[np.int32]] = []
     for start in range(0, len(texts), SLICE):
         encoded = tokenizer(list(texts[start : start + SLICE]), truncation=True, return_attention_mask=False, **options)

@@ -1,6 +1,6 @@
-"""LoRA adapters: load, attach, merge.
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): attach one to a model, load it, merge it into the weights.
 
-LoRA: Hu et al. 2021, arXiv 2106.09685. On 4-bit weights: Dettmers et al. 2023, arXiv 2305.14314.
+The base model may be in 4 bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314).
 """
 
 import json
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stages")
 SETTINGS = "adapter_config.json"
-"""The file by which the folder of an adapter is known."""
+"""A folder with this file contains an adapter."""
 
 
 class Adapter(Section):
     r: Positive
+    """Rank of the two matrices."""
     alpha: Positive
+    """Their product is scaled by alpha / r."""
     dropout: Share
     modules: Annotated[list[str], Field(min_length=1)]
-    """Which linear layers get one, by the end of their names: query_key_value, dense, ... in GPT-NeoX."""
+    """The linear layers to adapt, by the last part of their names: query_key_value, dense, ... in GPT-NeoX."""
     merge: bool
-    """Whether models/<arm> holds whole weights, the adapter merged into them, or the adapter alone."""
+    """Whether models/<arm> has full weights with the adapter merged into them, or the adapter only."""
 
 
 def load_network(folder: Path, base: Path, config: LoadConfig, threads: int) -> "PreTrainedModel":
-    """Return the causal LM of a folder, in eval mode; of an adapter's folder, the base with the adapter in it."""
+    """Return the causal LM in `folder`, in eval mode; if `folder` has an adapter, the base model with that adapter."""
     if not (folder / SETTINGS).is_file():
         return load_model(folder, config, threads)
     with_adapter: PreTrainedModel = load_adapter(folder, base, config, threads).get_base_model()
@@ -52,7 +54,7 @@ def load_adapter(folder: Path, base: Path, config: LoadConfig, threads: int) -> 
 
 
 def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
-    """Return the model with a new adapter, the only part of it that is trained."""
+    """Return the model with a new adapter; only the adapter is trained."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
@@ -70,9 +72,9 @@ def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
     linear = [path for path, module in model.named_modules() if isinstance(module, (Linear, Conv1D))]
     missing = [name for name in adapter.modules if not any(has_name(path, name) for path in linear)]
     if missing:
-        there = sorted({path.rsplit(".")[-1] for path in linear})
+        found = sorted({path.rsplit(".")[-1] for path in linear})
         raise UserError(
-            f"params.yaml: train.adapter.modules: no {', '.join(missing)} in the model; it has {', '.join(there)}"
+            f"params.yaml: train.adapter.modules: no {', '.join(missing)} in the model; it has {', '.join(found)}"
         )
     return get_peft_model(model, config)
 
@@ -82,7 +84,7 @@ def has_name(path: str, name: str) -> bool:
 
 
 def merge_adapter(folder: Path, base: Path, config: LoadConfig, threads: int) -> None:
-    """Put whole weights in the place of the adapter that the folder holds."""
+    """Replace the adapter in `folder` with the full weights of the base model, the adapter merged into them."""
     merged: Any = load_adapter(folder, base, config, threads).merge_and_unload()
     for path in folder.glob("adapter_*"):
         remove(path)
@@ -90,9 +92,12 @@ def merge_adapter(folder: Path, base: Path, config: LoadConfig, threads: int) ->
 
 
 def normalise_adapter_config(folder: Path) -> None:
-    """Write an adapter's settings in one order, for peft keeps names in sets, and drop its empty model card."""
+    """Sort the lists in adapter_config.json and remove the empty model card.
+
+    peft keeps names in sets, so it writes them in a different order each time.
+    """
     settings = read_json(folder / SETTINGS)
-    sets = {name: sorted(value) for name, value in settings.items() if isinstance(value, list)}
-    text = json.dumps(settings | sets, ensure_ascii=False, indent=2, sort_keys=True)
+    lists = {name: sorted(value) for name, value in settings.items() if isinstance(value, list)}
+    text = json.dumps(settings | lists, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
     remove(folder / "README.md")

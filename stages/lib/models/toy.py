@@ -1,12 +1,13 @@
-"""Small models from a folder of Korean text, by fixed steps: the stand-ins that run anywhere.
+"""Settings and training text of the toy models, small stand-ins for hub models that train anywhere.
 
     <folder>/*.txt    documents, separated by blank lines
     <folder>/*.jsonl  pairs of `instruction` and `output`
 
-A GPT-NeoX on all of it (polyglot-ko's architecture), and a RoBERTa whose mean-pooled vectors bring an instruction and
-its output together, and neighbouring spans of a document (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748; spans
-of one document as positives: Izacard et al. 2022, arXiv 2112.09118). SimCSE by dropout alone finds no topics at this
-size.
+There are two kinds (`toy_training` trains them): a GPT-NeoX, polyglot-ko's architecture, trained on all of the text,
+and a RoBERTa. Training brings the RoBERTa's mean-pooled vectors of an instruction and its output together, and of
+neighbouring spans of a document (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748; spans of one document as
+positives: Izacard et al. 2022, arXiv 2112.09118). With dropout as the only augmentation (SimCSE), a model of this size
+finds no topics.
 """
 
 import random
@@ -20,25 +21,25 @@ from stages.lib.core.params import Count, Positive, Section
 
 class Small(Section):
     vocabulary: Positive
-    """Most entries of the byte-level BPE; a small text has fewer merges."""
+    """Most entries of the byte-level BPE; a small text yields fewer."""
     layers: Positive
     width: Positive
     heads: Positive
     positions: Positive
-    """Longest input that the model takes, in tokens."""
+    """Longest input that the model accepts, in tokens."""
     context: Positive
     """Tokens of a training row."""
     batch: Positive
-    """Training rows of a step."""
+    """Training rows per step."""
     steps: Positive
     learning_rate: float
     warmup: Count
-    """Steps over which the learning rate rises; then it falls linearly to 0."""
+    """Steps over which the learning rate rises; after them it falls linearly to 0."""
     seed: int
 
 
 def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return documents and (instruction, output) pairs."""
+    """Return the documents and the (instruction, output) pairs."""
     documents = [
         document.strip()
         for path in sorted(folder.glob("*.txt"))
@@ -47,7 +48,7 @@ def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     ]
     pairs = [pair for path in sorted(folder.glob("*.jsonl")) for pair in read_pairs(path)]
     if not documents and not pairs:
-        raise UserError(f"{folder}: no *.txt and no *.jsonl to train a small model from")
+        raise UserError(f"{folder}: no *.txt and no *.jsonl to train a small model on")
     return documents, pairs
 
 
@@ -56,13 +57,13 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         return [(str(row["instruction"]), str(row["output"])) for row in read_jsonl(path)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: wanted JSON Lines with instruction and output, got {type(error).__name__}: {error}; "
-            "mend the file, or take it out of the folder"
+            f"{path}: expected JSON Lines with instruction and output, got {type(error).__name__}: {error}; "
+            "fix the file, or move it out of the folder"
         ) from error
 
 
-def spans(documents: list[str], seed: int) -> list[tuple[str, str]]:
-    """Return pairs of up to three sentences before and after a cut, one cut for every two sentences of a document."""
+def neighbouring_spans(documents: list[str], seed: int) -> list[tuple[str, str]]:
+    """Return pairs of up to three sentences before and after a random cut; one cut per two sentences of a document."""
     rng = random.Random(seed)
     pairs = []
     for document in documents:

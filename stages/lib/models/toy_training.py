@@ -1,4 +1,4 @@
-"""How the small models are trained: a tokenizer, a causal LM, an encoder.
+"""Train the toy models: a tokenizer, a causal LM, an encoder.
 
 B rows, T tokens, D width
 """
@@ -21,23 +21,24 @@ from transformers import (
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.progress import progress
-from stages.lib.models.toy import Small, read_text, spans
+from stages.lib.models.toy import Small, neighbouring_spans, read_text
 
 log = logging.getLogger("stages")
 END, PAD, START = "<|endoftext|>", "<|pad|>", "<|start|>"
 TEMPERATURE = 0.05
+"""Of the softmax over cosines."""
 
 
-def make_small(role: str, folder: Path, settings: Small, out: Path) -> None:
-    """Train the model of a role (`encoder`, or a causal LM for any other) and save it with its tokenizer."""
+def train_toy(role: str, folder: Path, settings: Small, out: Path) -> None:
+    """Train the model of a role (an encoder for `encoder`, otherwise a causal LM); save it and its tokenizer."""
     documents, pairs = read_text(folder)
     texts = documents + [f"{instruction}\n{output}" for instruction, output in pairs]
     torch.manual_seed(settings.seed)
     tokenizer = make_tokenizer(texts, settings)
     if role == "encoder":
-        model = train_encoder(tokenizer, pairs + spans(documents, settings.seed), settings)
+        model = train_encoder(tokenizer, pairs + neighbouring_spans(documents, settings.seed), settings)
     else:
-        tokenizer.backend_tokenizer.post_processor = None  # a causal LM's text has no start or end of its own
+        tokenizer.backend_tokenizer.post_processor = None  # add no start and end tokens to a causal LM's text
         model = train_lm(tokenizer, texts, settings)
     log.info("%s: %s parameters, %s entries", role, f"{model.num_parameters():,}", f"{len(tokenizer):,}")
     model.save_pretrained(out)
@@ -71,7 +72,7 @@ def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Sma
         raise UserError(f"the text has {len(stream)} tokens; `context` ({settings.context}) needs more")
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
-            **shape(tokenizer, settings),
+            **common_config(tokenizer, settings),
             intermediate_size=4 * settings.width,
             use_parallel_residual=True,
             tie_word_embeddings=False,
@@ -84,17 +85,19 @@ def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Sma
         logits = model(input_ids=ids_BT[:, :-1].to(model.device), use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten().to(model.device))
 
-    return descend(model, loss, settings)
+    return optimise(model, loss, settings)
 
 
 def train_encoder(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], settings: Small) -> PreTrainedModel:
     if len(pairs) < settings.batch:
-        raise UserError(f"{len(pairs)} pairs to train an encoder from; `batch` ({settings.batch}) needs more")
+        raise UserError(f"{len(pairs)} pairs to train an encoder on; `batch` ({settings.batch}) needs more")
     left, right = (
         tokenizer([pair[side] for pair in pairs], truncation=True, max_length=settings.context)["input_ids"]
         for side in (0, 1)
     )
-    config = shape(tokenizer, settings) | {"max_position_embeddings": settings.positions + 2}  # RoBERTa counts from 2
+    config = common_config(tokenizer, settings) | {
+        "max_position_embeddings": settings.positions + 2
+    }  # RoBERTa's start at 2
     model = RobertaModel(
         RobertaConfig(
             **config, intermediate_size=4 * settings.width, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
@@ -113,11 +116,11 @@ def train_encoder(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str
         own = torch.arange(len(rows), device=similarity.device)
         return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
-    return descend(model, loss, settings)
+    return optimise(model, loss, settings)
 
 
-def shape(tokenizer: PreTrainedTokenizerFast, settings: Small) -> dict[str, Any]:
-    """Return what both configs share; the ids are stated, or generation_config would invent some."""
+def common_config(tokenizer: PreTrainedTokenizerFast, settings: Small) -> dict[str, Any]:
+    """Return what both configs share; with the ids, because otherwise generation_config would contain invented ones."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.width,
@@ -130,16 +133,17 @@ def shape(tokenizer: PreTrainedTokenizerFast, settings: Small) -> dict[str, Any]
     }
 
 
-def descend(model: PreTrainedModel, loss: Callable[[], torch.Tensor], settings: Small) -> PreTrainedModel:
-    """Train by a fixed number of AdamW steps, never by the clock, which could not be repeated."""
+def optimise(model: PreTrainedModel, loss: Callable[[], torch.Tensor], settings: Small) -> PreTrainedModel:
+    """Train for a fixed number of AdamW steps; a time limit would not be reproducible."""
     model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
 
-    def pace(step: int) -> float:
+    # not transformers' get_linear_schedule_with_warmup: its first step has rate 0, ours 1 / warmup of the full rate
+    def rate_factor(step: int) -> float:
         rise = (step + 1) / max(1, settings.warmup)
         return min(rise, (settings.steps - step) / max(1, settings.steps - settings.warmup))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
     value = torch.zeros(())
     for _ in progress(range(settings.steps), settings.steps, "small model, steps"):
         value = loss()

@@ -1,7 +1,7 @@
-"""One attention kernel for every batch of a shape, whatever padding it holds.
+"""One attention kernel for all batches of one shape, whatever padding they contain.
 
-transformers looks into a batch's mask and takes a faster kernel where nothing is padding_mask, so a row's bits would depend
-on its neighbours, and on a GPU the host would wait for every batch to look.
+transformers inspects every batch's mask and uses a faster kernel if nothing is padded. With that, a row's bits would
+depend on its neighbours, and on a GPU the host would wait for every batch in order to inspect it.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from transformers.masking_utils import sdpa_mask
 
 
 def causal(**arguments: Any) -> torch.Tensor | None:
-    """Mask the future alone: padding stands at the right, where no token of the row looks."""
+    """Mask only the future: padding is on the right, where no token of the row looks."""
     mask: torch.Tensor | None = sdpa_mask(**arguments | {"attention_mask": None})
     return mask
 
 
 def padding_mask(**arguments: Any) -> torch.Tensor:
-    """Mask the padding, be there any or not."""
+    """Return a mask even if there is no padding."""
     never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     mask: torch.Tensor = sdpa_mask(**arguments | never)
     return mask
@@ -34,7 +34,7 @@ for mask in (causal, padding_mask):
 
 @contextmanager
 def one_kernel(model: PreTrainedModel, mask: str) -> Iterator[None]:
-    """Give the model `causal` or `padding_mask` attention in place of sdpa; models without sdpa keep their own."""
+    """Replace sdpa attention with `causal` or `padding_mask`; a model that does not use sdpa is left as it is."""
     before = model.config._attn_implementation
     if before != "sdpa":
         yield

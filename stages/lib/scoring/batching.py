@@ -1,9 +1,9 @@
-"""Batches of canonical shape: a row's bits never depend on its neighbours.
+"""Batches of canonical shape, so that a row's bits never depend on its neighbours.
 
-How long a batch is and how many rows it has follow from a row's own token count and the budget alone; dummy rows fill
-the last batch of a length. So every row always goes through kernels of one and the same shape, whatever was scored
-with it, before it or in another process. The step of the lengths, an eighth of the power of two below, costs 4 to 9 %
-of padding and dummies on a corpus of 375 thousand rows.
+The length and the number of rows of a batch follow from a row's own token count and the budget only; dummy rows fill
+the last batch of each length. So a row always runs through kernels of the same shape, whatever else is scored with it,
+before it or in another process. Lengths are rounded up by steps of an eighth of the power of two below them, which on
+a corpus of 375 thousand rows adds 4 to 9 % of padding and dummy rows.
 """
 
 import sys
@@ -22,27 +22,27 @@ Tokens = Sequence[int] | NDArray[Any]
 
 class Batch(NamedTuple):
     rows: list[int]
-    """Which rows stand in it, from the top; the rest are dummies."""
+    """Indices of its rows, which come first; the rest are dummy rows."""
     height: int
     length: int
 
 
 def canonical_length(tokens: int) -> int:
-    """Round up by an eighth of the power of two below, at least by 2."""
+    """Round up to a multiple of an eighth of the power of two below, or of 2 if that is larger."""
     step = max(2, 1 << max(0, tokens.bit_length() - 4))
     return -(-tokens // step) * step
 
 
-def canonical_batches(lengths: Sequence[int], budget: int, most: int | None = None) -> list[Batch]:
-    """Deal rows of these token counts to batches of at most `budget` tokens, longest first.
+def canonical_batches(lengths: Sequence[int], budget: int, longest: int | None = None) -> list[Batch]:
+    """Split rows of these token counts into batches of at most `budget` tokens, the longest first.
 
-    A row longer than the budget has a batch of its own. Rows of no token are in no batch. `most` is the longest that
-    the model takes.
+    A row longer than the budget gets its own batch; a row without tokens gets none. `longest` is the length of the
+    longest input that the model accepts.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, tokens in enumerate(lengths):
         if tokens:
-            by_length[min(canonical_length(tokens), most or sys.maxsize)].append(row)
+            by_length[min(canonical_length(tokens), longest or sys.maxsize)].append(row)
     return list(batches_by_length(by_length, budget))
 
 
@@ -54,7 +54,10 @@ def batches_by_length(by_length: dict[int, list[int]], budget: int) -> Iterator[
 
 
 def pad(batch: Batch, sequences: Sequence[Tokens], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and attention mask [height, length]; dummy rows are all filler, attended to."""
+    """Return token ids and attention mask [height, length].
+
+    Dummy rows consist of `filler` and are not masked, because a row that is masked everywhere gives NaN.
+    """
     ids = np.full((batch.height, batch.length), filler, dtype=np.int64)
     mask = np.zeros((batch.height, batch.length), dtype=np.int64)
     for position, row in enumerate(batch.rows):
@@ -65,32 +68,31 @@ def pad(batch: Batch, sequences: Sequence[Tokens], filler: int) -> tuple[torch.T
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on the device; the host does not wait for a GPU."""
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device, without making the host wait for a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def run_batches(
     batches: Iterable[Batch], step: Callable[[Batch], torch.Tensor]
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Yield the rows of every batch and what `step` makes of them, on its device.
+    """Yield the rows of every batch and what `step` returns for them.
 
-    Raises UserError where a batch does not fit into memory, and names a budget that does.
+    Raises UserError if a batch does not fit into memory; its message names a budget that does.
     """
     for batch in batches:
         try:
-            done = step(batch)
+            result = step(batch)
         except torch.OutOfMemoryError:
-            done = None  # outside of the handler the failed step's tensors are gone
-        if done is None:
-            raise UserError(
-                f"out of memory in a batch of {batch.height} x {batch.length} tokens; {advice(batch, step)}"
-            )
-        yield batch.rows, done
+            result = None  # the failed step's tensors are freed only outside of this handler
+        if result is None:
+            shape = f"{batch.height} x {batch.length}"
+            raise UserError(f"out of memory in a batch of {shape} tokens; {suggest_budget(batch, step)}")
+        yield batch.rows, result
 
 
-def advice(batch: Batch, step: Callable[[Batch], torch.Tensor]) -> str:
-    """Try the batch with fewer rows until it fits."""
+def suggest_budget(batch: Batch, step: Callable[[Batch], torch.Tensor]) -> str:
+    """Halve the rows of the batch until it fits; return advice for the error message."""
     height = batch.height
     while height > 1:
         height //= 2
@@ -100,4 +102,4 @@ def advice(batch: Batch, step: Callable[[Batch], torch.Tensor]) -> str:
         except torch.OutOfMemoryError:
             continue
         return f"a budget of {height * batch.length} tokens fits: lower the batch tokens in params.yaml"
-    return "not one row of it fits: lower max_tokens in params.yaml, or take a larger device"
+    return "not even one row fits: lower max_tokens in params.yaml, or use a device with more memory"

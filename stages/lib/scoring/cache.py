@@ -1,9 +1,10 @@
-"""Scores that are never computed twice.
+"""A cache of scores, so that none is computed twice.
 
-A score is a function of its text and of what it was made by (`lib.fingerprint`), so it is looked for by the hash of
-its text: first in this folder, in <fingerprint>.<hash of the file>.parquet, then in the output of the last commit,
-pulled or not. What is computed goes into the folder in chunks, every few seconds, so a run that is killed loses no
-more than one chunk of each process. The folder may be removed at any time; it costs the scores that are not committed.
+A score is a function of its text and of the fingerprint (`scoring.fingerprint`), so it is found by the hash of its
+text. It is looked for first in the cache folder, in files named <fingerprint>.<hash of the file>.parquet; then in the
+output that the last commit has for this stage, pulled or not. New scores are written to the folder in chunks, every few
+seconds, so a run that is killed loses at most one chunk per process. The folder may be removed at any time; only the
+scores that are not committed are lost with it.
 """
 
 import hashlib
@@ -23,120 +24,126 @@ import pyarrow.parquet as pq
 from stages.lib.core.artifacts import read_arrow, remove, write_arrow
 from stages.lib.core.errors import UserError
 from stages.lib.core.processes import barrier, rank
-from stages.lib.scoring.fingerprint import Fingerprint, changes, hash_file, short
+from stages.lib.scoring.fingerprint import Fingerprint, describe_changes, hash_file, short_hash
 from stages.lib.text.hashing import text_hash
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("stages")
-SECONDS = 2.0
-"""Work between two chunks."""
-KEY = "text"
+CHUNK_SECONDS = 2.0
+"""Time between two chunks."""
+KEY = "text_hash"
+"""The column by which a score is found."""
 Batches = Iterable[tuple[list[int], "torch.Tensor"]]
-"""Which of the missing texts a batch scored, and their scores [n, W] on the device."""
+"""For every batch, the indices of its texts among the missing ones, and their scores [n, W] on the device."""
 
 
-class Store(NamedTuple):
+class Cache(NamedTuple):
     folder: Path
     fingerprint: Fingerprint
     columns: Callable[[Any], dict[str, pa.Array]]
-    """From scores [n, W] to what is kept of them."""
+    """From scores [n, W] to the columns that are kept."""
     names: list[str]
-    """Of those columns."""
+    """The names of those columns."""
     output: Path
-    """The stage's output, which has the same columns and `text`, the keys."""
+    """The stage's output, which has those columns and KEY."""
 
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{short(self.fingerprint)}.*.parquet"))
+        return sorted(self.folder.glob(f"{short_hash(self.fingerprint)}.*.parquet"))
 
 
-def complete(store: Store, texts: list[str], compute: Callable[[list[str]], Batches]) -> pa.Table | None:
-    """Return the columns and keys of these distinct texts, in their order; None in any process but the first.
+def complete(cache: Cache, texts: list[str], compute: Callable[[list[str]], Batches]) -> pa.Table | None:
+    """Return the columns and keys of these distinct texts, in their order; None in every process but the first.
 
-    `compute` is called with the texts that are nowhere to be found, and does this process's part of them.
+    `compute` gets the texts that have no score yet, and yields the scores of this process's share of them.
     """
     keys = [text_hash(text) for text in texts]
     if rank() == 0:
-        collect_known(store, keys)
+        collect_known(cache, keys)
     barrier()
-    known = known_keys([read_arrow(path, KEY) for path in store.files()])
-    barrier()  # the first chunk of any process comes after this
+    known = known_keys([read_arrow(path, KEY) for path in cache.files()])
+    barrier()  # no process writes a chunk until all have read the folder
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     if missing:
-        keep_chunks(store, list(missing), compute(list(missing.values())))
+        keep_chunks(cache, list(missing), compute(list(missing.values())))
     barrier()
-    return look_up(collect_known(store), keys) if rank() == 0 else None
+    return look_up(collect_known(cache), keys) if rank() == 0 else None
 
 
-def collect_known(store: Store, wanted: Collection[str] = ()) -> pa.Table | None:
-    """Bring what is known into one file, and return it: chunks, and the last commit's where a wanted key lacks."""
-    for torn in store.folder.glob(".*.part"):
-        remove(torn)
-    files = store.files()
-    tables = [table for path in files for table in intact(store, path)]
+def collect_known(cache: Cache, wanted: Collection[str] = ()) -> pa.Table | None:
+    """Merge the folder's files into one and return its table.
+
+    If a wanted key is missing, the scores of the last commit are added.
+    """
+    for partial in cache.folder.glob(".*.part"):
+        remove(partial)
+    files = cache.files()
+    tables = [table for path in files for table in read_if_intact(cache, path)]
     kept = known_keys(tables)
     if set(wanted) - kept:
-        tables += last_commit(store)
-        log_what_is_new(store, set(wanted), kept, known_keys(tables))
+        tables += read_last_commit(cache)
+        log_what_is_new(cache, set(wanted), kept, known_keys(tables))
     if not tables:
         return None
-    together = distinct(tables)
+    merged = without_repeated_keys(tables)
     if len(tables) > 1 or not files:
-        kept_in = keep(store, together)
-        for path in set(files) - {kept_in}:
+        written = write_chunk(cache, merged)
+        for path in set(files) - {written}:
             remove(path)
-    return together
+    return merged
 
 
-def keep(store: Store, table: pa.Table) -> Path:
-    """Write a file that bears its own hash, for Parquet's checksums leave out the footer."""
-    scratch = store.folder / f".{rank()}-{os.getpid()}.part"
-    write_arrow(scratch, stamped(table, store.fingerprint))
-    return scratch.replace(store.folder / f"{short(store.fingerprint)}.{hash_file(scratch)}.parquet")
+def write_chunk(cache: Cache, table: pa.Table) -> Path:
+    """Write a file with its own hash in its name, because Parquet's page checksums do not cover the footer."""
+    scratch = cache.folder / f".{rank()}-{os.getpid()}.part"
+    write_arrow(scratch, with_fingerprint(table, cache.fingerprint))
+    return scratch.replace(cache.folder / f"{short_hash(cache.fingerprint)}.{hash_file(scratch)}.parquet")
 
 
-def log_what_is_new(store: Store, wanted: set[str], kept: set[str], known: set[str]) -> None:
-    others = sorted(store.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
-    if others and not store.files():
+def log_what_is_new(cache: Cache, wanted: set[str], kept: set[str], known: set[str]) -> None:
+    others = sorted(cache.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
+    if others and not cache.files():
         before = read_fingerprint(pq.read_schema(others[-1]))
-        log.info("the last scores in %s have another fingerprint: %s", store.folder, changes(before, store.fingerprint))
+        changes = describe_changes(before, cache.fingerprint)
+        log.info("the last scores in %s have another fingerprint: %s", cache.folder, changes)
     log.info(
         "%d distinct texts: %d have scores in %s, %d more in the last commit, %d to compute",
-        len(wanted), len(wanted & kept), store.folder, len(wanted & known - kept), len(wanted - known),
+        len(wanted), len(wanted & kept), cache.folder, len(wanted & known - kept), len(wanted - known),
     )  # fmt: skip
 
 
-def intact(store: Store, path: Path) -> list[pa.Table]:
-    """Return the file's table, or remove the file where it is damaged: its scores are then computed again."""
+def read_if_intact(cache: Cache, path: Path) -> list[pa.Table]:
+    """Return the file's table; or remove the file if it is damaged, so that its scores are computed again."""
     if path.suffixes[-2] == f".{hash_file(path)}":
-        return [read_arrow(path).select([KEY, *store.names])]
+        return [read_arrow(path).select([KEY, *cache.names])]
     log.warning("%s: damaged, removed", path)
     remove(path)
     return []
 
 
-def last_commit(store: Store) -> list[pa.Table]:
-    """Return the table that the last commit has as this stage's output, where it is of the same make."""
+def read_last_commit(cache: Cache) -> list[pa.Table]:
+    """Return the stage's output in the last commit, if it has the same fingerprint."""
     if "DVC_STAGE" not in os.environ:
         return []
     try:
-        table = pq.read_table(BytesIO(committed(store.output)))
+        table = pq.read_table(BytesIO(read_committed(cache.output)))
         before = read_fingerprint(table.schema)
-    except Exception as error:  # no history, no remote, no network, an older format: each means to compute
+    except Exception as error:  # no history, remote or network, or an older format: compute the scores
         log.info("no scores from the last commit: %s", error)
         return []
-    if before != store.fingerprint:
-        if before:  # else the output of a time before there were fingerprints
-            log.info("the last commit's scores have another fingerprint: %s", changes(before, store.fingerprint))
+    if before != cache.fingerprint:
+        if before:  # an output from before there were fingerprints has none
+            changes = describe_changes(before, cache.fingerprint)
+            log.info("the last commit's scores have another fingerprint: %s", changes)
         return []
-    return [table.select([KEY, *store.names])]
+    return [table.select([KEY, *cache.names])]
 
 
-def committed(path: Path) -> bytes:
-    """Return the file as the last commit has it, from the cache or the remote.
+def read_committed(path: Path) -> bytes:
+    """Return the content that the last commit has for this path, from DVC's cache or remote.
 
-    DVC verifies nothing on this way, so the content is held against that commit's dvc.lock.
+    dvc.api does not verify what it reads, so the content is compared with the md5 in that commit's dvc.lock.
     """
     import dvc.api
     from ruamel.yaml import YAML
@@ -144,40 +151,40 @@ def committed(path: Path) -> bytes:
     content: bytes = dvc.api.read(str(path), rev="HEAD", mode="rb")
     lock = subprocess.run(["git", "show", "HEAD:./dvc.lock"], capture_output=True, check=True).stdout
     outs = [out for stage in YAML(typ="safe").load(lock)["stages"].values() for out in stage.get("outs", [])]
-    wanted = next(out["md5"] for out in outs if out["path"] == str(path))
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != wanted:
-        raise ValueError(f"{path} is damaged in the cache or the remote, dvc.lock has md5 {wanted}")
+    expected = next(out["md5"] for out in outs if out["path"] == str(path))
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged in the cache or the remote, dvc.lock has md5 {expected}")
     return content
 
 
-def keep_chunks(store: Store, keys: list[str], batches: Batches) -> None:
-    """Write what the batches score into the folder, every few seconds."""
+def keep_chunks(cache: Cache, keys: list[str], batches: Batches) -> None:
+    """Write the batches' scores to the folder, every few seconds."""
     pending: list[tuple[list[int], torch.Tensor]] = []
     since = time.monotonic()
     for batch in batches:
         pending.append(batch)
-        if time.monotonic() - since > SECONDS:
-            keep(store, scores_table(store, keys, pending))
+        if time.monotonic() - since > CHUNK_SECONDS:
+            write_chunk(cache, scores_table(cache, keys, pending))
             pending, since = [], time.monotonic()
     if pending:
-        keep(store, scores_table(store, keys, pending))
+        write_chunk(cache, scores_table(cache, keys, pending))
 
 
-def scores_table(store: Store, keys: list[str], batches: list[tuple[list[int], "torch.Tensor"]]) -> pa.Table:
+def scores_table(cache: Cache, keys: list[str], batches: list[tuple[list[int], "torch.Tensor"]]) -> pa.Table:
     import torch
 
     rows = [row for rows, _ in batches for row in rows]
     scores = torch.cat([scores for _, scores in batches]).cpu().numpy()
-    return pa.table({KEY: [keys[row] for row in rows], **store.columns(scores)})
+    return pa.table({KEY: [keys[row] for row in rows], **cache.columns(scores)})
 
 
-def stamped(table: pa.Table, fingerprint: Fingerprint) -> pa.Table:
-    """Return the table with its fingerprint in the metadata."""
+def with_fingerprint(table: pa.Table, fingerprint: Fingerprint) -> pa.Table:
+    """Return the table with the fingerprint in its metadata."""
     return table.replace_schema_metadata({"fingerprint": json.dumps(fingerprint, sort_keys=True)})
 
 
 def read_fingerprint(schema: pa.Schema) -> Fingerprint:
-    """Return what the metadata tell, nothing where they have none; raises ValueError where they are damaged."""
+    """Return the fingerprint in the metadata, empty if there is none. Raises ValueError if the metadata is damaged."""
     found: Fingerprint = json.loads((schema.metadata or {}).get(b"fingerprint", b"{}"))
     return found
 
@@ -186,14 +193,15 @@ def known_keys(tables: list[pa.Table]) -> set[str]:
     return {key for table in tables for key in table[KEY].to_pylist()}
 
 
-def distinct(tables: list[pa.Table]) -> pa.Table:
-    """Return the tables as one, without repeated keys."""
+def without_repeated_keys(tables: list[pa.Table]) -> pa.Table:
+    """Return the tables as one; of rows with equal keys, the first stays."""
     table = pa.concat_tables(tables)
     repeated = table[KEY].to_pandas().duplicated()
     return table.filter(pa.array(~repeated)) if repeated.any() else table
 
 
 def look_up(table: pa.Table | None, keys: list[str]) -> pa.Table:
+    """Return the rows of these keys, in their order."""
     place = {key: row for row, key in enumerate(table[KEY].to_pylist() if table else [])}
     lost = sum(key not in place for key in keys)
     if lost or table is None:

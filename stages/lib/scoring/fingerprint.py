@@ -1,6 +1,7 @@
-"""What a score was made by: equal fingerprints, equal scores.
+"""Fingerprints of scores: equal fingerprints mean equal scores.
 
-The device is not in it: bits are promised on one type of machine, and a score is computed once and shared.
+A fingerprint does not contain the device: equal bits are promised on one type of machine only, and a score is computed
+once and then shared.
 """
 
 import ast
@@ -16,7 +17,7 @@ Fingerprint = dict[str, str]
 
 
 def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable[Path]) -> Fingerprint:
-    """Return the fingerprint of scores of this model folder, under these settings, by the code in these files."""
+    """Return the fingerprint of scores computed with this model folder, these settings and these source files."""
     files = sorted(path for path in model.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors" or path.name == "config.json"]
     return {
@@ -28,8 +29,8 @@ def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable
     }
 
 
-def short(fingerprint: Fingerprint) -> str:
-    """Return the fingerprint as a file name."""
+def short_hash(fingerprint: Fingerprint) -> str:
+    """Return 16 hex digits, for file names."""
     return digest([json.dumps(fingerprint, sort_keys=True)])
 
 
@@ -43,20 +44,20 @@ def hash_file(path: Path) -> str:
 
 
 def without_comments(source: str) -> str:
-    """Return the code of the syntax tree alone: no comments, no layout, no docstrings."""
+    """Return the source without comments, docstrings and layout, so that only changed code changes its hash."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [line for line in body if not is_text(line)] or [ast.Pass()]  # type: ignore[attr-defined]
+            node.body = [line for line in body if not is_docstring(line)] or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.unparse(tree)
 
 
-def is_text(node: ast.stmt) -> bool:
+def is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def changes(before: Fingerprint, now: Fingerprint) -> str:
-    """Say which parts differ."""
+def describe_changes(before: Fingerprint, now: Fingerprint) -> str:
+    """Return the parts that differ, as `name (was ..., is ...)`."""
     names = sorted(name for name in before | now if before.get(name) != now.get(name))
     return ", ".join(f"{name} (was {before.get(name)}, is {now.get(name)})" for name in names)

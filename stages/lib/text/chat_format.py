@@ -1,9 +1,9 @@
-"""The text of instruction tuning, the same in training, held-out loss and use; the benchmark has prompts of its own.
+"""The text around instructions and answers: the same in training, held-out loss and use.
 
-A format is one file, formats/<name>.json: what a conversation begins with (`system`), what stands before an instruction
-and after it, and where it comes from. They are those of the originals, except that every answer ends with the
-tokenizer's own end of text: KoQuality writes none, so its answers never end, and KoRAE writes `</s>`, which only
-Llama's tokenizers read as an end.
+The benchmark has its own prompts. A format is one file, formats/<name>.json: the text that begins a conversation
+(`system`), the text `before` and `after` every instruction, and its `origin`. The formats are the originals' with one
+change: every answer ends with the tokenizer's own end of text. KoQuality writes no end, so its answers never stop;
+KoRAE writes `</s>`, which only Llama's tokenizers read as an end.
 """
 
 import json
@@ -28,10 +28,14 @@ class Format(NamedTuple):
     after: str
 
 
+def format_file(name: str) -> Path:
+    return FORMATS / f"{name}.json"
+
+
 def known_format(name: str) -> str:
     names = sorted(path.stem for path in FORMATS.glob("*.json"))
     if name not in names:
-        raise ValueError(f"unknown format; there are {', '.join(names)}")
+        raise ValueError(f"unknown format; known formats: {', '.join(names)}")
     return name
 
 
@@ -40,7 +44,7 @@ FormatName = Annotated[str, AfterValidator(known_format)]
 
 @cache
 def read_format(name: FormatName) -> Format:
-    content = json.loads((FORMATS / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads(format_file(name).read_text(encoding="utf-8"))
     return Format(*(content[part] for part in Format._fields))
 
 
@@ -62,7 +66,7 @@ def render(name: FormatName, instruction: str, end: str) -> str:
 
 
 def chat_template(name: FormatName) -> str:
-    """Return the format as the Jinja template that a tokenizer carries; it renders the same bytes."""
+    """Return the format as a Jinja template, which tokenizers carry; it renders the same bytes as `render`."""
     system, before, after = (
         " + eos_token + ".join(json.dumps(text, ensure_ascii=False) for text in part.split(END))
         for part in read_format(name)

@@ -1,7 +1,7 @@
-"""Callbacks of the Trainer: checkpoints to resume from after a kill with the same bits, and throughput in the log.
+"""Callbacks of the Trainer: checkpoints from which a killed training resumes to the same bits, and throughput.
 
-Every process writes its part of a checkpoint in place, so a checkpoint counts only once it has the mark, which is
-written when all parts are there. Older checkpoints are removed after that.
+Every process writes its part of a checkpoint in place. So a checkpoint is complete only if it contains MARK, which is
+written when all parts are there; after that, older checkpoints are removed.
 """
 
 import logging
@@ -20,25 +20,26 @@ from stages.lib.core.processes import barrier, rank, world
 
 log = logging.getLogger("stages")
 LOG_STEPS = 10
-"""Steps from one loss to the next; each is the mean of those since the last."""
+"""Steps between two logged losses; each is the mean over the steps since the one before."""
 CHECKPOINT_SECONDS = 600.0
-"""Training between two checkpoints."""
+"""Time between two checkpoints."""
 MARK = "complete"
+"""Empty file in a complete checkpoint."""
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the last checkpoint that is whole."""
-    return max((path.parent for path in folder.glob(f"checkpoint-*/{MARK}")), key=steps, default=None)
+    """Return the last complete checkpoint."""
+    return max((path.parent for path in folder.glob(f"checkpoint-*/{MARK}")), key=steps_done, default=None)
 
 
-def steps(checkpoint: Path) -> int:
+def steps_done(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Has the Trainer write a checkpoint every so often, and keeps the last.
+    """Makes the Trainer write a checkpoint every CHECKPOINT_SECONDS, and keeps the last one.
 
-    It does so where it logs a loss, for it would forget those since.
+    Only at steps where the Trainer logs a loss, because a checkpoint does not contain the losses since the last log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +49,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step % args.logging_steps:
             return
         due = torch.tensor([time.monotonic() - self.since > CHECKPOINT_SECONDS], dtype=torch.int, device=args.device)
-        control.should_save = bool(broadcast(due) if world() > 1 else due)  # the first process's clock decides
+        control.should_save = bool(broadcast(due) if world() > 1 else due)  # the first process decides for all
 
     def on_save(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
         barrier()
@@ -61,11 +62,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class ThroughputCallback(TrainerCallback):  # type: ignore[misc]
-    """Says a line wherever the Trainer logs a loss."""
+    """Logs a line of loss, throughput and memory whenever the Trainer logs a loss."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = tokens
-        """Presented in every step."""
+        """Tokens that each step presents."""
         self.since, self.step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
@@ -73,7 +74,7 @@ class ThroughputCallback(TrainerCallback):  # type: ignore[misc]
         log.info("%d of %d steps are done, processes: %d", state.global_step, state.max_steps, args.world_size)
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_log |= state.global_step == state.max_steps  # else the last steps would have no loss
+        control.should_log |= state.global_step == state.max_steps  # so that the last steps have a loss too
 
     def on_log(self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" not in logs:
@@ -87,7 +88,7 @@ class ThroughputCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def memory() -> int:
-    """Return the bytes that this process has taken at most on its GPU, or takes now without one."""
+    """Return the most bytes that this process has used on its GPU; without a GPU, the bytes that it uses now."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)

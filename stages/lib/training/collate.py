@@ -1,9 +1,9 @@
-"""Rows of a training step as tensors: padded, or packed into one sequence without leaks between them.
+"""Rows of a training step as tensors: padded, or packed into one sequence in which no row sees another.
 
-    B rows, T tokens of the longest, S tokens of all
+    B rows, T tokens of the longest, S tokens of all rows together
 
-A pack is the rows that share a sequence; without packing, one. An empty pack fills a step up to what every process
-wants; it presents nothing.
+A pack is a list of rows that share a sequence; without packing, every pack has one row. Empty packs fill a step up to
+the number of packs that all processes need; they present nothing.
 """
 
 from bisect import bisect_left, insort
@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorWithFlattening
 
 from stages.lib.text.chat_format import Example
 
@@ -19,8 +21,8 @@ IGNORED = -100
 """The label that transformers leaves out of the loss."""
 
 
-def pack(examples: Sequence[Example], most: int) -> list[Pack]:
-    """Put rows into packs of at most `most` tokens: the longest first, each where it leaves the least room."""
+def pack(examples: Sequence[Example], max_tokens: int) -> list[Pack]:
+    """Put rows into packs of at most `max_tokens`: the longest rows first, each into the fullest pack that has room."""
     packs: list[Pack] = []
     with_room: dict[int, list[Pack]] = defaultdict(list)
     rooms: list[int] = []
@@ -28,8 +30,8 @@ def pack(examples: Sequence[Example], most: int) -> list[Pack]:
         place = bisect_left(rooms, len(example.ids))
         if place == len(rooms):
             packs.append([])
-            with_room[most].append(packs[-1])
-            rooms.append(most)
+            with_room[max_tokens].append(packs[-1])
+            rooms.append(max_tokens)
         room = rooms.pop(place)
         chosen = with_room[room].pop()
         chosen.append(example)
@@ -39,32 +41,30 @@ def pack(examples: Sequence[Example], most: int) -> list[Pack]:
 
 
 def padded(packs: Sequence[Pack]) -> dict[str, torch.Tensor]:
-    """Return ids, mask and labels [B, T]."""
+    """Return ids, mask and labels [B, T].
+
+    Not by a collator of transformers: those pad as the tokenizer does, which may have no padding token or pad left.
+    """
     examples = present(packs)
-    longest = max(len(example.ids) for example in examples)
     columns = {
-        "input_ids": [(example.ids, 0) for example in examples],
-        "attention_mask": [([1] * len(example.ids), 0) for example in examples],
-        "labels": [(labels(example), IGNORED) for example in examples],
+        "input_ids": ([example.ids for example in examples], 0),
+        "attention_mask": ([[1] * len(example.ids) for example in examples], 0),
+        "labels": ([labels(example) for example in examples], IGNORED),
     }
     return {
-        name: torch.tensor([values + [filler] * (longest - len(values)) for values, filler in column])
-        for name, column in columns.items()
+        name: pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filler)
+        for name, (rows, filler) in columns.items()
     }
 
 
 def flattened(packs: Sequence[Pack]) -> dict[str, torch.Tensor]:
-    """Return ids, positions and labels [1, S]: transformers keeps apart what starts again at position 0.
+    """Return ids, positions and labels [1, S]; transformers separates rows where positions start again at 0.
 
-    The first token of a row is no label, for it would be predicted from the row before.
+    The first token of a row is no label, because it would be predicted from the row before.
     """
-    examples = present(packs)
-    columns = {
-        "input_ids": [token for example in examples for token in example.ids],
-        "position_ids": [place for example in examples for place in range(len(example.ids))],
-        "labels": [label for example in examples for label in [IGNORED, *labels(example)[1:]]],
-    }
-    return {name: torch.tensor([values]) for name, values in columns.items()}
+    rows = [{"input_ids": example.ids, "labels": labels(example)} for example in present(packs)]
+    batch: dict[str, torch.Tensor] = DataCollatorWithFlattening(separator_id=IGNORED)(rows)
+    return batch
 
 
 def tokens(pack: Pack) -> int:
@@ -76,5 +76,5 @@ def labels(example: Example) -> list[int]:
 
 
 def present(packs: Sequence[Pack]) -> list[Example]:
-    """Return the rows of the packs, or one without a label where there are none."""
+    """Return the rows of the packs; if there are none, one row without a label."""
     return [example for pack in packs for example in pack] or [Example([0], 1)]

@@ -39,9 +39,9 @@ def test_merged_weights_answer_as_the_adapter_does(lora, run, base):
     merged = run(adapter=LORA | {"merge": True})
     assert (logits(merged / "model", base) - logits(lora / "model", base)).abs().max() < 1e-4
     assert (logits(lora / "model", base) - logits(base, base)).abs().max() > 1e-2
-    assert read_json(merged / "report.json") == read_json(lora / "report.json")
-    assert read_table(merged / "losses.parquet")["nll"].tolist() == pytest.approx(
-        read_table(lora / "losses.parquet")["nll"].tolist(), rel=1e-5
+    assert read_json(merged / "training.json") == read_json(lora / "training.json")
+    assert read_table(merged / "training.parquet")["nll"].tolist() == pytest.approx(
+        read_table(lora / "training.parquet")["nll"].tolist(), rel=1e-5
     )
 
 
@@ -65,7 +65,7 @@ def test_an_adapter_twice_has_the_same_bytes_and_learns(lora, run):
     for path in (lora / "model").iterdir():
         if path.name != "adapter_config.json":  # it names the folder of the base
             assert path.read_bytes() == (again / "model" / path.name).read_bytes(), path.name
-    held = read_table(lora / "losses.parquet")
+    held = read_table(lora / "training.parquet")
     assert held["nll"].sum() < held["nll_base"].sum()
 
 
@@ -85,7 +85,7 @@ def wide(build, save, tokenizer):
 def test_an_adapter_is_trained_on_a_base_of_four_bits(new_folder, wide, rows):
     folder = prepare(new_folder(), wide, rows[:16], rows[30:])
     train_here(folder, adapter=LORA, quantize="nf4")
-    held = read_table(folder / "losses.parquet")
+    held = read_table(folder / "training.parquet")
     assert held["nll"].sum() < held["nll_base"].sum()
     network = load(folder / "model", wide, FOUR_BITS, threads=1)
     assert {module.weight.dtype for name, module in network.named_modules() if name.endswith("base_layer")} == {
