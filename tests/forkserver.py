@@ -60,7 +60,7 @@ def serve(address: str, parent: int) -> None:
     server.bind(f"{address}.starting")
     server.listen(16)
     server.settimeout(1)
-    os.rename(f"{address}.starting", address)
+    Path(f"{address}.starting").rename(address)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
     while os.getppid() == parent:
         with contextlib.suppress(TimeoutError):
