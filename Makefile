@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # uv compiles nothing, so each start would compile torch and its like again
 
 .PHONY: help env repro test slow check docs figures bench default clean
 .DEFAULT_GOAL := help
