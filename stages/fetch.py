@@ -24,6 +24,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 class Source(Section):
     from_: Literal["file", "hub"] = Field(alias="from")
+    """Where the source comes from."""
     name: str
     """A file in `inputs`, or a data set on the hub."""
     revision: str | None
@@ -38,6 +39,7 @@ class Fetch(Section):
     inputs: str
     """Folder of the files."""
     sources: dict[str, Source]
+    """Instruction sources, by name."""
 
 
 class Params(Section):

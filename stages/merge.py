@@ -51,10 +51,11 @@ class Row(NamedTuple):
 
 class MergeSource(Section):
     name: str
-    """Entry of fetch.sources."""
+    """An entry of fetch.sources."""
     instruction: list[str]
     """Columns that make up the instruction, joined by a space."""
     output: str
+    """Column of the output."""
     source: str | None
     """Column whose text before the first `_` is the row's source; null: the source is `name`."""
     encoding: str
@@ -82,13 +83,16 @@ class HeldOut(Section):
     max_rows: Count
     """Most rows to hold out."""
     seed: int
+    """Seed of the draw."""
 
 
 class Merge(Section):
     sources: list[MergeSource]
     """A list, because the order decides which of two duplicates stays and DVC ignores the order of a mapping."""
     drop: Drop
+    """Which rows to drop."""
     held_out: HeldOut
+    """Which rows to hold out; no arm is trained on them."""
 
 
 class Params(Section):

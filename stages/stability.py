@@ -40,6 +40,7 @@ COLUMNS = ("id", "nll", "ppl", "characters", "reason")
 
 class Stability(Section):
     methods: list[MethodName]
+    """Methods to measure, all by perplexity."""
     fraction: Fraction
     """Share of the candidates that each method selects."""
     seed: int

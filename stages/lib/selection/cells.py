@@ -27,15 +27,19 @@ log = logging.getLogger("stages")
 
 class Cluster(Section):
     length_groups: Positive
+    """Groups of rows by the length of their instruction (KoQuality's L)."""
     clusters: Positive
-    """Clusters in each length group."""
+    """Clusters in each length group (KoQuality's K)."""
     small_groups: Literal["stop", "shrink"]
     """If a length group has fewer rows than clusters: `stop` with its name, or `shrink` to one cluster per row."""
     algorithm: Algorithm
+    """`lloyd`, or `minibatch` for large corpora."""
     init: Init
+    """`hashed` starts from hashes of the ids, so that added rows move few others; `k-means++` from random rows."""
     n_init: Positive
     """Random starts of `k-means++`, of which the best is kept; `hashed` has only one."""
     seed: int
+    """Seed of the starts."""
 
 
 def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
