@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from stages.lib.core.errors import UserError
-from stages.lib.evaluation.predictions import classes, digits, outcomes
+from stages.lib.evaluation import metrics
+from stages.lib.evaluation.predictions import Predictions, classes, digits, from_digits, predictions, to_digits
 from stages.lib.statistics import paired, power, replicates
 
 ITEMS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=60).map(lambda rows: np.array(rows).T)
@@ -19,13 +21,13 @@ PROBABILITIES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
 @given(ITEMS)
-def test_statistics_of_counts_are_those_of_the_library(items):
+def test_scores_of_counts_are_those_of_the_library(items):
     gold, ours, theirs = items
     counts = metrics.tabulate(gold, ours, theirs)
     f1 = f1_score(gold, ours, average="macro") - f1_score(gold, theirs, average="macro")
-    right = accuracy_score(gold, ours) - accuracy_score(gold, theirs)
+    accuracy = accuracy_score(gold, ours) - accuracy_score(gold, theirs)
     assert paired.score_difference(metrics.macro_f1, counts) == pytest.approx(f1, abs=1e-12)
-    assert paired.score_difference(metrics.accuracy, counts) == pytest.approx(right, abs=1e-12)
+    assert paired.score_difference(metrics.accuracy, counts) == pytest.approx(accuracy, abs=1e-12)
 
 
 @given(ITEMS)
@@ -106,8 +108,8 @@ def test_a_loss_is_resampled_by_whole_rows_as_a_ratio_of_sums():
 
 def test_equal_models_have_an_empty_interval_and_too_few_items():
     counts = metrics.tabulate([0, 1] * 50, [0, 0] * 50, [0, 0] * 50)
-    told = paired.estimate(paired.draw_items(counts, metrics.macro_f1, 100, 100, rng()))
-    assert told == {"est": 0, "lo": 0, "hi": 0, "p": 1, "too_few": 1}
+    found = paired.estimate(paired.draw_items(counts, metrics.macro_f1, 100, 100, rng()))
+    assert found == {"est": 0, "lo": 0, "hi": 0, "p": 1, "too_few": 1}
 
 
 @pytest.mark.parametrize(("discordant", "few"), [(9, True), (10, False)])
@@ -123,7 +125,7 @@ def test_mcnemar_gives_the_mid_p_of_the_papers_example():
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-def test_mcnemar_is_the_exact_test_less_half_of_what_it_found(ours, theirs):
+def test_mcnemar_is_the_exact_test_minus_half_the_chance_of_what_was_found(ours, theirs):
     counts = metrics.tabulate([1] * 100, [1] * (100 - theirs) + [0] * theirs, [0] * ours + [1] * (100 - ours))
     exact = stats.binomtest(ours, ours + theirs).pvalue if ours + theirs else 1
     half = stats.binom.pmf(ours, ours + theirs, 0.5)
@@ -148,13 +150,13 @@ def test_holm_rejects_what_its_steps_reject(p):
 
 
 @given(ITEMS)
-def test_an_items_values_have_the_statistic_as_their_mean(items):
+def test_the_mean_of_the_items_values_is_the_score(items):
     gold, ours, _ = items
     assert metrics.macro_f1_values(gold, ours).mean() == pytest.approx(f1_score(gold, ours, average="macro"), abs=1e-12)
     assert metrics.accuracy_values(gold, ours).mean() == pytest.approx(accuracy_score(gold, ours), abs=1e-12)
 
 
-def test_an_items_values_are_what_leaving_it_out_changes():
+def test_an_items_value_is_what_leaving_the_item_out_changes():
     gold, ours = rng().integers(0, 4, 300), np.random.default_rng(2).integers(0, 4, 300)
     whole = f1_score(gold, ours, average="macro")
     without = [f1_score(np.delete(gold, i), np.delete(ours, i), average="macro") for i in range(300)]
@@ -175,8 +177,8 @@ def test_the_variance_over_runs_and_items_is_that_of_the_balanced_two_way_table(
     found = replicates.crossed([ours], [theirs])
     assert found["est"] == pytest.approx(method[0] - method[1])
     half = (found["hi"] - found["lo"]) / 2
-    df = stats.t.ppf(0.975, [2, 4]) * math.sqrt(variance)
-    assert df[1] < half < df[0]  # one method varies much more, so fewer than its 4 degrees of freedom and at least 2
+    widest, narrowest = stats.t.ppf(0.975, [2, 4]) * math.sqrt(variance)
+    assert narrowest < half < widest  # one method varies much more, so there are 2 to 4 degrees of freedom
     assert found["run_sd"] == pytest.approx(math.sqrt((of_runs - of_rest) / n))
 
 
@@ -196,13 +198,13 @@ def test_every_number_over_runs_and_items_is_finite_and_the_interval_agrees_with
     assert (found["lo"] > 0 or found["hi"] < 0) == (found["p"] < 0.05)
 
 
-def test_many_runs_resolve_what_their_standard_error_says():
+def test_many_runs_detect_what_their_standard_error_gives():
     # with so many runs the test knows its own variance: (z.975 + z.8) standard errors
     error = math.sqrt((0.1 / 1000 + 2 * 0.01**2) / 1000)
     assert power.mde_between_methods(0.1, 0.01, [1000], 1000) == pytest.approx(2.8016 * error, rel=0.01)
 
 
-def test_more_runs_items_and_tasks_resolve_less_and_more_noise_resolves_more():
+def test_more_runs_items_and_tasks_detect_less_and_noise_hides_more():
     by_runs = [power.mde_between_methods(0.1, 0.01, [1000], runs) for runs in (2, 3, 5, 10)]
     assert by_runs == sorted(by_runs, reverse=True)
     assert power.mde_between_methods(0.1, 0.02, [1000], 3) > power.mde_between_methods(0.1, 0.01, [1000], 3)
@@ -210,16 +212,49 @@ def test_more_runs_items_and_tasks_resolve_less_and_more_noise_resolves_more():
     assert power.mde_between_models(0.1, [1000, 1000]) == pytest.approx(power.mde_between_models(0.1, [2000]))
 
 
-def test_digits_come_back_as_they_were():
-    import pandas as pd
+def test_two_models_detect_the_textbooks_difference_of_paired_shares():
+    # Cohen 1988, chapter 2: (z.975 + z.8) standard errors; the variance of a difference of paired shares is d / n
+    error = math.sqrt(0.1 / 1404 + 0.1 / 397) / 2
+    assert power.mde_between_models(0.1, [1404, 397]) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-6)
 
-    assert classes(digits(pd.Series([0, 3, 1, 9]))).tolist() == [0, 3, 1, 9]
+
+@pytest.mark.parametrize("runs", [2, 3, 10])
+def test_without_noise_of_items_the_difference_is_that_of_welchs_test(runs):
+    # over runs only, each mean square is chi-squared; the test is Welch's of two samples of so many runs
+    spread, draw, times = 0.01, rng(), 40_000
+    mde = power.mde_between_methods(1e-9, spread, [10_000], runs)
+    ours, theirs = draw.normal(0, spread, (times, runs)), draw.normal(-mde, spread, (times, runs))
+    found = stats.ttest_ind(ours, theirs, axis=1, equal_var=False)
+    assert np.mean((found.pvalue < 0.05) & (found.statistic > 0)) == pytest.approx(0.8, abs=0.015)
+
+
+ANSWERS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=30)
+
+
+@given(ANSWERS, st.booleans(), st.randoms())
+def test_digits_come_back_as_the_answers_in_item_order(answers, has_norm, shuffle):
+    columns = ["gold", "prediction", "correct_norm"]
+    items = pd.DataFrame(answers, columns=columns).rename_axis("item").reset_index().assign(task="copa", shots=2)
+    if not has_norm:
+        items["correct_norm"] = None
+    order = list(items.index)
+    shuffle.shuffle(order)
+    written = to_digits(predictions(items.loc[order]))
+    assert {name: classes(text).tolist() for name, text in written["2-shot"]["copa"].items()} == {
+        name: items[name].tolist() for name in columns[: 2 + has_norm]
+    }
+    assert to_digits(from_digits(written)) == written
+
+
+def test_a_class_that_is_no_digit_is_refused():
+    assert digits(np.array([0, 3, 1, 9])) == "0319"
     with pytest.raises(UserError, match="more than ten choices"):
-        digits(pd.Series([0, 10]))
+        digits(np.array([0, 10]))
 
 
-def test_what_is_right_counts_for_accuracy_and_what_was_said_for_macro_f1():
-    found = outcomes({"gold": "012", "prediction": "022", "correct_norm": "110"})
+def test_an_answer_is_correct_or_not_for_accuracy_and_a_class_for_macro_f1():
+    found = metrics.classes_by_metric(Predictions(*map(np.array, ([0, 1, 2], [0, 2, 2], [1, 1, 0]))))
     assert found["macro_f1"][1].tolist() == [0, 2, 2]
     assert (found["accuracy"][0].tolist(), found["accuracy"][1].tolist()) == ([1, 1, 1], [1, 0, 1])
     assert found["acc_norm"][1].tolist() == [1, 1, 0]
+    assert "acc_norm" not in metrics.classes_by_metric(Predictions(np.array([0]), np.array([0]), None))

@@ -1,16 +1,16 @@
-"""Planted worlds whose truth is known, from raw rows to the summary by the stages themselves.
+"""Planted worlds whose truth is known, from raw rows to the summary, by the stages themselves.
 
-Rows are the pairs of data/pretrain. In 3 of 10 that arms choose from the words of the instruction are shuffled and the
-answer is another row's (source `noise`): one of the longest answers, none of which `clean` has. Held-out rows are of
-`clean` alone. The small models that score rows and that are tuned know the documents of data/pretrain and the clean
-rows of raw, so the base has what an arm's few rows do not cover.
+Rows are the pairs of data/pretrain. In 3 of 10 of the rows that arms choose from (source `noise`), the words of the
+instruction are shuffled and the answer is another row's: one of the longest answers, which no row of `clean` has.
+Held-out rows are all of `clean`. The small models, scorer and base, are trained on the documents of data/pretrain and
+the clean rows of raw, so the base knows what an arm's few rows do not cover.
 
-- Curation must win: `middle` leaves most of the noise out, `random` takes its share.
-- It cannot win: 24 arms `random` differ in their seeds alone, so groups of three do not differ as methods.
+- Curation must win: `middle` leaves out most of the noise, and `random` takes its share of it.
+- Curation cannot win: 24 arms `random` differ only in their seeds, so groups of three do not differ as methods.
 
-Purity is not everything. With answers of noise that held-out rows have too, and a base that does not know the clean
-rows, `random` won, for `middle` covers fewer facts; with 600 held-out rows, that is with fewer clean ones to choose
-from and a base that knows fewer, neither won. Here the wrong answers are few and long, so that they teach much.
+Purity is not everything. If held-out rows also had the answers of the noise and the base did not know the clean rows,
+`random` won, because `middle` covers fewer facts. With 600 held-out rows, so fewer clean rows to choose from and a base
+that knows fewer, neither won. Here the wrong answers are few and long, so they do much harm.
 """
 
 import random
@@ -20,10 +20,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import cluster, compare, embed, fetch_model, merge, model_size, ppl, report, sample, train
+from stages import (
+    candidates,
+    cluster,
+    compare,
+    embed,
+    fetch_model,
+    merge,
+    model_size,
+    ppl,
+    profile,
+    report,
+    sample,
+    train,
+)
 from stages.evaluate import ITEMS
 from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_json, write_jsonl, write_table
-from stages.lib.statistics.comparison import difference
+from stages.lib.statistics.comparison import compare_losses, compare_methods
 from tests.conftest import COLUMNS, DROP
 from tests.project import ROOT
 from tests.training import SETTINGS
@@ -31,7 +44,7 @@ from tests.training import SETTINGS
 pytestmark = pytest.mark.slow
 LONGEST = 0.02
 NOISE = 0.22
-"""Of the pairs; once held-out rows are taken from the others, .29 of what is left."""
+"""Share of the pairs. It is 0.29 of what is left after the held-out rows are taken from the others."""
 FRACTION = 0.4
 SEEDS = (1, 2, 3)
 POOL = tuple(range(1, 25))
@@ -91,8 +104,8 @@ PARAMS = {
 }
 
 
-def settings(stage, arms=ARMS):
-    values = PARAMS | {"arms": arms}
+def settings(stage, **changes):
+    values = PARAMS | changes
     return stage.Params.model_validate({key: values[key] for key in stage.Params.model_fields})
 
 
@@ -119,24 +132,34 @@ def world(new_folder, write_leaks):
     folder = new_folder()
     for source, rows in plant().items():
         write_jsonl(folder / f"sources/{source}.jsonl", rows)
-    raw = folder / "raw.parquet"
-    merge.merge(settings(merge), folder / "sources", raw, folder / "held_out.jsonl", folder / "dropped.parquet")
+    raw, outs = folder / "raw.parquet", {"held_out": folder / "held_out.jsonl", "dropped": folder / "dropped.parquet"}
+    merge.merge(settings(merge), sources=folder / "sources", raw=raw, **outs)
     rows = read_table(raw)
     write_jsonl(folder / "text/clean.jsonl", rows[rows["source"] == "clean"].to_dict("records"))
     (folder / "text/documents.txt").symlink_to(ROOT / "data/pretrain/documents.txt")
     for role in ROLES:
-        fetch_model.fetch_model(settings(fetch_model), role, folder / "text", folder / role)
-        model_size.model_size(weigh.Params(), role, folder / role, folder / f"{role}.json")
-    ppl.ppl(settings(ppl), raw, folder / "scorer", folder / ".ppl", folder / "ppl.parquet")
-    embed.embed(settings(embed), raw, folder / "encoder", folder / ".embed", folder / "embeddings.parquet")
-    cluster.cluster(settings(cluster), raw, folder / "embeddings.parquet", folder / "clusters.parquet")
+        model, size = folder / role, folder / f"{role}.json"
+        fetch_model.fetch_model(settings(fetch_model), role=role, inputs=folder / "text", model=model)
+        model_size.model_size(settings(model_size), role=role, model=model, model_json=size)
     (folder / "leaks.parquet").symlink_to(write_leaks())
-    write_items(folder / "eval/items.parquet")
+    score_rows(folder, raw)
+    write_items(folder / "eval/base/items.parquet")
     return folder
 
 
+def score_rows(folder, raw):
+    """Write the table of candidates, and all that it is made from."""
+    tables = {name: folder / f"{name}.parquet" for name in ("ppl", "embeddings", "clusters", "leaks", "candidates")}
+    ppl.ppl(settings(ppl), raw=raw, scorer=folder / "scorer", checkpoints=folder / ".ppl", ppl=tables["ppl"])
+    embeddings = tables.pop("embeddings")
+    checkpoints = folder / ".embed"
+    embed.embed(settings(embed), raw=raw, encoder=folder / "encoder", checkpoints=checkpoints, embeddings=embeddings)
+    cluster.cluster(settings(cluster), raw=raw, embeddings=embeddings, clusters=tables["clusters"])
+    candidates.candidates(settings(candidates), raw=raw, **tables)
+
+
 def write_items(path):
-    """Write a benchmark that every model answers alike: these worlds are told apart by held-out loss."""
+    """Write a benchmark that every model answers alike, because these tests compare held-out losses."""
     item = {
         "task": "copa",
         "shots": 0,
@@ -151,33 +174,43 @@ def write_items(path):
 
 
 def run_arm(world, one):
-    """Draw, train and compare one arm, with the control of its own seed; return what the comparison says."""
-    data, out = world / "samples", world / "train"
-    tables = [world / f"{table}.parquet" for table in ("raw", "ppl", "clusters", "leaks")]
-    sample.sample(settings(sample), one, *tables, data / f"{one}.jsonl", data / f"{one}.parquet")
-    places = [data / f"{one}.jsonl", world / "held_out.jsonl", world / "base", world / ".train", world / "models" / one]
-    train.train(settings(train), one, *places, out / f"{one}.json", out / f"{one}.parquet")
+    """Draw, train and compare one arm, with the control of its own seed."""
+    samples, training = world / "samples", world / "train"
+    tables = {"raw": world / "raw.parquet", "candidates": world / "candidates.parquet"}
+    outs = {"samples": samples / f"{one}.jsonl", "sample_parquet": samples / f"{one}.parquet"}
+    sample.sample(settings(sample), arm=one, **tables, **outs)
+    train.train(
+        settings(train),
+        arm=one,
+        samples=samples / f"{one}.jsonl",
+        held_out=world / "held_out.jsonl",
+        base=world / "base",
+        checkpoints=world / ".train",
+        model=world / "models" / one,
+        training=training / f"{one}.json",
+        training_parquet=training / f"{one}.parquet",
+    )
+    write_items(world / f"eval/{one}/items.parquet")
     control = name("random", ARMS[one]["seed"] if "middle" in one else 1)
     compare.compare(
-        settings(compare),
-        one,
-        data / f"{one}.parquet",
-        out / f"{one}.json",
-        out / f"{one}.parquet",
-        out / f"{control}.parquet",
-        *[world / "eval"] * 3,
-        world / "leaks.parquet",
-        world / f"metrics/arms/{one}.json",
-        world / f"metrics/items/{one}.json",
+        settings(compare, control=control),
+        arm=one,
+        samples=samples,
+        training=training,
+        evaluations=world / "eval",
+        leaks=world / "leaks.parquet",
+        base_json=world / "base.json",
+        metrics=world / f"metrics/arms/{one}.json",
+        items=world / f"metrics/items/{one}.json",
     )
 
 
 @pytest.fixture(scope="module")
 def compared(world):
-    """Every arm, compared: what git would hold of it."""
+    """The answers and held-out losses of every arm, after all arms were compared."""
     for one in sorted(ARMS, key=lambda one: (ARMS[one]["seed"], "middle" in one)):  # the control of a seed first
         run_arm(world, one)
-    return {one: read_json(world / f"metrics/items/{one}.json") for one in ARMS}
+    return {one: report.read_run(world / f"metrics/items/{one}.json") for one in ARMS}
 
 
 def noise(world, one):
@@ -187,22 +220,40 @@ def noise(world, one):
 
 
 def summarise(world):
-    """Return what the report says of `middle` and `random` with three runs each."""
-    arms = {one: arm for one, arm in ARMS.items() if arm["seed"] in SEEDS}
-    params = settings(report, arms)
+    """Return the report on `middle` and `random` with three runs each."""
+    leaks, base = world / "leaks.parquet", {name: world / f"metrics/{name}/base.json" for name in ("arms", "items")}
+    evaluations = world / "eval"
+    outs = {"metrics": base["arms"], "items": base["items"]}
+    compare.compare(settings(compare), arm="base", evaluations=evaluations, leaks=leaks, **outs)
+    profile.profile(
+        settings(profile),
+        raw=world / "raw.parquet",
+        held_out=world / "held_out.jsonl",
+        dropped=world / "dropped.parquet",
+        candidates=world / "candidates.parquet",
+        leaks=leaks,
+        scorer_json=world / "scorer.json",
+        encoder_json=world / "encoder.json",
+        profile=world / "profile.json",
+    )
     write_json(world / "stability.json", {})
-    tables = ["raw.parquet", "held_out.jsonl", "dropped.parquet", "ppl.parquet", "clusters.parquet", "stability.json"]
-    places = ["metrics/arms", "metrics/items", "eval", *tables, "leaks.parquet"]
-    outs = ["scorer.json", "encoder.json", "base.json", "summary.json", "plots"]
-    report.report(params, *[world / place for place in places + outs])
+    report.report(
+        settings(report, arms={one: arm for one, arm in ARMS.items() if arm["seed"] in SEEDS}),
+        arms=world / "metrics/arms",
+        items=world / "metrics/items",
+        profile=world / "profile.json",
+        stability=world / "stability.json",
+        summary=world / "summary.json",
+        plots=world / "plots",
+    )
     return read_json(world / "summary.json")
 
 
-def told(one):
+def written(one):
     return f"{one['est']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}]"
 
 
-def test_where_noise_is_planted_middle_beats_random_in_held_out_loss_with_every_seed(world, compared):
+def test_if_noise_is_planted_middle_beats_random_in_held_out_loss_with_every_seed(world, compared):
     arms = summarise(world)["arms"]
     for seed in SEEDS:
         ours, theirs = name("middle", seed), name("random", seed)
@@ -211,15 +262,15 @@ def test_where_noise_is_planted_middle_beats_random_in_held_out_loss_with_every_
         print(
             f"\nseed {seed}: noise {noise(world, ours):.2f}, {noise(world, theirs):.2f}; loss {loss:.3f}, {other:.3f}"
         )
-        print(f"difference over items {told(found)}")
+        print(f"difference over items {written(found)}")
         assert found["hi"] < 0
 
 
-def test_the_report_says_so_of_the_method_over_runs_and_items(world, compared):
+def test_the_report_finds_the_same_for_the_method_over_runs_and_items(world, compared):
     found = summarise(world)["methods"]["middle"]
     print(
         f"\nmiddle minus random, {found['runs']} and {found['control_runs']} runs: "
-        f"{told(found['vs_control']['held_out_loss']['all'])}"
+        f"{written(found['vs_control']['held_out_loss']['all'])}"
     )
     assert found["vs_control"]["held_out_loss"]["all"]["hi"] < 0
 
@@ -229,18 +280,19 @@ def excludes_0(one):
 
 
 def single_runs(compared, ours, theirs):
-    """Return the paired bootstrap over items of one run each, as `compare` makes it."""
-    tables = [pd.DataFrame(compared[one]["held_out"]).rename_axis("id").reset_index() for one in (ours, theirs)]
+    """Return the paired bootstrap over items of one run each, as `compare` computes it."""
+    runs = [compared[one] for one in (ours, theirs)]
+    tables = [pd.DataFrame({"tokens": run.tokens, "nll": run.nll}).rename_axis("id").reset_index() for run in runs]
     rows = tables[0].assign(source="clean")
-    return compare.loss_differences(settings(compare).compare, rows, tables[1]["nll"])["all"]
+    return compare_losses(settings(compare).compare, rows, tables[1]["nll"])["all"]
 
 
-def test_where_nothing_differs_the_interval_over_runs_and_items_seldom_says_so(compared):
+def test_if_nothing_differs_the_interval_over_runs_and_items_seldom_excludes_0(compared):
     rng, both, alone = np.random.default_rng(1), [], []
     for _ in range(TIMES):
         ours, theirs = np.split(rng.permutation(POOL)[:6], 2)
         groups = [[compared[name("random", seed)] for seed in group] for group in (ours, theirs)]
-        both.append(difference(*groups)["held_out_loss"]["all"])
+        both.append(compare_methods(*groups)["held_out_loss"]["all"])
         alone.append(single_runs(compared, name("random", ours[0]), name("random", theirs[0])))
     count, single = (sum(map(excludes_0, found)) for found in (both, alone))
     print(
