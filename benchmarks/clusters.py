@@ -1,7 +1,8 @@
-"""k-means, the original's way and ours: `python -m benchmarks.clusters`.
+"""The original's k-means and ours: `python -m benchmarks.clusters`.
 
 The original (KoQuality, generate_sentence_embedding_clustering.py) fits `KMeans(K, n_init=10, random_state=42)` twice
-in every length group, `fit` and then `fit_predict`. Here one group of the five of 200 thousand rows, one thread.
+in every length group: `fit`, then `fit_predict`. The rows here are as many as in one of five groups of a corpus of 200
+thousand; one thread.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.measure import Way, alternate, machine, ratio, seconds, table
 from benchmarks.synthetic import CENTRES, unit_vectors
-from stages.lib.selection.kmeans import fit
+from stages.lib.selection.kmeans import fit_clusters
 
 OURS = (("lloyd", "k-means++"), ("lloyd", "hashed"), ("minibatch", "k-means++"), ("minibatch", "hashed"))
 
@@ -33,7 +34,7 @@ def compare(rows: int, width: int, k: int, rounds: int) -> list[dict[str, Any]]:
     first = "k-means++ ten times, fitted twice"
     runs: dict[str, Way] = {first: partial(original, vectors_ND, k)}
     for algorithm, init in OURS:
-        start = partial(fit, vectors_ND, ids, k, algorithm=algorithm, init=init, n_init=1, seed=1)
+        start = partial(fit_clusters, vectors_ND, ids, k, algorithm=algorithm, init=init, n_init=1, seed=1)
         runs[f"ours, {algorithm}, {init}"] = lambda start=start: start().inertia
     timed = alternate(runs, rounds)
     return [

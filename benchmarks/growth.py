@@ -1,8 +1,8 @@
-"""How merge, cluster and sample grow: `python -m benchmarks.growth [ROWS:WIDTH ...]`.
+"""Time and memory of merge, cluster, candidates and sample by size: `python -m benchmarks.growth [ROWS:WIDTH ...]`.
 
-Each stage is the command that dvc.yaml wires, in a process of its own, on synthetic rows: two sources of distinct
-Korean-looking text (one JSON Lines, one Parquet) with the lengths of real instructions and answers, random
-perplexities, and unit vectors around 160 uneven centres.
+Each stage runs as in dvc.yaml, in its own process, on synthetic rows: two sources of distinct Korean-looking text (one
+JSON Lines, one Parquet) with the lengths of real instructions and answers, random perplexities, and unit vectors around
+160 centres of uneven size.
 """
 
 import os
@@ -24,42 +24,47 @@ from benchmarks.measure import machine, table
 from benchmarks.synthetic import CENTRES, long_text, pieces, unit_vectors
 from stages.decontaminate import LEAKS
 from stages.lib.core.artifacts import read_arrow, write_jsonl, write_table
+from stages.ppl import PPL
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((40_000, 768), (375_506, 768), (4_000_000, 256))
 CHUNK = 50_000
 SOURCE = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
-STAGES = {
-    "merge": "data/sources data/raw.parquet data/held_out.jsonl data/dropped.parquet",
-    "cluster": "data/raw.parquet data/embeddings.parquet data/clusters.parquet",
-    "sample": "spread data/raw.parquet data/ppl.parquet data/clusters.parquet data/leaks.parquet "
-    "data/spread.jsonl data/spread.parquet",
+FLAGS = {
+    "merge": "--sources data/sources --raw data/raw.parquet --held_out data/held_out.jsonl "
+    "--dropped data/dropped.parquet",
+    "cluster": "--raw data/raw.parquet --embeddings data/embeddings.parquet --clusters data/clusters.parquet",
+    "candidates": "--raw data/raw.parquet --ppl data/ppl.parquet --clusters data/clusters.parquet "
+    "--leaks data/leaks.parquet --candidates data/candidates.parquet",
+    "sample": "--arm spread --raw data/raw.parquet --candidates data/candidates.parquet "
+    "--samples data/spread.jsonl --sample_parquet data/spread.parquet",
 }
 
 
 class Run(NamedTuple):
     seconds: float
+    """By the clock."""
     cpu: float
-    """Seconds, all cores together."""
+    """Seconds of all cores together."""
     peak: float
-    """GiB"""
+    """Most memory, in GiB."""
 
 
 def main(sizes: list[str]) -> None:
-    wanted = [tuple(map(int, size.split(":"))) for size in sizes] or SIZES
-    print(table([row for rows, width in wanted for row in grow(rows, width)]))
+    chosen = [tuple(map(int, size.split(":"))) for size in sizes] or SIZES
+    print(table([row for rows, width in chosen for row in grow(rows, width)]))
     print(f"\n{machine()}")
 
 
 def grow(rows: int, width: int, length_groups: int = 5, clusters: int = 100) -> list[dict[str, Any]]:
-    """Return the table's lines of one size: a line for every stage."""
+    """Return the table's lines for one size, one per stage."""
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
         folder = Path(name)
         write_params(folder, length_groups, clusters)
         apart(write_sources, folder / "data/sources", rows)
-        runs = {"merge": run(folder, "merge")}
+        runs = {"merge": run_stage(folder, "merge")}
         apart(write_scores, folder / "data", width)
-        runs |= {stage: run(folder, stage) for stage in ("cluster", "sample")}
+        runs |= {stage: run_stage(folder, stage) for stage in ("cluster", "candidates", "sample")}
     return [
         {
             "stage": stage,
@@ -85,7 +90,7 @@ def write_params(folder: Path, length_groups: int, clusters: int) -> None:
 
 
 def apart(write: Callable[[Path, int], None], folder: Path, number: int) -> None:
-    """Write the inputs in a process of its own: the peak of a child that is started later counts its parent's."""
+    """Write the inputs in their own process: a process's peak starts at the memory of the parent that forked it."""
     process = get_context("spawn").Process(target=write, args=(folder, number))
     process.start()
     process.join()
@@ -109,21 +114,25 @@ def write_scores(folder: Path, width: int) -> None:
     rng = np.random.default_rng(2)
     ids = read_arrow(folder / "raw.parquet", "id")["id"]
     nll = rng.normal(4, 1, len(ids))
-    scores = {"id": ids, "nll": nll, "ppl": np.exp(nll)}
-    write_table(folder / "ppl.parquet", scores, pa.schema([("id", "string"), ("nll", "double"), ("ppl", "double")]))
+    scores = {"id": ids, "text_hash": ids, "tokens": np.full(len(ids), 20), "nll": nll, "ppl": np.exp(nll)}
+    write_table(folder / "ppl.parquet", scores, PPL)
     write_table(folder / "leaks.parquet", {name: [] for name in LEAKS.names}, LEAKS)
     schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
     centres = rng.normal(size=(CENTRES, width)).astype(np.float32)
     with pq.ParquetWriter(folder / "embeddings.parquet", schema, compression="zstd") as file:
-        for start in range(0, len(ids), CHUNK):  # four million vectors are not held at once
+        for start in range(0, len(ids), CHUNK):  # four million vectors do not fit into memory at once
             part = ids[start : start + CHUNK]
             vectors = pa.FixedSizeListArray.from_arrays(unit_vectors(centres, len(part), rng).ravel(), width)
             file.write_table(pa.table([part, vectors], schema=schema))
 
 
-def run(folder: Path, stage: str) -> Run:
-    """Run a stage as DVC would and wait for it; raise where it fails."""
-    command = [sys.executable, "-m", f"stages.{stage}", *STAGES[stage].split()]
+def run_stage(folder: Path, stage: str) -> Run:
+    """Run a stage as DVC would."""
+    return run_measured(folder, [sys.executable, "-m", f"stages.{stage}", *FLAGS[stage].split()])
+
+
+def run_measured(folder: Path, command: list[str]) -> Run:
+    """Run a command and wait for it; exit with its log if it fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.perf_counter()
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -131,7 +140,7 @@ def run(folder: Path, stage: str) -> Run:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{stage}: {log}")
+        raise SystemExit(f"{' '.join(command)}: {log}")
     per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return Run(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * per_unit / 2**30)
 

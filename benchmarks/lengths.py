@@ -1,8 +1,8 @@
-"""How long real instructions are, so that every benchmark has rows of their lengths and needs none of their text.
+"""Lengths of real instructions, so that benchmarks have rows of real lengths without needing the text.
 
-lengths.csv counts the distinct instructions of the seven files of README, "On real rows", by their tokens (a byte-level
-BPE of 8,192 entries trained on 33 MB of Korean text; cut at 512). `python -m benchmarks.lengths` counts anew, from
-data/raw.parquet and models/hub/scorer.
+lengths.csv counts distinct instructions by their tokens: those of seven public files (30,350 instructions), under a
+byte-level BPE of 8,192 entries trained on 33 MB of Korean text, cut at 512 tokens. `python -m benchmarks.lengths`
+writes it again, from data/raw.parquet and models/hub/scorer.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ import pandas as pd
 COUNTS = Path(__file__).with_name("lengths.csv")
 ALL = 375_506
 """Rows of KoQuality after its scoring."""
-MOST = 512
+MAX_TOKENS = 512
 
 
 def token_ids(rows: int, vocabulary: int, extra: int = 0, seed: int = 1) -> list[list[int]]:
-    """Return random token ids for so many rows of real lengths; `extra` is for special tokens."""
+    """Return `rows` rows of random token ids with real lengths, each longer by `extra` for special tokens."""
     rng = np.random.default_rng(seed)
     counts = pd.read_csv(COUNTS)
     drawn = rng.choice(counts["tokens"], rows, p=counts["rows"] / counts["rows"].sum())
-    return [rng.integers(3, vocabulary, min(tokens + extra, MOST)).tolist() for tokens in drawn]
+    return [rng.integers(3, vocabulary, min(tokens + extra, MAX_TOKENS)).tolist() for tokens in drawn]
 
 
 def main(raw: Path, scorer: Path) -> None:
@@ -29,7 +29,7 @@ def main(raw: Path, scorer: Path) -> None:
     from stages.lib.models.loading import load_tokenizer
 
     texts = list(read_table(raw, "instruction")["instruction"].drop_duplicates())
-    ids = load_tokenizer(scorer)(texts, add_special_tokens=False, truncation=True, max_length=MOST)["input_ids"]
+    ids = load_tokenizer(scorer)(texts, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     counts = pd.Series([len(row) for row in ids], name="tokens").value_counts().sort_index()
     counts.rename("rows").to_csv(COUNTS, lineterminator="\n")
 

@@ -1,4 +1,4 @@
-"""Take the time and the memory of ways to do the same thing, in turns, and print them as a table."""
+"""Measure the time and memory of several ways to do the same thing, in turns, and print a table."""
 
 import ctypes
 import gc
@@ -19,23 +19,26 @@ Way = Callable[[], Any]
 
 class Timed(NamedTuple):
     seconds: list[float]
-    """One for each round: of the CPU, whatever else it does meanwhile, or where there is a GPU of the clock."""
+    """One per round: CPU time of this process, so that other load does not count; with a GPU, time by the clock."""
     peak: float | None
-    """Most memory in GiB, of the GPU where there is one, else of the whole process; None where nobody says."""
+    """Most memory in GiB: the GPU's if there is one, otherwise the process's; None if the system does not report it."""
     value: Any
-    """What the last round returned."""
+    """Result of the last round."""
 
 
 def alternate(ways: dict[str, Way], rounds: int) -> dict[str, Timed]:
-    """Run every way once in every round, so that a busy neighbour slows all of them alike."""
+    """Run every way once per round, so that other load slows all of them alike."""
     runs: dict[str, list[tuple[float, float | None, Any]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            runs[name].append(once(way))
-    return {name: Timed([s for s, _, _ in run], most(p for _, p, _ in run), run[-1][2]) for name, run in runs.items()}
+            runs[name].append(run_once(way))
+    return {
+        name: Timed([took for took, _, _ in run], highest(peak for _, peak, _ in run), run[-1][2])
+        for name, run in runs.items()
+    }
 
 
-def once(way: Way) -> tuple[float, float | None, Any]:
+def run_once(way: Way) -> tuple[float, float | None, Any]:
     forget_peak()
     gpu = cuda()
     clock = time.process_time if gpu is None else time.perf_counter
@@ -46,34 +49,34 @@ def once(way: Way) -> tuple[float, float | None, Any]:
     return clock() - started, peak(), value
 
 
-def most(peaks: Any) -> float | None:
+def highest(peaks: Any) -> float | None:
     return max((value for value in peaks if value is not None), default=None)
 
 
 def ratio(reference: Timed, ours: Timed) -> float:
-    """Return how many times faster than the reference: the median over the rounds."""
+    """Return how many times faster ours is than the reference: the median over the rounds."""
     return median(slow / fast for slow, fast in zip(reference.seconds, ours.seconds, strict=True))
 
 
 def cuda() -> Any:
-    """Return torch's side of the GPU, or None; torch is imported late, for it is large and not all measure with it."""
+    """Return torch.cuda, or None without a GPU; imports torch late, because it is large and not every part needs it."""
     import torch
 
     return torch.cuda if torch.cuda.is_available() else None
 
 
 def seconds(timed: Timed) -> float:
-    """Return those of the median round."""
+    """Return the seconds of the median round."""
     return median(timed.seconds)
 
 
 def forget_peak() -> None:
-    """Start the high-water mark anew: the GPU's, and on Linux the process's."""
+    """Reset the peak of memory: the GPU's, or on Linux the process's."""
     gc.collect()
     if (gpu := cuda()) is not None:
         gpu.reset_peak_memory_stats()
     elif platform.system() == "Linux":
-        ctypes.CDLL(None).malloc_trim(0)  # else what the last way freed still counts
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise what the last way freed still counts
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -87,7 +90,7 @@ def peak() -> float | None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table, without the columns that nobody fills."""
+    """Return a Markdown table, without the columns that are empty in every row."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     lines = [names, ["---", *["--:"] * (len(names) - 1)], *[[show(row[name]) for name in names] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -104,7 +107,7 @@ def show(value: Any) -> str:
 
 
 def machine() -> str:
-    """Say on what, with what and when."""
+    """Return the date, the hardware and torch's version."""
     name = next(iter(re.findall(r"model name\s*: (.+)", read("/proc/cpuinfo"))), platform.processor())
     bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in read("/proc/cpuinfo")]
     gpu = cuda()

@@ -1,4 +1,4 @@
-"""Models of random weights."""
+"""Models with random weights."""
 
 from typing import Any, NamedTuple
 
@@ -31,9 +31,9 @@ def configuration(kind: Any, shape: Shape, **more: Any) -> PretrainedConfig:
 
 
 def random_models(auto: Any, config: PretrainedConfig) -> dict[str, PreTrainedModel]:
-    """Return a model in every dtype, of the same weights, made on the device.
+    """Return a model per dtype, on the device, all with the same weights.
 
-    Not `model.to(bfloat16)`: it would round the rotary frequencies too, which a model loaded in bf16 keeps in fp32.
+    Not by `model.to(bfloat16)`, which also rounds the rotary frequencies; a model loaded in bf16 keeps them in fp32.
     """
     torch.manual_seed(1)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

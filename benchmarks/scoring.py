@@ -1,9 +1,9 @@
-"""Perplexity, the original's way and ours: `python -m benchmarks.scoring`.
+"""Perplexity by the original and by us: `python -m benchmarks.scoring`.
 
-The original (KoQuality, generate_perplexity.py) scores one row at a time in fp32 by
-`model(input_ids, labels=input_ids).loss`. Random weights, rows of real lengths; on a CPU a GPT-NeoX of 12.6 million
-parameters and one thread, on a GPU one of polyglot-ko-1.3b's shape, with the share of what the device reaches in a
-plain product of matrices.
+The original (KoQuality, generate_perplexity.py) scores one row at a time in fp32, by
+`model(input_ids, labels=input_ids).loss`. Rows have real lengths, weights are random. On a CPU the model is a GPT-NeoX
+of 12.6 million parameters, with one thread. On a GPU it is one in polyglot-ko-1.3b's shape, and the table adds the
+share of the FLOP/s that the GPU reaches in a plain matrix product.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ ON_GPU = [Ours("fp32", 16_384, 30_000), Ours("bf16", 16_384, ALL), Ours("bf16", 
 
 
 def main() -> None:
-    on_gpu = start_torch(threads=1) == "cuda"
+    on_gpu = start_torch(threads=1).startswith("cuda")
     rows = compare(POLYGLOT, 300, ON_GPU, 3) if on_gpu else compare(SMALL, 6_000, ON_CPU, 3)
     print(f"{table(rows)}\n\n{machine()}")
 
@@ -49,7 +49,7 @@ def compare(shape: Shape, looped: int, ways: list[Ours], rounds: int) -> list[di
     models = random_models(AutoModelForCausalLM, configuration(GPTNeoXConfig, shape))
     runs = {LOOP: partial(one_by_one, models["fp32"], ids[:looped])}
     for way in ways:
-        ours(models[way.dtype], ids[:100], way.budget)  # the first run of a shape pays for its kernels
+        ours(models[way.dtype], ids[:100], way.budget)  # the first run of a shape prepares its kernels
         name = f"ours, {way.dtype}, {way.budget:,} tokens"
         runs[name] = partial(ours, models[way.dtype], ids[: way.rows], way.budget)
     timed = alternate(runs, rounds)
@@ -66,7 +66,7 @@ def compare(shape: Shape, looped: int, ways: list[Ours], rounds: int) -> list[di
 
 
 def line(name: str, took: Timed, loop: Timed, ids: Ids) -> dict[str, Any]:
-    """Return one line; tokens are predicted ones."""
+    """Return one line; tokens/s counts predicted tokens."""
     both = slice(min(len(took.value), len(loop.value)))
     return {
         "way": name,
@@ -81,7 +81,7 @@ def line(name: str, took: Timed, loop: Timed, ids: Ids) -> dict[str, Any]:
 
 
 def one_by_one(model: PreTrainedModel, ids: Ids) -> NDArray[np.float64]:
-    """Return the mean negative log-likelihood of every row [N], as the original does."""
+    """Return the mean NLL of every row [N], as the original does."""
     with torch.inference_mode():
         rows = (torch.tensor([row], device=model.device) for row in ids)
         return np.array([model(row, labels=row).loss.item() for row in rows])
@@ -93,13 +93,13 @@ def ours(model: PreTrainedModel, ids: Ids, budget: int) -> NDArray[np.float64]:
 
 
 def padding(ids: Ids, budget: int) -> float:
-    """Return the share of a run's tokens that are padding or stand in dummy rows."""
+    """Return the share of a run's tokens that are padding or in dummy rows."""
     lengths = [len(row) for row in ids]
     return 1 - sum(lengths) / sum(batch.height * batch.length for batch in canonical_batches(lengths, budget))
 
 
 def useful_flops(shape: Shape, ids: Ids) -> int:
-    """Return the FLOPs of the rows alone: products with the layers' weights and the head, and causal attention."""
+    """Return the FLOPs of the rows without padding: products with the weights, the head, and causal attention."""
     layers = 2 * 12 * shape.layers * shape.width**2
     head = 2 * shape.width * shape.vocabulary
     attention = 2 * shape.layers * shape.width
@@ -107,7 +107,7 @@ def useful_flops(shape: Shape, ids: Ids) -> int:
 
 
 def matmul_rate(size: int = 8192, times: int = 50) -> float:
-    """Return the FLOP/s of a bf16 product of two square matrices."""
+    """Return the FLOP/s of a bf16 product of two square matrices of this size."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     took = alternate({"product": lambda: [torch.mm(a, b).shape for _ in range(times)]}, rounds=3)["product"]
     return 2 * size**3 * times / seconds(took)

@@ -1,9 +1,9 @@
-"""How much of the selected 1 % another precision, or another first token, would change.
+"""How much of the selected 1 % changes with another precision, or with the first token predicted too.
 
     python -m benchmarks.selection [data/raw.parquet models/hub/scorer models/hub/encoder]
 
-Perplexities in bf16 or with `add_bos` over the cells of fp32 vectors, and cells of bf16 vectors under the
-perplexities in fp32, each against fp32 throughout.
+Compares with fp32 throughout: perplexities in bf16 or with `add_bos`, with cells from fp32 vectors; and cells from bf16
+vectors, with perplexities in fp32.
 """
 
 import sys
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import machine, table
 from stages.lib.core.artifacts import read_table
-from stages.lib.models.loading import Dtype, load_model, load_tokenizer
+from stages.lib.models.loading import Dtype, LoadConfig, load_model, load_tokenizer
+from stages.lib.selection.candidates import rank_in_cell, reasons
 from stages.lib.selection.cells import Cluster, find_cells
-from stages.lib.selection.methods import Method, pool, select
+from stages.lib.selection.methods import select
 
 DEFAULT = ["data/raw.parquet", "models/hub/scorer", "models/hub/encoder"]
 Case = tuple[pd.Series, pd.DataFrame]
-"""Mean negative log-likelihoods and cells."""
-METHODS: tuple[Method, ...] = ("spread", "steady")
-MOST, BUDGET = 512, 1024
+"""Mean NLLs and cells."""
+METHODS = ("spread", "steady")
+MAX_TOKENS, BUDGET = 512, 1024
 CELLS = Cluster(length_groups=5, clusters=20, small_groups="stop", algorithm="lloyd", init="hashed", n_init=1, seed=1)
 
 
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
 def compare(
     corpus: pd.DataFrame, scorer: Path, encoder: Path, settings: Cluster, fraction: float
 ) -> list[dict[str, Any]]:
-    """Return a line for every change: how its perplexities rank, and what share of fp32's rows stays selected."""
+    """Return a line per change: how far its ranks of perplexity differ, and the share of fp32's rows it selects too."""
     nll = {
         "fp32": score(corpus, scorer, "fp32", add_bos=False),
         "perplexity in bf16": score(corpus, scorer, "bf16", add_bos=False),
@@ -49,24 +50,24 @@ def compare(
     first = cases.pop("fp32")
     return [
         {"against fp32": name, "1 - Spearman": 1 - float(case[0].corr(first[0], method="spearman"))}
-        | {f"{method}: rows that stay": stays(corpus, first, case, method, fraction) for method in METHODS}
+        | {f"{method}: rows that stay": share_that_stays(corpus, first, case, method, fraction) for method in METHODS}
         for name, case in cases.items()
     ]
 
 
-def stays(corpus: pd.DataFrame, first: Case, other: Case, method: Method, fraction: float) -> float:
-    """Return the share of the rows selected by the first that the other selects too."""
+def share_that_stays(corpus: pd.DataFrame, first: Case, other: Case, method: str, fraction: float) -> float:
+    """Return the share of the rows selected in the first case that are selected in the other too."""
     one, two = (selected(corpus, *case, method, fraction) for case in (first, other))
     return len(one & two) / len(one)
 
 
 def score(corpus: pd.DataFrame, scorer: Path, dtype: Dtype, add_bos: bool) -> pd.Series:
-    """Return the mean negative log-likelihood of every row, NaN where no token is predicted."""
+    """Return the mean NLL of every row, NaN if no token is predicted."""
     from stages.lib.scoring.log_likelihood import nll_sums
 
     place, texts = pd.factorize(corpus["instruction"])
-    tokenizer, model = load_tokenizer(scorer), load_model(scorer, "AutoModelForCausalLM", dtype, threads=1)
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=MOST)["input_ids"]
+    tokenizer, model = load_tokenizer(scorer), load_model(scorer, LoadConfig(dtype=dtype), threads=1)
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     ids = [[tokenizer.bos_token_id, *row] for row in ids] if add_bos else ids
     sums = nll_sums(model, ids, [1] * len(ids), BUDGET, "perplexity, batches")
     tokens = np.array([len(row) - 1 for row in ids])
@@ -77,15 +78,16 @@ def embed(corpus: pd.DataFrame, encoder: Path, dtype: Dtype) -> NDArray[np.float
     from stages.lib.scoring.embedding import unit_vectors
 
     place, texts = pd.factorize(corpus["instruction"])
-    tokenizer, model = load_tokenizer(encoder), load_model(encoder, "AutoModel", dtype, threads=1)
-    ids = tokenizer(list(texts), truncation=True, max_length=MOST // 2)["input_ids"]
+    tokenizer, model = load_tokenizer(encoder), load_model(encoder, LoadConfig(dtype=dtype), 1, "AutoModel")
+    ids = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS // 2)["input_ids"]
     return unit_vectors(model, ids, "mean", BUDGET)[place]
 
 
-def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: Method, fraction: float) -> set[str]:
-    """Return the ids of the rows that a method takes."""
-    rows = pool(corpus, np.exp(nll), cells)
-    candidates = rows[rows["reason"].isna()]
+def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: str, fraction: float) -> set[str]:
+    """Return the ids of the rows that a method selects; no row is leaked."""
+    reason = reasons(corpus["instruction"], nll, leaked=pd.Series(False, index=corpus.index))
+    candidates = cells.assign(score=np.exp(nll), characters=corpus["output"].str.len())[reason.isna()]
+    candidates = candidates.assign(rank=rank_in_cell(candidates, "score"))
     return set(candidates.loc[select(candidates, method, "exact", fraction, seed=1), "id"])
 
 
