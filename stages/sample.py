@@ -45,11 +45,7 @@ class Arm(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the candidates to select. `all` has none, because it selects every candidate."""
     allocation: Allocation = "exact"
-<<<<<<< HEAD
     """`exact` gives all arms of a fraction one size; `koquality` selects as the original does, with repeated rows."""
-=======
-    """`exact`: all arms of a fraction have one size. `koquality`: as the original selects, repeated instructions included."""
->>>>>>> refs/heads/select
     seed: int
     """Seed of the training, and of the selection if the method draws rows (`random`, `steady`)."""
     replicate: str | None = None
