@@ -1,8 +1,9 @@
-"""A fork server for stages: real processes that need not import torch and its like again, 3 to 7 seconds each time.
+"""A fork server for dvc and stages: real processes that need not import torch and its like again.
 
-`environment` puts a `python` first in PATH that hands `python -m stages.NAME ...`, as dvc starts it, to the server; the
-server forks, and the child runs the module in the caller's folder, environment and files. Everything else goes to the
-real interpreter. The server imports libraries only, never a module of the project.
+Those imports take 3 to 7 seconds of each start. `environment` puts a `dvc` and a `python` first in PATH that hand `dvc
+...` and `python -m stages.NAME ...` to the server. The server forks, and the child runs the module in the caller's
+folder, with its environment and files. Everything else goes to the real interpreter. The server only imports libraries,
+never a module of the project.
 """
 
 import contextlib
@@ -23,16 +24,18 @@ LIBRARIES = (
     "torch", "transformers", "transformers.trainer", "transformers.models.gpt_neox.modeling_gpt_neox",
     "transformers.models.roberta.modeling_roberta", "accelerate", "datasets", "lm_eval", "lm_eval.models.huggingface",
     "lm_eval.tasks", "pandas", "pyarrow.parquet", "pydantic", "ruamel.yaml", "scipy.stats", "sklearn.cluster",
-    "sklearn.metrics", "tokenizers", "peft", "psutil", "filelock", "threadpoolctl",
+    "sklearn.metrics", "tokenizers", "peft", "psutil", "filelock", "threadpoolctl", "dvc.cli", "dvc.cli.parser",
+    "dvc.repo", "dvc.repo.reproduce", "dvc.stage.run", "dvc.fs", "networkx", "dvc.api",
 )  # fmt: skip
 CLIENT = """\
 #!{python} -ISs
 import json, os, socket, sys
-if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
+words = ["dvc", *sys.argv[1:]] if {name!r} == "dvc" else sys.argv[2:]
+if {name!r} == "python" and (sys.argv[1:2] != ["-m"] or not words[0].startswith("stages.")):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 answer = server.recv(1)
@@ -44,9 +47,10 @@ sys.exit(answer[0] if answer else 1)
 def environment() -> dict[str, str]:
     """Start the server of this process; return the PATH that leads to it. It ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="forkserver-"))
-    address, client = str(folder / "socket"), folder / "python"
-    client.write_text(CLIENT.format(python=sys.executable, address=address))
-    client.chmod(0o755)
+    address = str(folder / "socket")
+    for name in ("dvc", "python"):
+        (folder / name).write_text(CLIENT.format(name=name, python=sys.executable, address=address))
+        (folder / name).chmod(0o755)
     subprocess.Popen([sys.executable, __file__, address, str(os.getpid())])
     while not Path(address).exists():
         time.sleep(0.05)

@@ -128,7 +128,9 @@ def test_a_budget_of_epochs_gives_a_larger_arm_more_steps(run, rows, tokenizer):
 
 @pytest.mark.parametrize(("unit", "amount"), [("rows", 30), ("tokens", 900)])
 def test_a_budget_of_rows_or_tokens_is_the_same_for_a_small_and_a_large_arm(unit, amount, run, rows):
-    small, large = (read_json(run(rows[:n], budget={"unit": unit, "amount": amount}) / "training.json") for n in (3, 40))
+    small, large = (
+        read_json(run(rows[:n], budget={"unit": unit, "amount": amount}) / "training.json") for n in (3, 40)
+    )
     assert small["epochs"] > 1 > large["epochs"]
     if unit == "rows":
         assert (small["steps"], large["steps"]) == (10, 8)  # an epoch of three rows is a step of three
