@@ -21,25 +21,25 @@ MAX_ROWS = 10
 """Most rows to explain, because many can contain a piece of text."""
 
 
-def why(wanted: str, data: Path = Path("data")) -> Iterator[str]:
-    """Yield an explanation of each row whose id or text matches `wanted`; raise UserError if there is none."""
+def why(query: str, data: Path = Path("data")) -> Iterator[str]:
+    """Yield an explanation of each row whose id or text matches `query`; raise UserError if there is none."""
     raw, held_out = read_table(data / "raw.parquet"), pd.DataFrame(read_jsonl(data / "held_out.jsonl"))
-    found = list(explain_raw(raw[matches(raw, wanted)], data))
-    for row in held_out[matches(held_out, wanted)].to_dict("records") if len(held_out) else []:
+    found = list(explain_raw(raw[matches(raw, query)], data))
+    for row in held_out[matches(held_out, query)].to_dict("records") if len(held_out) else []:
         found.append(f"{title(row)}\n  held out: in no arm")
     dropped = read_table(data / "dropped.parquet").rename(columns={"text": "instruction"}).assign(output="")
-    for row in dropped[matches(dropped, wanted)].to_dict("records"):
+    for row in dropped[matches(dropped, query)].to_dict("records"):
         found.append(f"{title(row)}\n  dropped by merge: {row['reason']}, row {row['line']} of {row['source']}")
     if not found:
-        raise UserError(f"no row has the id {wanted!r} or contains it in its text; data/raw.parquet has the ids")
+        raise UserError(f"no row has the id {query!r} or contains it in its text; data/raw.parquet has the ids")
     yield from found[:MAX_ROWS]
     if len(found) > MAX_ROWS:
         yield f"... and {len(found) - MAX_ROWS} more; give an id, or a longer piece of text"
 
 
-def matches(rows: pd.DataFrame, wanted: str) -> pd.Series:
-    text = rows["instruction"].str.contains(wanted, regex=False) | rows["output"].str.contains(wanted, regex=False)
-    return (rows["id"] == wanted) | text
+def matches(rows: pd.DataFrame, query: str) -> pd.Series:
+    text = rows["instruction"].str.contains(query, regex=False) | rows["output"].str.contains(query, regex=False)
+    return (rows["id"] == query) | text
 
 
 def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
