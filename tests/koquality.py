@@ -1,10 +1,10 @@
-"""KoQuality's length groups and picks, written plainly from the description of its scripts, to compare ours with."""
+"""A plain reference for KoQuality's length groups and its selection, written from the description of its scripts."""
 
 import pandas as pd
 
 
 def groups(lengths, count):
-    """Group i holds q(i/L) <= length < q((i+1)/L), the last has no upper bound."""
+    """Return the group of each row: group i has q(i/L) <= length < q((i+1)/L), the last has no upper bound."""
     lengths = pd.Series(lengths)
     group = pd.Series(-1, index=lengths.index)
     for i in range(count):
@@ -16,13 +16,13 @@ def groups(lengths, count):
 
 
 def picks(rows, fraction, method):
-    """Return the places in raw order of the rows that its `ppl` (our `spread`) or `ppl_h` (`highest`) takes."""
-    table = rows.assign(place=range(len(rows)), length=rows["instruction"].str.len(), ppl=rows["score"].round(2))
+    """Return the positions in raw of the rows that its `ppl` (our `spread`) or `ppl_h` (our `highest`) selects."""
+    table = rows.assign(position=range(len(rows)), length=rows["instruction"].str.len(), ppl=rows["score"].round(2))
     picked = []
-    for _, cell in table.sort_values(["length", "place"]).groupby(["length_group", "cluster"]):
+    for _, cell in table.sort_values(["length", "position"]).groupby(["length_group", "cluster"]):
         cell = cell.sort_values("ppl", kind="stable")
         if method == "spread":
-            picked += list(cell["place"].iloc[:: int(1 / fraction)])
+            picked += list(cell["position"].iloc[:: int(1 / fraction)])
         elif count := int(fraction * len(cell)):
-            picked += list(cell.drop_duplicates("instruction")["place"].tail(count))
+            picked += list(cell.drop_duplicates("instruction")["position"].tail(count))
     return sorted(picked)

@@ -1,4 +1,4 @@
-"""The small default, reproduced once as a newcomer would, and what must hold of it."""
+"""The small default, reproduced once as a new user would, and what must be true of it."""
 
 import csv
 import json
@@ -21,9 +21,10 @@ from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.params import read_params
 from stages.ppl import Params, score
 from tests.project import ROOT, UP_TO_DATE, copy_project, run
-from tools.make_default import Row, compose, shuffle_words, write_all
+from tools.make_default import BundledRow, compose, shuffle_words, write_all
+from tools.why import why
 
-GROUPS = {"computing": "assistant", "science": "assistant", "summary": "assistant"}  # from the ids' prefixes
+GROUPS = {"computing": "assistant", "science": "assistant", "summary": "assistant"}  # from the prefixes of the ids
 TOPICS = 8
 
 
@@ -36,19 +37,19 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def composed() -> list[Row]:
+def composed() -> list[BundledRow]:
     return compose()[0]
 
 
 @pytest.fixture(scope="session")
 def raw(default: Path) -> pd.DataFrame:
-    """raw.parquet with the perplexities beside it."""
-    rows, scores = (pd.read_parquet(default / f"data/{name}.parquet") for name in ("raw", "ppl"))
+    """The rows of raw.parquet with their scores."""
+    rows, scores = (pd.read_parquet(default / f"data/{name}.parquet") for name in ("raw", "candidates"))
     assert list(rows["id"]) == list(scores["id"])
     return rows.assign(ppl=scores["ppl"], nll=scores["nll"], tokens=scores["tokens"])
 
 
-def of_kind(raw: pd.DataFrame, composed: list[Row], kind: str) -> pd.DataFrame:
+def of_kind(raw: pd.DataFrame, composed: list[BundledRow], kind: str) -> pd.DataFrame:
     return raw[raw["instruction"].isin({row.text for row in composed if row.kind == kind})]
 
 
@@ -65,12 +66,12 @@ def test_the_committed_lock_is_current(tmp_path: Path) -> None:
     assert UP_TO_DATE in run(project, "dvc", "repro", "--allow-missing", "--dry")
 
 
-def test_no_instruction_of_pretrain_is_in_the_inputs(composed: list[Row]) -> None:
+def test_no_instruction_of_pretrain_is_in_the_inputs(composed: list[BundledRow]) -> None:
     pretrain = {row["instruction"].strip() for row in read_jsonl(ROOT / "data/pretrain/pairs.jsonl")}
     assert not pretrain & {row.text.strip() for row in composed}
 
 
-def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_of_many_lengths(composed: list[Row]) -> None:
+def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_many_lengths(composed: list[BundledRow]) -> None:
     clean = [row for row in composed if row.kind == "clean"]
     assert 900 <= len(composed) <= 1100
     assert len({row.source for row in composed}) == 5
@@ -81,8 +82,8 @@ def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_of_many_lengt
 
 def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
-    told = {"rows", "ppl", "cells", "stability", "leaks", "cost", "base", "floor", "arms", "methods"}
-    assert set(summary) == told
+    of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "cost"}
+    assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
     assert set(summary["arms"]) == {"spread", "steady", "random", "full"}
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():
@@ -107,7 +108,7 @@ def test_dag_metrics_and_plots_can_be_shown(default: Path) -> None:
     )
 
 
-def test_rows_read_are_raw_plus_held_out_plus_dropped(default: Path, composed: list[Row]) -> None:
+def test_every_row_read_is_in_raw_or_held_out_or_dropped(default: Path, composed: list[BundledRow]) -> None:
     data = default / "data"
     read = Counter(
         {
@@ -141,7 +142,9 @@ def test_held_out_rows_are_in_no_arm_and_share_no_instruction(default: Path, raw
     assert not {row["instruction"] for row in held} & set(raw["instruction"])
 
 
-def test_shuffled_rows_score_above_the_clean_rows_ninetieth_percentile(raw: pd.DataFrame, composed: list[Row]) -> None:
+def test_shuffled_rows_have_perplexities_above_the_ninetieth_percentile_of_clean_rows(
+    raw: pd.DataFrame, composed: list[BundledRow]
+) -> None:
     clean, shuffled = of_kind(raw, composed, "clean"), of_kind(raw, composed, "shuffled")
     above = (shuffled["ppl"] > clean["ppl"].quantile(0.9)).mean()
     print(f"{above:.3f} of {len(shuffled)} shuffled rows")
@@ -156,8 +159,8 @@ def mean_nll(texts: list[str], scorer: Path, params: Params) -> np.ndarray:
     return found
 
 
-def test_a_fluent_sentence_scores_below_its_shuffled_words(
-    default: Path, raw: pd.DataFrame, composed: list[Row]
+def test_a_fluent_sentence_has_a_lower_perplexity_than_its_shuffled_words(
+    default: Path, raw: pd.DataFrame, composed: list[BundledRow]
 ) -> None:
     fluent = [text for text in of_kind(raw, composed, "clean")["instruction"] if len(text.split()) >= 5]
     rng = random.Random(7)
@@ -170,7 +173,7 @@ def test_a_fluent_sentence_scores_below_its_shuffled_words(
     assert below.mean() >= 0.95
 
 
-def test_k_means_finds_the_planted_topics(default: Path, raw: pd.DataFrame, composed: list[Row]) -> None:
+def test_k_means_finds_the_planted_topics(default: Path, raw: pd.DataFrame, composed: list[BundledRow]) -> None:
     clean = of_kind(raw, composed, "clean")
     topic_of = {row.text: row.topic for row in composed if row.kind == "clean"}
     topics = clean["instruction"].map(topic_of)
@@ -188,7 +191,9 @@ def test_k_means_finds_the_planted_topics(default: Path, raw: pd.DataFrame, comp
     assert ours >= 0.6
 
 
-def test_ppl_of_every_row_equals_the_models_own_loss_one_row_at_a_time(default: Path, raw: pd.DataFrame) -> None:
+def test_the_perplexity_of_every_row_is_that_of_the_models_own_loss_row_by_row(
+    default: Path, raw: pd.DataFrame
+) -> None:
     folder = default / "models/hub/scorer"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     limit = read_params(Params, default / "params.yaml").ppl.max_tokens
@@ -199,7 +204,7 @@ def test_ppl_of_every_row_equals_the_models_own_loss_one_row_at_a_time(default: 
             assert float(torch.exp(model(ids, labels=ids).loss)) == pytest.approx(ppl, rel=1e-4)
 
 
-def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
+def test_bits_of_perplexities_do_not_change_if_rows_are_reordered_or_scored_in_two_parts(
     default: Path, raw: pd.DataFrame
 ) -> None:
     params, folder = read_params(Params, default / "params.yaml"), default / "models/hub/scorer"
@@ -211,19 +216,21 @@ def test_ppl_bits_do_not_change_when_rows_are_reordered_or_scored_in_two_parts(
     assert (np.concatenate(parts) == raw["nll"].to_numpy()).all()
 
 
-def test_why_tells_of_selected_dropped_and_held_out_rows(default: Path, raw: pd.DataFrame) -> None:
-    told = run(default, "python", "-m", "tools.why", raw["id"][0])
-    assert raw["instruction"][0][:40] in told
-    assert all(f"  {arm}: " in told for arm in ("spread", "steady", "random", "full"))
-    assert "full: IN (selected; cell " in told
+def test_why_explains_selected_dropped_and_held_out_rows(
+    default: Path, raw: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(default)
+    explained = "\n".join(why(raw["id"][0]))
+    assert raw["instruction"][0][:40] in explained
+    assert f"ppl {raw['ppl'][0]:.4g}" in explained
+    assert all(f"  {arm}: " in explained for arm in ("spread", "steady", "random"))
+    assert "  full: IN (selected; rank " in explained
     held = read_jsonl(default / "data/held_out.jsonl")[0]
-    assert "held out: in no arm" in run(default, "python", "-m", "tools.why", held["id"])
-    told = run(default, "python", "-m", "tools.why", "How do I make a good cup of coffee")
-    assert "dropped by merge: not_korean, row" in told
-    assert "no row has the id" in run(default, "python", "-m", "tools.why", "없는 글", code=1)
+    assert list(why(held["id"])) == [f"{held['id']} [{held['source']}] {held['instruction']}\n  held out: in no arm"]
+    assert "dropped by merge: not_korean, row" in "\n".join(why("How do I make a good cup of coffee"))
 
 
-def test_outputs_hold_no_path_of_the_machine(default: Path) -> None:
+def test_outputs_contain_no_path_of_the_machine(default: Path) -> None:
     for folder in ("data", "models", "metrics"):
         for path in (default / folder).rglob("*"):
             if path.is_file():

@@ -3,8 +3,9 @@
     tools/default/topics/*.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
     tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
 
-Every way to ask for a fact goes either to the inputs or to pretrain, never to both. What is planted in the inputs
-(duplicates, empties, garbage, other languages, over-long and word-shuffled rows) is listed in tests/planted.csv.
+Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
+that is planted in the inputs: duplicates, empty rows, garbage, other languages, rows that are too long, and rows with
+shuffled words.
 """
 
 import csv
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 PARTS = Path(__file__).parent / "default"
-HOMES = {  # which source a topic's rows go to; its short questions go to chat
+HOMES = {  # the source that the rows of a topic go to; its short questions go to chat
     "요리": "life",
     "건강과 운동": "life",
     "국내 여행지": "life",
@@ -47,25 +48,25 @@ PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "
 
 
 @dataclass(frozen=True)
-class Row:
+class BundledRow:
     source: str
     topic: str
     instruction: str
     output: str
     input: str = ""
     kind: str = "clean"
-    """`clean`, or what is planted: its reason in dropped.parquet, or `shuffled`."""
+    """`clean`, `shuffled`, or the reason that the row must have in dropped.parquet."""
     broken: bytes = b""
-    """The whole line, where it is unreadable."""
+    """The whole line, if it must be unreadable."""
 
     @property
     def text(self) -> str:
-        """The instruction as `merge` joins it."""
+        """The instruction as `merge` joins it from instruction and input."""
         return f"{self.instruction} {self.input}".strip()
 
 
 def with_particles(pattern: str, name: str) -> str:
-    """Put the name in, and the form of each particle in braces that fits the syllable before it."""
+    """Fill in the name, and for each particle in braces the form that fits the syllable before it."""
     parts = re.split(r"\{(\w+)\}", pattern.replace("{이름}", name))
     text = parts[0]
     for particle, rest in zip(parts[1::2], parts[2::2], strict=True):
@@ -79,15 +80,18 @@ def topics() -> list[dict[str, Any]]:
     return [YAML(typ="safe").load(path) for path in sorted((PARTS / "topics").glob("*.yaml"))]
 
 
-def compose() -> tuple[list[Row], list[Row], list[str]]:
-    """Return input rows by source (noise included), the pairs of pretrain, and its documents."""
+def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
+    """Return the input rows (noise included), and the pairs and the documents of pretrain."""
     rng = random.Random(20240501)
     inputs, pretrain, spare, documents = [], [], [], []
     for topic in topics():
         documents += articles(rng, list(topic["items"].values()))
         for number, (name, facts) in enumerate(topic["items"].items()):
             for facet, asks in topic["asks"].items():
-                ways = [Row(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet]) for a in asks]
+                ways = [
+                    BundledRow(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet])
+                    for a in asks
+                ]
                 *long, short = ways
                 rng.shuffle(long)
                 (inputs if rng.random() < 0.4 else pretrain).append(replace(short, source="chat"))
@@ -103,11 +107,11 @@ def compose() -> tuple[list[Row], list[Row], list[str]]:
     order = list(range(len(inputs)))
     rng.shuffle(order)
     rng.shuffle(pretrain)
-    return repeats_last([inputs[i] for i in order]), pretrain, documents
+    return duplicates_last([inputs[i] for i in order]), pretrain, documents
 
 
 def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
-    """Yield documents that tell of four items of a topic, a paragraph each."""
+    """Yield documents about four items of a topic, with a paragraph for each."""
     for _ in range(len(items)):
         paragraphs = []
         for facts in rng.sample(items, 4):
@@ -117,23 +121,26 @@ def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
 
 
 def whole_rows(
-    rng: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[Row]
-) -> Iterator[Row]:
-    """Yield the rows that ask about the whole item: an introduction, a summary of its facts."""
+    rng: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[BundledRow]
+) -> Iterator[BundledRow]:
+    """Yield the rows that ask about an item as a whole: an introduction, and for every other item a summary.
+
+    The rows that are not yielded are added to `pretrain`.
+    """
     body = " ".join(text for facet, text in facts.items() if facet != "요약")
-    asks = [Row(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
+    asks = [BundledRow(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
     rng.shuffle(asks)
     yield asks[0]
     pretrain += asks[1:]
-    summary = Row("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
+    summary = BundledRow("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
     if number % 2:
         yield summary
     else:
         pretrain.append(replace(summary, instruction=summary.text, input=""))
 
 
-def shuffled(rng: random.Random, row: Row) -> Row:
-    """Return the row with the words of its instruction in another order; the last word differs."""
+def shuffled(rng: random.Random, row: BundledRow) -> BundledRow:
+    """Return the row with the words of its instruction in another order, with another word at the end."""
     return replace(row, instruction=shuffle_words(rng, row.instruction), kind="shuffled")
 
 
@@ -145,15 +152,15 @@ def shuffle_words(rng: random.Random, text: str) -> str:
     return " ".join(mixed)
 
 
-def other_noise(rng: random.Random, rows: list[Row], documents: list[str]) -> Iterator[Row]:
-    """Yield the planted rows that `merge` must drop."""
+def other_noise(rng: random.Random, rows: list[BundledRow], documents: list[str]) -> Iterator[BundledRow]:
+    """Yield the noise that `merge` must drop."""
     clean = [row for row in rows if row.kind == "clean" and not row.input]
     picked = rng.sample(clean, 40)
     for row in picked[:18]:
         yield replace(row, kind="duplicate")
-    for row in [row for row in picked[18:] if row.source in ("life", "assistant")][:3]:  # they come before chat
+    for row in [row for row in picked[18:] if row.source in ("life", "assistant")][:3]:  # both come before chat
         yield replace(row, kind="duplicate", source="chat")
-    for row in [row for row in picked[21:] if row.source != "faq"][:3]:  # cp949 has no decomposed Hangul
+    for row in [row for row in picked[21:] if row.source != "faq"][:3]:  # cp949 cannot encode decomposed Hangul
         yield replace(row, kind="duplicate", instruction=unicodedata.normalize("NFD", row.instruction))
     for row in picked[34:36]:
         yield replace(row, kind="duplicate", instruction=f"  {row.instruction}\n")
@@ -163,23 +170,23 @@ def other_noise(rng: random.Random, rows: list[Row], documents: list[str]) -> It
     noise = YAML(typ="safe").load(PARTS / "noise.yaml")
     homes = ["life", "assistant", "chat", "knowledge"]
     for number, (instruction, output) in enumerate(noise["other_languages"] + noise["garbage"]):
-        yield Row(homes[number % 4], "", instruction, output, kind="not_korean")
+        yield BundledRow(homes[number % 4], "", instruction, output, kind="not_korean")
     for source in ("life", "assistant", "knowledge"):
         long = " ".join(rng.sample(documents, 4)).replace("\n", " ")
-        yield Row(source, "", f"다음 글을 세 문장으로 요약해 주세요. {long}", long[:200], kind="too_long")
+        yield BundledRow(source, "", f"다음 글을 세 문장으로 요약해 주세요. {long}", long[:200], kind="too_long")
     good = json.dumps({"instruction": clean[0].instruction, "output": clean[0].output}, ensure_ascii=False).encode()
-    yield Row("life", "", "", "", kind="unreadable", broken=good[:-20])
-    yield Row("life", "", "", "", kind="unreadable", broken=good[:40] + b"\xff\xfe" + good[40:])
-    yield Row("assistant", "", "", "", kind="unreadable", broken=b'{"id": "science_0", "instruction": ')
+    yield BundledRow("life", "", "", "", kind="unreadable", broken=good[:-20])
+    yield BundledRow("life", "", "", "", kind="unreadable", broken=good[:40] + b"\xff\xfe" + good[40:])
+    yield BundledRow("assistant", "", "", "", kind="unreadable", broken=b'{"id": "science_0", "instruction": ')
 
 
-def repeats_last(rows: list[Row]) -> list[Row]:
-    """Put duplicates after what they repeat, whatever their source: the first in source order must be the clean one."""
+def duplicates_last(rows: list[BundledRow]) -> list[BundledRow]:
+    """Return the rows with all duplicates last, so that `merge` keeps the clean row and drops the duplicate."""
     return [row for row in rows if row.kind != "duplicate"] + [row for row in rows if row.kind == "duplicate"]
 
 
-def write_inputs(rows: list[Row], folder: Path) -> Iterator[dict[str, Any]]:
-    """Write the five files; yield what is planted."""
+def write_inputs(rows: list[BundledRow], folder: Path) -> Iterator[dict[str, Any]]:
+    """Write the five files, and yield an entry of planted.csv for each planted row."""
     by_source = {source: [row for row in rows if row.source == source] for source in SOURCES}
     for source, write in SOURCES.items():
         write(folder, by_source[source])
@@ -188,7 +195,7 @@ def write_inputs(rows: list[Row], folder: Path) -> Iterator[dict[str, Any]]:
                 yield {"source": source, "line": line, "kind": row.kind}
 
 
-def lines(records: Iterable[bytes]) -> bytes:
+def join_lines(records: Iterable[bytes]) -> bytes:
     return b"".join(record + b"\n" for record in records)
 
 
@@ -196,26 +203,26 @@ def to_json(record: dict[str, str]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
-def write_life(folder: Path, rows: list[Row]) -> None:
+def write_life(folder: Path, rows: list[BundledRow]) -> None:
     records = (row.broken or to_json({"instruction": row.instruction, "output": row.output}) for row in rows)
-    (folder / "life.jsonl").write_bytes(lines(records))
+    (folder / "life.jsonl").write_bytes(join_lines(records))
 
 
-def write_assistant(folder: Path, rows: list[Row]) -> None:
-    def record(number: int, row: Row) -> bytes:
+def write_assistant(folder: Path, rows: list[BundledRow]) -> None:
+    def record(number: int, row: BundledRow) -> bytes:
         group = {"컴퓨터와 인터넷": "computing", "과학 현상": "science"}.get(row.topic, "summary")
         content = {"id": f"{group}_{number}", "instruction": row.instruction, "input": row.input, "output": row.output}
         return row.broken or to_json(content)
 
-    (folder / "assistant.jsonl").write_bytes(lines(record(number, row) for number, row in enumerate(rows, 1)))
+    (folder / "assistant.jsonl").write_bytes(join_lines(record(number, row) for number, row in enumerate(rows, 1)))
 
 
-def write_chat(folder: Path, rows: list[Row]) -> None:
+def write_chat(folder: Path, rows: list[BundledRow]) -> None:
     table = {"user_translated": [r.instruction for r in rows], "chip2_translated": [r.output for r in rows]}
     pq.write_table(pa.table(table), folder / "chat.parquet")
 
 
-def write_faq(folder: Path, rows: list[Row]) -> None:
+def write_faq(folder: Path, rows: list[BundledRow]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(["번호", "질문", "답변"])
@@ -223,7 +230,7 @@ def write_faq(folder: Path, rows: list[Row]) -> None:
     (folder / "faq.csv").write_bytes(text.getvalue().encode("cp949"))
 
 
-def write_knowledge(folder: Path, rows: list[Row]) -> None:
+def write_knowledge(folder: Path, rows: list[BundledRow]) -> None:
     content = {str(n): {"question": row.instruction, "answer": row.output} for n, row in enumerate(rows, 1)}
     (folder / "knowledge.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8-sig")
 
@@ -237,14 +244,14 @@ SOURCES = {
 }
 
 
-def write_pretrain(pairs: list[Row], documents: list[str], folder: Path) -> None:
+def write_pretrain(pairs: list[BundledRow], documents: list[str], folder: Path) -> None:
     records = (to_json({"instruction": row.instruction, "output": row.output}) for row in pairs)
-    (folder / "pairs.jsonl").write_bytes(lines(records))
+    (folder / "pairs.jsonl").write_bytes(join_lines(records))
     (folder / "documents.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
 
 
 def benchmark() -> dict[str, list[list[dict[str, Any]]]]:
-    """Return the items of every task in groups that share a text, so that no split shares one with another."""
+    """Return the items of each task in groups that share a text; a group goes to one split as a whole."""
     rng = random.Random(20240502)
     parts = {path.stem: YAML(typ="safe").load(path) for path in sorted((PARTS / "benchmark").glob("*.yaml"))}
     words = [wic_items(rng, entry["word"], *entry["senses"]) for entry in parts["wic"]]
@@ -283,7 +290,7 @@ def hellaswag_item(rng: random.Random, number: int, entry: dict[str, Any]) -> di
 
 
 def wic_items(rng: random.Random, word: str, one: list[str], other: list[str]) -> list[dict[str, Any]]:
-    """Return three pairs of one sense and three of two."""
+    """Return three pairs of contexts with the same sense of the word, and three with different senses."""
     same = [(one[0], one[1]), (other[0], other[1]), rng.choice([(one[1], one[2]), (other[1], other[2])])]
     differ = list(zip(one, rng.sample(other, 3), strict=True))
     pairs = [(pair, 1) for pair in same] + [(pair, 0) for pair in differ]
@@ -291,18 +298,18 @@ def wic_items(rng: random.Random, word: str, one: list[str], other: list[str]) -
 
 
 def write_benchmark(folder: Path) -> None:
-    """Write the splits: at least 12 items to train, 8 to validate, 60 to test."""
+    """Write the splits, with at least 12 train, 8 validation and 60 test items in each task."""
     for task, groups in benchmark().items():
         random.Random(task).shuffle(groups)
-        least = {"train": 12, "validation": 8, "test": 60}
-        for split, count in least.items():
+        minimum = {"train": 12, "validation": 8, "test": 60}
+        for split, count in minimum.items():
             items: list[dict[str, Any]] = []
             while len(items) < count:
                 items += groups.pop()
             random.Random(f"{task}/{split}").shuffle(items)
             path = folder / task / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(lines(to_json(item) for item in items))
+            path.write_bytes(join_lines(to_json(item) for item in items))
 
 
 def write_all(root: Path) -> None:

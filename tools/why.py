@@ -1,66 +1,77 @@
-"""Say why a row is in or out of each arm: `python -m tools.why ID`, an id or a piece of its text.
+"""Explain why a row is in or out of each arm: `python -m tools.why ID`, where ID can also be a piece of its text.
 
-Reads what the stages wrote (data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/leaks.parquet,
-data/samples/*.parquet).
+Reads what the stages wrote: data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/candidates.parquet,
+data/leaks.parquet and data/samples/*.parquet.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
+from stages.lib.selection.candidates import CELL
 from tools.output import print_lines
 
-MOST = 10
-"""Rows that are told about; a piece of text may be in many."""
+MAX_ROWS = 10
+"""Most rows to explain, because many can contain a piece of text."""
 
 
-def why(wanted: str, data: Path = Path("data")) -> Iterator[str]:
-    """Yield lines about every row whose id or text holds `wanted`; raise UserError where there is none."""
-    raw, dropped = read_table(data / "raw.parquet"), read_table(data / "dropped.parquet")
-    held_out = pd.DataFrame(read_jsonl(data / "held_out.jsonl"), columns=raw.columns)
-    arms = {arm: read_table(data / f"samples/{arm}.parquet") for arm in read_yaml(PARAMS)["arms"]}
-    found = [*raw_rows(raw[matches(raw, wanted)], arms, read_table(data / "leaks.parquet"))]
-    found += [f"{about(row)}\n  held out: in no arm" for row in held_out[matches(held_out, wanted)].to_dict("records")]
-    gone = dropped.rename(columns={"text": "instruction"}).assign(output="")
-    for row in gone[matches(gone, wanted)].to_dict("records"):
-        found.append(f"{about(row)}\n  dropped by merge: {row['reason']}, row {row['line']} of {row['source']}")
+def why(query: str, data: Path = Path("data")) -> Iterator[str]:
+    """Yield an explanation of each row whose id or text matches `query`; raise UserError if there is none."""
+    raw, held_out = read_table(data / "raw.parquet"), pd.DataFrame(read_jsonl(data / "held_out.jsonl"))
+    found = list(explain_raw(raw[matches(raw, query)], data))
+    for row in held_out[matches(held_out, query)].to_dict("records") if len(held_out) else []:
+        found.append(f"{title(row)}\n  held out: in no arm")
+    dropped = read_table(data / "dropped.parquet").rename(columns={"text": "instruction"}).assign(output="")
+    for row in dropped[matches(dropped, query)].to_dict("records"):
+        found.append(f"{title(row)}\n  dropped by merge: {row['reason']}, row {row['line']} of {row['source']}")
     if not found:
-        raise UserError(
-            f"no row has the id {wanted!r} or holds it in its text; rows read are in data/raw.parquet and beside it"
-        )
-    yield from found[:MOST]
-    if len(found) > MOST:
-        yield f"... and {len(found) - MOST} more; give an id, or a longer piece"
+        raise UserError(f"no row has the id {query!r} or contains it in its text; data/raw.parquet has the ids")
+    yield from found[:MAX_ROWS]
+    if len(found) > MAX_ROWS:
+        yield f"... and {len(found) - MAX_ROWS} more; give an id, or a longer piece of text"
 
 
-def matches(rows: pd.DataFrame, wanted: str) -> pd.Series:
-    text = rows["instruction"].str.contains(wanted, regex=False) | rows["output"].str.contains(wanted, regex=False)
-    return (rows["id"] == wanted) | text
+def matches(rows: pd.DataFrame, query: str) -> pd.Series:
+    text = rows["instruction"].str.contains(query, regex=False) | rows["output"].str.contains(query, regex=False)
+    return (rows["id"] == query) | text
 
 
-def raw_rows(rows: pd.DataFrame, arms: dict[str, pd.DataFrame], leaks: pd.DataFrame) -> Iterator[str]:
-    for place, row in rows.iterrows():
-        lines = [about(row.to_dict())]
-        for leak in leaks[leaks["id"] == row["id"]].to_dict("records"):
-            item = f"{leak['task']} {leak['split']} {leak['item']}"
-            lines.append(f"  leak ({leak['kind']}): {item}, {leak['item_text']}{'' if leak['drop'] else '; kept'}")
-        for arm, table in arms.items():
-            one = table.loc[place]
-            where = f"cell {one['length_group']}.{one['cluster']}"
-            if pd.notna(one["rank"]):
-                where += f", rank {int(one['rank'])} by perplexity {one['score']:.1f}"
-            lines.append(f"  {arm}: {'IN' if one['selected'] else 'out'} ({one['reason']}; {where})")
+def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
+    """Yield for each of these rows of raw its cell and scores, its leaks, and what every arm did with it."""
+    candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
+    arms = read_yaml(PARAMS)["arms"]
+    samples = {arm: read_table(data / f"samples/{arm}.parquet", "rank", "selected", "reason") for arm in arms}
+    scores = candidates.select_dtypes("number").drop(columns=CELL)
+    for number, row in rows.iterrows():
+        group, cluster = candidates.loc[number, CELL]
+        values = [f"{name} {value:.4g}" for name, value in scores.loc[number].dropna().items()]
+        lines = [title(row.to_dict()), "  " + ", ".join([f"cell {group}.{cluster}", *values])]
+        lines += [f"  {describe_leak(leak)}" for leak in leaks[leaks["id"] == row["id"]].to_dict("records")]
+        for arm, settings in arms.items():
+            lines.append(f"  {arm}: {describe_selection(samples[arm].loc[number], settings.get('by', 'ppl'))}")
         yield "\n".join(lines)
 
 
-def about(row: dict[str, str]) -> str:
+def describe_leak(leak: dict[str, Any]) -> str:
+    item = f"{leak['task']} {leak['split']} {leak['item']}"
+    return f"leak ({leak['kind']}): {item}, {leak['item_text']}{'' if leak['drop'] else '; kept'}"
+
+
+def describe_selection(sample: pd.Series, by: str) -> str:
+    rank = "" if pd.isna(sample["rank"]) else f"; rank {int(sample['rank'])} of its cell by {by}"
+    return f"{'IN' if sample['selected'] else 'out'} ({sample['reason']}{rank})"
+
+
+def title(row: dict[str, Any]) -> str:
     text = " ".join(str(row["instruction"]).split())
-    return f"{row['id'] or 'no id'} [{row['source']}] {text[:80]}{'...' if len(text) > 80 else ''}"
+    row_id = "no id" if pd.isna(row["id"]) else row["id"]
+    return f"{row_id} [{row['source']}] {text[:80]}{'...' if len(text) > 80 else ''}"
 
 
 def main(words: list[str]) -> int:
