@@ -1,4 +1,4 @@
-"""Scores that are never computed twice: found by text and fingerprint, kept in chunks, checked when they are read."""
+"""The cache of scores: none is computed twice; they are found by text and fingerprint, and checked when read."""
 
 import logging
 
@@ -9,25 +9,27 @@ import torch
 
 from stages import embed, ppl
 from stages.lib.scoring import cache as module
-from stages.lib.scoring.cache import Store, complete
-from stages.lib.scoring.fingerprint import changes, compute_fingerprint, short, without_comments
-from tests.test_wiring import closure
+from stages.lib.scoring.cache import Cache, complete, read_fingerprint
+from stages.lib.scoring.fingerprint import compute_fingerprint, describe_changes, short_hash, without_comments
+from stages.lib.text.hashing import text_hash
+from tests.project import ROOT
+from tools.wire import closure, path_of
 
-MADE_BY = {"weights": "a", "batch_tokens": "64"}
+FINGERPRINT = {"weights": "a", "batch_tokens": "64"}
 
 
 @pytest.fixture
 def scored():
-    """The texts that were computed."""
+    """The texts whose scores were computed."""
     return []
 
 
 @pytest.fixture
 def score(tmp_path, scored, monkeypatch):
-    """Complete texts, a chunk for every batch of two; the score of a text is its length. `die_at` a batch."""
-    monkeypatch.setattr(module, "SECONDS", -1.0)
+    """Score texts in batches of two, each a chunk; a text's score is its length. `die_at` is the number of a batch."""
+    monkeypatch.setattr(module, "CHUNK_SECONDS", -1.0)
 
-    def run(texts, made_by=MADE_BY, die_at=None):
+    def run(texts, fingerprint=FINGERPRINT, die_at=None):
         def compute(missing):
             for number, start in enumerate(range(0, len(missing), 2)):
                 if number == die_at:
@@ -39,15 +41,15 @@ def score(tmp_path, scored, monkeypatch):
         def columns(values):
             return {"score": pa.array(values[:, 0].astype(np.float64))}
 
-        store = Store(tmp_path / "store", made_by, columns, ["score"], tmp_path / "out.parquet")
-        return complete(store, texts, compute)["score"].to_pylist()
+        cache = Cache(tmp_path / "cache", fingerprint, columns, ["score"], tmp_path / "out.parquet")
+        return complete(cache, texts, compute)["score"].to_pylist()
 
     return run
 
 
 @pytest.fixture
 def files(tmp_path):
-    return lambda: sorted((tmp_path / "store").iterdir())
+    return lambda: sorted((tmp_path / "cache").iterdir())
 
 
 TEXTS = ["가", "나나", "다다다", "라라라라", "마마마마마"]
@@ -63,7 +65,11 @@ def test_a_text_is_scored_once(score, scored, files):
     score(TEXTS)
     score(TEXTS[1:4])
     assert scored == TEXTS
-    assert len(files()) == 1  # chunks are brought into one file
+    (path,) = files()  # chunks are merged into one file
+    table = pa.parquet.read_table(path)
+    assert dict(zip(*table.to_pydict().values(), strict=True)) == {text_hash(text): len(text) for text in TEXTS}
+    assert table.column_names == ["text_hash", "score"]
+    assert read_fingerprint(table.schema) == FINGERPRINT
 
 
 def test_what_was_scored_before_a_kill_is_not_scored_again(score, scored, files):
@@ -74,18 +80,18 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(score, scored, files)
     assert scored == TEXTS
 
 
-def test_a_torn_file_is_removed(score, files, tmp_path):
+def test_a_file_half_written_is_removed(score, files, tmp_path):
     score(TEXTS)
-    (tmp_path / "store" / ".x.parquet.part").write_bytes(b"PAR1")
+    (tmp_path / "cache" / ".x.parquet.part").write_bytes(b"PAR1")
     score(TEXTS)
     assert len(files()) == 1
 
 
-def test_scores_of_another_make_are_not_used_but_stay(score, scored, files, caplog):
+def test_scores_with_another_fingerprint_are_not_used_but_stay(score, scored, files, caplog):
     caplog.set_level(logging.INFO, "stages")
     score(TEXTS)
-    score(TEXTS, made_by=MADE_BY | {"batch_tokens": "32"})
-    assert "of another make: batch_tokens (was 64, is 32)" in caplog.text
+    score(TEXTS, fingerprint=FINGERPRINT | {"batch_tokens": "32"})
+    assert "have another fingerprint: batch_tokens (was 64, is 32)" in caplog.text
     assert scored == TEXTS * 2
     score([*TEXTS, "바"])
     assert scored == [*TEXTS * 2, "바"]
@@ -146,27 +152,28 @@ def test_every_file_of_the_model_is_in_the_fingerprint(name, part, model, tmp_pa
     assert find() == before
     (model / name).write_text("other")
     assert {key for key in before if find()[key] != before[key]} == {part}
-    assert short(find()) != short(before)
+    assert short_hash(find()) != short_hash(before)
 
 
 def test_settings_and_code_are_in_the_fingerprint_and_comments_are_not(model, tmp_path):
     code = tmp_path / "code.py"
     before = compute_fingerprint(model, {"dtype": "fp32"}, [code])
-    assert "dtype (was fp32, is bf16)" in changes(before, compute_fingerprint(model, {"dtype": "bf16"}, [code]))
+    in_bf16 = compute_fingerprint(model, {"dtype": "bf16"}, [code])
+    assert describe_changes(before, in_bf16) == "dtype (was fp32, is bf16)"
     code.write_text('"""A docstring."""\n\nx = 1  # one\n')
     assert compute_fingerprint(model, {"dtype": "fp32"}, [code]) == before
     code.write_text("x = 2\n")
     assert compute_fingerprint(model, {"dtype": "fp32"}, [code])["code"] != before["code"]
 
 
-def test_a_function_of_a_docstring_alone_is_still_code():
-    assert without_comments('def f():\n    """Say."""\n') == "def f():\n    pass"
+def test_a_function_that_is_only_a_docstring_is_still_code():
+    assert without_comments('def f():\n    """Describe."""\n') == "def f():\n    pass"
 
 
-@pytest.mark.parametrize("stage", [ppl, embed])
-def test_the_fingerprint_holds_every_module_that_scores(stage):
-    heart = {"ppl": "scoring", "embed": "vectors"}[stage.__name__.split(".")[1]]
-    modules = closure(f"stages.lib.{heart}") - {"stages.lib.core.progress", "stages.lib.core.errors"}
-    named = {f"stages.lib.{path.stem}" for path in stage.CODE[1:]}
-    assert named == modules
-    assert stage.CODE[0].name == f"{stage.__name__.split('.')[1]}.py"
+@pytest.mark.parametrize(("stage", "module"), [(ppl, "log_likelihood"), (embed, "embedding")])
+def test_the_fingerprint_covers_every_module_that_scores(stage, module):
+    without_effect = {f"stages.lib.core.{name}" for name in ("errors", "params", "progress")}
+    modules = closure(f"stages.lib.scoring.{module}") - without_effect
+    own, *others = (path.relative_to(ROOT) for path in stage.CODE)
+    assert str(own) == f"stages/{stage.__name__.split('.')[1]}.py"
+    assert set(others) == {path_of(name) for name in modules}

@@ -1,12 +1,13 @@
-"""Rows as tensors: packing moves them, and changes nothing that they see."""
+"""Rows as tensors: packing moves them, but changes nothing that they see."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import DataCollatorForSeq2Seq
 
 from stages.lib.text.chat_format import Example, encode
-from stages.lib.training.collate import IGNORED, flattened, pack, padded, present
+from stages.lib.training.collate import IGNORED, flattened, labels, pack, padded, present
 
 LENGTHS = st.lists(st.integers(1, 32), min_size=1, max_size=60)
 MODELS = {"neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"), "llama": ("LlamaConfig", "LlamaForCausalLM")}
@@ -26,6 +27,26 @@ def test_packs_hold_every_row_once_within_the_limit_and_no_two_fit_into_one(leng
 def examples(tokenizer, rows):
     columns = [row["instruction"] for row in rows], [row["output"] for row in rows]
     return encode(tokenizer, "koalpaca", *columns, 128)[:9]
+
+
+def test_padded_rows_are_those_of_transformers_whatever_the_filler(tokenizer, examples):
+    batch = padded([[example] for example in examples])
+    features = [{"input_ids": example.ids, "labels": labels(example)} for example in examples]
+    theirs = DataCollatorForSeq2Seq(tokenizer)(features)
+    assert torch.equal(batch["attention_mask"], theirs["attention_mask"])
+    assert torch.equal(batch["labels"], theirs["labels"])
+    assert torch.equal(batch["input_ids"] * batch["attention_mask"], theirs["input_ids"] * theirs["attention_mask"])
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_flattened_rows_follow_each_other_and_each_starts_at_position_0(examples):
+    batch = flattened([examples[:4], [], examples[4:]])
+    assert batch["input_ids"].tolist() == [[token for example in examples for token in example.ids]]
+    assert batch["position_ids"].tolist() == [[place for example in examples for place in range(len(example.ids))]]
+    expected = [label for example in examples for label in [IGNORED, *labels(example)[1:]]]
+    assert batch["labels"].tolist() == [expected]
+    assert sorted(batch) == ["input_ids", "labels", "position_ids"]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -51,7 +72,7 @@ def test_packed_rows_have_the_loss_of_padded_rows(everything, build, examples):
 
 
 @pytest.mark.parametrize("collate", [padded, flattened])
-def test_what_fills_a_step_up_has_no_label_and_moves_no_row(collate, examples):
+def test_an_empty_pack_has_no_label_and_moves_no_row(collate, examples):
     packs = [[example] for example in examples]
     for name, tensor in collate(packs).items():
         assert torch.equal(tensor, collate([*packs, [], []])[name])

@@ -1,4 +1,4 @@
-"""Counted operations are those that torch counts, and what curation saves is what a full training costs more."""
+"""The operations that are counted are those that torch counts."""
 
 import shutil
 
@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaModel
 
 from stages.lib.core.artifacts import read_json
-from stages.lib.models.flops import Size, arm_costs, forward_flops, selection_cost
-from stages.weigh import Params, weigh
+from stages.lib.models.flops import Size, forward_flops, selection_cost, training_flops
+from stages.model_size import Params, model_size
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "attn_implementation": "eager"}
 MODELS = {
@@ -23,35 +23,37 @@ MODELS = {
 SIZE = Size(parameters=50, multiplied=10, layers=1, width=2)
 
 
+def measure(role, model, model_json):
+    model_size(Params(), role=role, model=model, model_json=model_json)
+    return Size(**read_json(model_json))
+
+
 @pytest.fixture(params=MODELS)
-def weighed(request, build, save, tokenizer, tmp_path):
+def measured(request, build, save, tokenizer, tmp_path):
     role, config, model, changes = MODELS[request.param]
     network = build(config, model, **WIDE, **changes)
-    weigh(Params(), role, save(network, tokenizer), tmp_path / "size.json")
-    return network, Size(**read_json(tmp_path / "size.json"))
+    return network, measure(role, save(network, tokenizer), tmp_path / "size.json")
 
 
-def test_every_parameter_is_counted_once(weighed):
-    network, size = weighed
+def test_every_parameter_is_counted_once(measured):
+    network, size = measured
     assert size.parameters == network.num_parameters()
     assert (size.layers, size.width) == (2, 128)
 
 
-def test_masks_that_were_saved_with_the_weights_are_no_parameters(lm, tmp_path):
+def test_masks_that_were_saved_with_the_weights_are_not_parameters(lm, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(lm, folder)
     weights = load_file(folder / "model.safetensors")
     save_file(
         weights | {"gpt_neox.layers.0.attention.bias": torch.ones(9, 9, dtype=torch.bool)}, folder / "model.safetensors"
     )
-    weigh(Params(), "base", folder, tmp_path / "with")
-    weigh(Params(), "base", lm, tmp_path / "without")
-    assert read_json(tmp_path / "with") == read_json(tmp_path / "without")
+    assert measure("base", folder, tmp_path / "with") == measure("base", lm, tmp_path / "without")
 
 
 @pytest.mark.parametrize("length", [8, 60])
-def test_a_forward_pass_costs_what_torch_counts(weighed, length):
-    network, size = weighed
+def test_a_forward_pass_costs_what_torch_counts(measured, length):
+    network, size = measured
     ids = torch.randint(10, 200, (3, length))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(input_ids=ids)
@@ -59,7 +61,7 @@ def test_a_forward_pass_costs_what_torch_counts(weighed, length):
     assert forward_flops(size, 3 * length, 3 * length**2) == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
-def test_training_costs_three_times_as_much(build):
+def test_training_costs_three_times_as_much_as_torch_counts_too(build, save, tokenizer, tmp_path):
     network = build("GPTNeoXConfig", "GPTNeoXForCausalLM", **WIDE)
     ids = torch.randint(10, 200, (2, 40))
     with FlopCounterMode(display=False) as forward, torch.no_grad():
@@ -67,30 +69,15 @@ def test_training_costs_three_times_as_much(build):
     with FlopCounterMode(display=False) as both:
         network(input_ids=ids, labels=ids).loss.backward()
     assert both.get_total_flops() == pytest.approx(3 * forward.get_total_flops(), rel=0.02)
+    size = measure("base", save(network, tokenizer), tmp_path / "size.json")
+    training = {"epochs": 0.5, "rows": 5, "rows_without_answer": 1, "tokens": 80}  # two rows presented, of 40 tokens
+    assert training_flops(training, size) == pytest.approx(both.get_total_flops(), rel=0.04)
 
 
-def test_a_repeated_instruction_is_scored_once():
-    scores = pd.DataFrame({"text": ["a", "b", "a"], "tokens": [3, 0, 3]})
-    found = selection_cost(scores, SIZE, SIZE)
+def test_the_cost_of_a_selection_is_that_of_scoring_and_embedding_every_text():
+    encoder = SIZE.model_copy(update={"multiplied": 7})
+    found = selection_cost(pd.Series([3, 0]), SIZE, encoder)
     assert (found["rows"], found["tokens"]) == (2, 5)
     assert found["ppl_flops"] == 2 * 10 * (4 + 1) + 4 * 1 * 2 * (16 + 1)
-
-
-def arm(rows, epochs=2.0, candidates=100):
-    training = {"epochs": epochs, "rows": rows, "rows_without_answer": 0, "tokens": int(10 * epochs * rows)}
-    return {"sample": {"rows": rows, "candidates": candidates}, "train": training}
-
-
-@pytest.mark.parametrize("others", [{}, {"full": arm(100)}])
-def test_what_is_saved_is_the_full_training_whether_it_was_done_or_not(others):
-    arms = {"spread": arm(1), "random": arm(1)} | others
-    methods = {"spread": "spread", "random": "random", "full": "all"}
-    found = arm_costs(arms, methods, "random", "epochs", 7, SIZE)
-    assert found["spread"]["saved_flops"] == 99 * found["spread"]["training_flops"] > 0
-    assert [found[name]["selection_flops"] for name in arms] == [7, 0, 0][: len(arms)]
-    if others:
-        assert found["full"]["saved_flops"] == 0
-
-
-def test_without_arms_there_is_no_cost_of_any():
-    assert arm_costs({}, {}, None, "epochs", 7, SIZE) == {}
+    assert found["embed_flops"] == 2 * 7 * (4 + 1) + 4 * 1 * 2 * (16 + 1)
+    assert found["flops"] == found["ppl_flops"] + found["embed_flops"]

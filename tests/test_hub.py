@@ -42,7 +42,8 @@ def get_model(tmp_path):
     def run(role="base", inputs=Path("data"), **settings):
         defaults = {"from": "hub", "inputs": str(inputs), "name": "org/model", "revision": COMMIT, "small": None}
         params = {"threads": 1, "fetch_model": {role: defaults | settings}}
-        fetch_model.fetch_model(fetch_model.Params.model_validate(params), role, inputs, tmp_path / "model")
+        params = fetch_model.Params.model_validate(params)
+        fetch_model.fetch_model(params, role=role, inputs=inputs, model=tmp_path / "model")
         return tmp_path / "model"
 
     return run
@@ -55,7 +56,7 @@ def get_source(tmp_path):
     def run(**settings):
         source = {"from": "hub", "name": "org/data", "revision": COMMIT, "config": None, "split": "train"} | settings
         params = {"fetch": {"inputs": "data", "sources": {"alpaca": source}}}
-        fetch.fetch(fetch.Params.model_validate(params), tmp_path, tmp_path / "sources")
+        fetch.fetch(fetch.Params.model_validate(params), inputs=tmp_path, sources=tmp_path / "sources")
         return tmp_path / "sources"
 
     return run
@@ -72,7 +73,7 @@ def same(one, other):
 
 
 def pickled(folder, out):
-    """Copy a model folder with its weights as pytorch_model.bin, as older repositories have them."""
+    """Copy a model folder, its weights as pytorch_model.bin, as older repositories have them."""
     shutil.copytree(folder, out, dirs_exist_ok=True)
     (out / "model.safetensors").unlink()
     auto = "AutoModel" if "Roberta" in (folder / "config.json").read_text() else "AutoModelForCausalLM"
@@ -114,7 +115,7 @@ def test_code_in_a_pickle_is_not_run(put, get_model, lm, tmp_path):
     folder = put("model", "org/model")
     pickled(lm, folder)
     torch.save({"weights": Attack(tmp_path / "attacked")}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"could not be read as weights alone"):
+    with pytest.raises(UserError, match=r"could not be read with weights_only"):
         get_model()
     assert not (tmp_path / "attacked").exists()
     assert not (tmp_path / "model").exists()
@@ -130,10 +131,10 @@ def test_pickles_beside_safetensors_are_left_behind(put, get_model, lm):
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper(), COMMIT + "0"])
 def test_a_revision_that_is_no_commit_stops(revision, put, get_model, get_source, lm):
     shutil.copytree(lm, put("model", "org/model"), dirs_exist_ok=True)
-    wanted = rf"revision: wanted a commit hash \(40 hex digits\), got {revision!r}; .*huggingface\.co/"
-    with pytest.raises(UserError, match=rf"fetch_model\.base\.{wanted}org/model "):
+    message = rf"revision: expected a commit hash \(40 hex digits\), got {revision!r}; .*huggingface\.co/"
+    with pytest.raises(UserError, match=rf"fetch_model\.base\.{message}org/model "):
         get_model(revision=revision)
-    with pytest.raises(UserError, match=rf"fetch\.sources\.alpaca\.{wanted}datasets/org/data "):
+    with pytest.raises(UserError, match=rf"fetch\.sources\.alpaca\.{message}datasets/org/data "):
         get_source(revision=revision)
 
 
@@ -164,12 +165,12 @@ def test_a_folder_gives_its_safetensors_and_no_pickle(get_model, lm, tmp_path):
 def test_a_folder_without_safetensors_stops(get_model, lm, tmp_path):
     folder = tmp_path / "mine"
     pickled(lm, folder)
-    with pytest.raises(UserError, match=r"mine: no \*\.safetensors, it holds .*pytorch_model\.bin.*save_pretrained"):
+    with pytest.raises(UserError, match=r"mine: no \*\.safetensors, found .*pytorch_model\.bin.*save_pretrained"):
         get_model(inputs=folder, **{"from": "folder"})
     (folder / "config.json").unlink()
-    with pytest.raises(UserError, match=r"mine: no model, it lacks config\.json"):
+    with pytest.raises(UserError, match=r"mine: no model, config\.json is missing"):
         get_model(inputs=folder, **{"from": "folder"})
-    with pytest.raises(UserError, match=r"nowhere: no such folder; fetch_model\.\*\.inputs"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set fetch_model\.\*\.inputs"):
         get_model(inputs=tmp_path / "nowhere", **{"from": "folder"})
     assert not (tmp_path / "model").exists()
 
@@ -224,7 +225,7 @@ def test_a_data_set_that_does_not_load_stops_by_name(wrong, put, get_source, row
 def get_benchmark(origin, tasks, inputs, out, revisions=None):
     settings = {"from": origin, "inputs": "data", "revisions": revisions or {}}
     params = {"fetch_benchmark": settings, "evaluate": {"tasks": list(tasks), "shots": [0]}}
-    fetch_benchmark.fetch_benchmark(fetch_benchmark.Params.model_validate(params), inputs, out)
+    fetch_benchmark.fetch_benchmark(fetch_benchmark.Params.model_validate(params), inputs=inputs, benchmark=out)
 
 
 def test_the_benchmark_comes_from_the_hub_as_from_files(put, benchmark, tmp_path):
@@ -245,7 +246,7 @@ def test_tasks_of_several_repositories_come_each_at_its_commit(put, tmp_path, js
     write_configs(put("dataset", "HAERAE-HUB/KMMLU"), {"Accounting": {"test": jsonl([exam]), "dev": jsonl([exam] * 5)}})
     tasks, commits = ["haerae_history", "kmmlu_accounting"], {"HAERAE-HUB/HAE_RAE_BENCH": COMMIT}
     with pytest.raises(
-        UserError, match=r"fetch_benchmark\.revisions\.HAERAE-HUB/KMMLU\.revision: wanted a commit hash"
+        UserError, match=r"fetch_benchmark\.revisions\.HAERAE-HUB/KMMLU\.revision: expected a commit hash"
     ):
         get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits)
     get_benchmark("hub", tasks, tmp_path, tmp_path / "out", commits | {"HAERAE-HUB/KMMLU": COMMIT})

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
 from stages.lib.core.errors import UserError
-from stages.lib.training import checkpoints, pace
+from stages.lib.training import callbacks
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
 
-EVERY_STEP = "from stages.lib.training import pace; pace.EVERY = 1\n"
+EVERY_STEP = "from stages.lib.training import callbacks; callbacks.LOG_STEPS = 1\n"
 TWENTY = {"budget": {"unit": "steps", "amount": 20}, "micro_batch": 2}
 ZERO = {
     "zero_optimization": {"stage": 2},
@@ -26,7 +26,7 @@ GATHER = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None,
-    reason="DeepSpeed compiles its operators for CPUs: wants g++ and ninja",
+    reason="DeepSpeed compiles its CPU operators, which needs g++ and ninja",
 )
 
 
@@ -41,9 +41,9 @@ def alone(tmp_path, base, rows):
 
 
 def check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-5):
-    """Twenty losses, over epochs that end with a step that is not full."""
+    """Compare twenty losses, over epochs whose last step is not full."""
     assert "0 of 20 steps are done, processes: 2" in log
-    monkeypatch.setattr(pace, "EVERY", 1)
+    monkeypatch.setattr(callbacks, "LOG_STEPS", 1)
     one, two = (read_json(path / "training.json") for path in (train_here(alone, **TWENTY), folder))
     assert [entry["step"] for entry in two["loss"]] == list(range(1, 21))
     print("largest difference", max(abs(m["loss"] - t["loss"]) for m, t in zip(two["loss"], one["loss"], strict=True)))
@@ -58,7 +58,7 @@ def check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-5):
 def test_two_processes_have_the_losses_of_one(folder, alone, monkeypatch):
     log = train_apart(folder, EVERY_STEP, processes=2, **TWENTY)
     check_against_one_process(folder, alone, monkeypatch, log)
-    assert log.count("loss 5.9") == 1  # only the first process speaks
+    assert log.count("loss 5.9") == 1  # only the first process logs
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_two_processes_have_the_losses_of_one(folder, alone, monkeypatch):
 def test_two_processes_under_deepspeed_have_the_losses_of_one(zero, folder, alone, monkeypatch):
     deepspeed = ZERO | {"zero_optimization": zero}
     log = train_apart(folder, EVERY_STEP, processes=2, deepspeed=deepspeed, **TWENTY)
-    own_adam = "offload_optimizer" in zero  # DeepSpeed's for CPUs, which rounds in other places
+    own_adam = "offload_optimizer" in zero  # DeepSpeed's optimiser for CPUs rounds differently
     check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-4 if own_adam else 1e-5)
 
 
@@ -82,25 +82,24 @@ def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, a
 
 KILL = """
 import os, signal
-from stages.lib.training import checkpoints
-from stages.lib.training import pace
+from stages.lib.training import callbacks
 from transformers import Trainer
 
 def killed_at(owner, name, step):
     before = getattr(owner, name)
-    def method(self, *words, **named):
-        state = self.state if isinstance(self, Trainer) else words[1]
+    def method(self, *args, **kwargs):
+        state = self.state if isinstance(self, Trainer) else args[1]
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return before(self, *words, **named)
+        return before(self, *args, **kwargs)
     setattr(owner, name, method)
 
-checkpoints.SECONDS = 0
-pace.EVERY = 2
+callbacks.CHECKPOINT_SECONDS = 0
+callbacks.LOG_STEPS = 2
 """
-BETWEEN = "killed_at(checkpoints.CheckpointCallback, 'on_step_end', 7)"
+BETWEEN = "killed_at(callbacks.CheckpointCallback, 'on_step_end', 7)"
 WRITING = "killed_at(Trainer, '_save_optimizer_and_scheduler', 8)"
-UNMARKED = "killed_at(checkpoints.CheckpointCallback, 'on_save', 8)"
+UNMARKED = "killed_at(callbacks.CheckpointCallback, 'on_save', 8)"
 slow = pytest.mark.slow
 
 
@@ -115,14 +114,14 @@ slow = pytest.mark.slow
         pytest.param(UNMARKED, LORA, id="a checkpoint without its mark, adapter"),
     ],
 )
-def test_a_training_that_is_killed_goes_on_to_the_same_bits(moment, adapter, folder, alone, caplog, monkeypatch):
+def test_a_training_that_is_killed_resumes_to_the_same_bits(moment, adapter, folder, alone, caplog, monkeypatch):
     train_apart(folder, KILL + moment, code=-9, adapter=adapter)
     assert not (folder / "model").exists()
     (written,) = (folder / "checkpoints").iterdir()
-    assert checkpoints.newest(written).name == "checkpoint-6"
+    assert callbacks.newest(written).name == "checkpoint-6"
     assert (written / "checkpoint-8").exists() == (moment != BETWEEN)
     caplog.set_level("INFO", logger="stages")
-    monkeypatch.setattr(pace, "EVERY", 2)
+    monkeypatch.setattr(callbacks, "LOG_STEPS", 2)
     train_here(folder, adapter=adapter)
     assert "6 of 12 steps are done" in caplog.text
     train_here(alone, adapter=adapter)
@@ -136,20 +135,20 @@ class Interrupted(Exception):
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(folder, caplog, monkeypatch):
-    monkeypatch.setattr(pace, "EVERY", 2)
+    monkeypatch.setattr(callbacks, "LOG_STEPS", 2)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(checkpoints, "SECONDS", 0)
+        interrupted.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
         interrupted.setattr(stage, "write_network", Mock(side_effect=Interrupted))
         with pytest.raises(Interrupted):
             train_here(folder)
     (written,) = (folder / "checkpoints").iterdir()
-    assert checkpoints.newest(written).name == "checkpoint-12"
+    assert callbacks.newest(written).name == "checkpoint-12"
     caplog.set_level("INFO", logger="stages")
     for changes in ({"learning_rate": 1e-2}, {"seed": 2}):
         caplog.clear()
         train_here(folder, **changes)
         assert "0 of 12 steps are done" in caplog.text
-        assert checkpoints.newest(written).name == "checkpoint-12"
+        assert callbacks.newest(written).name == "checkpoint-12"
     caplog.clear()
     train_here(folder)
     assert "12 of 12 steps are done" in caplog.text
@@ -169,6 +168,6 @@ def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder)
         (ZERO | {"zero_optimization": {"stage": 3}}, "stage3_gather_16bit_weights_on_model_save"),
     ],
 )
-def test_deepspeed_says_nothing_that_other_params_say(config, message):
+def test_deepspeed_may_not_set_what_other_params_set(config, message):
     with pytest.raises(ValidationError, match=message):
         settings(deepspeed=config)
