@@ -83,9 +83,9 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_the_columns_of_known_sets_become_one_table(schema, run_merge):
-    suffix, data, columns, wanted = SCHEMAS[schema]
+    suffix, data, columns, expected = SCHEMAS[schema]
     raw = run_merge({"set": (suffix, data)}, columns={"set": columns}).raw
-    assert [tuple(row) for row in raw[["source", "instruction", "output"]].to_numpy()] == [wanted]
+    assert [tuple(row) for row in raw[["source", "instruction", "output"]].to_numpy()] == [expected]
 
 
 def test_text_is_normalised_to_nfc_and_stripped(run_merge):
