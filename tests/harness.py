@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, asked plainly: its own task files, of which nothing but `dataset_path` is changed."""
+"""Plain calls of lm-evaluation-harness, with its own task files, of which only `dataset_path` is changed."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from stages.lib.evaluation.tasks import find_task
 def ask_the_harness(
     scratch: Path, model: Path, benchmark: Path, names: list[str], shots: list[int], batch: int
 ) -> dict[str, Any]:
-    """Return what `simple_evaluate` returns, as {"<shots>-shot": results}."""
+    """Return the results of `simple_evaluate` by shots, as {"<shots>-shot": results}."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -22,7 +22,7 @@ def ask_the_harness(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     (scratch / "tasks").mkdir()
     for name in names:
-        copy = scratch / f"{scratch.name}-{name}"  # datasets caches by the folder's own name
+        copy = scratch / f"{scratch.name}-{name}"  # datasets caches by the folder's name
         lay_out(benchmark, name, copy)
         task = {"include": str(find_task(name).path), "task": name, "dataset_path": str(copy)}
         YAML().dump(task, scratch / "tasks" / f"{name}.yaml")
@@ -37,7 +37,7 @@ def ask_the_harness(
 
 
 def lay_out(benchmark: Path, name: str, out: Path) -> None:
-    """Copy a task's files as its repository has them: a README names configuration and splits."""
+    """Copy a task's files in the layout of a hub repository, where a README names configuration and splits."""
     task = find_task(name)
     shutil.copytree(benchmark / name, out)
     files = [{"split": split, "path": f"{split}.jsonl"} for split in task.splits]

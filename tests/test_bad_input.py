@@ -284,7 +284,7 @@ CASES = {
     ),
     "a benchmark file lacks a column": (
         benchmark_with("wic/test.jsonl", '{"word": "배", "context_1": "[배]를 탄다.", "label": 1}\n'.encode()),
-        ["wic/test, item 1", "lacks context_2", "wanted word, context_1", "got word, context_1, label"],
+        ["wic/test, item 1", "lacks context_2", "expected word, context_1", "got word, context_1, label"],
     ),
     "a benchmark file is broken": (
         benchmark_with("boolq/train.jsonl", b'{"paragraph": '),
@@ -323,7 +323,7 @@ CASES = {
         evaluation(
             "haerae_history", spoil=write_items("haerae_history/test.jsonl", HISTORY, HISTORY | {"answer": "(F)"})
         ),
-        ["benchmark haerae_history, item 1: the answer is '(F)'", "none of (A), (B)"],
+        ["benchmark haerae_history, item 1: the answer is '(F)'", "not one of (A), (B)"],
     ),
     "more choices than a digit holds": (
         evaluate_more_choices,
@@ -331,7 +331,7 @@ CASES = {
     ),
     "a column that the harness needs": (
         evaluation("haerae_history", spoil=write_items("haerae_history/test.jsonl", {"answer": "(A)"})),
-        ["benchmark haerae_history: not in the columns that the harness reads", "'query' is undefined"],
+        ["benchmark haerae_history: lacks columns that the harness reads", "'query' is undefined"],
     ),
     "an adapter that is pickled": (
         evaluation("copa", spoil=an_adapter_that_is_pickled),

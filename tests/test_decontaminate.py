@@ -1,4 +1,4 @@
-"""Rows that have an item of the benchmark are found, however short, and others are not."""
+"""Rows that contain an item of the benchmark are found, however short the item is, and others are not."""
 
 import json
 from types import SimpleNamespace
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from stages import decontaminate as checking
 from stages import fetch
 from stages import merge as merging
-from stages.decontaminate import IDENTIFYING, Params
+from stages.decontaminate import Params
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
+from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text import overlap
 from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping
 from stages.merge import RAW
@@ -32,12 +33,12 @@ RULES = st.builds(Rule, st.integers(1, 3), st.sampled_from([0.0, 0.3, 0.6, 0.9, 
 
 @given(st.lists(FEW_LETTERS, max_size=8), TEXTS, RULES)
 def test_the_pairs_found_are_all_that_share_enough_ngrams(rows, texts, rule):
-    wanted = []
-    for row, have in enumerate(set(ngrams(text, rule.ngram)) for text in rows):
-        for text, want in enumerate(set(ngrams(text, rule.ngram)) for text in texts):
-            if len(have & want) >= needed(np.array([len(want)]), rule)[0]:
-                wanted.append((row, text))
-    assert list(overlapping(rows, texts, rule)) == wanted
+    expected = []
+    for row, of_row in enumerate(set(ngrams(text, rule.ngram)) for text in rows):
+        for text, of_text in enumerate(set(ngrams(text, rule.ngram)) for text in texts):
+            if len(of_row & of_text) >= needed(np.array([len(of_text)]), rule)[0]:
+                expected.append((row, text))
+    assert list(overlapping(rows, texts, rule)) == expected
 
 
 @given(st.lists(FEW_LETTERS, max_size=8), TEXTS, st.integers(1, 40))
@@ -51,9 +52,9 @@ def test_what_is_found_does_not_depend_on_the_chunks(rows, texts, chunk):
 
 @given(FEW_LETTERS, st.text("가나다라", min_size=3, max_size=8), st.integers(1, 3))
 def test_containment_is_that_of_the_best_place(row, text, n):
-    wanted, width = set(ngrams(text, n)), int(REACH * len(text))
-    places = [wanted & set(ngrams(row[start : start + width], n)) for start in range(max(1, len(row)))]
-    assert containment(row, text, n) == max(map(len, places)) / len(wanted)
+    of_text, width = set(ngrams(text, n)), int(REACH * len(text))
+    places = [of_text & set(ngrams(row[start : start + width], n)) for start in range(max(1, len(row)))]
+    assert containment(row, text, n) == max(map(len, places)) / len(of_text)
 
 
 def test_ngrams_further_apart_than_one_place_do_not_add_up():
@@ -63,12 +64,12 @@ def test_ngrams_further_apart_than_one_place_do_not_add_up():
 
 
 @given(FEW_LETTERS, st.text("가나다", min_size=3, max_size=14), FEW_LETTERS)
-def test_a_text_that_stands_in_a_row_is_contained_in_full(before, text, after):
+def test_a_text_that_is_part_of_a_row_is_contained_in_full(before, text, after):
     assert containment(before + text + after, text, 3) == 1
 
 
 @pytest.mark.parametrize("written", ["ＡＢＣ 은행에\n갔다!", "abc은행에 갔다", "「ABC」 은행에… 갔_다."])
-def test_spaces_punctuation_width_and_case_are_no_difference(written):
+def test_spaces_punctuation_width_and_case_make_no_difference(written):
     assert normalise(written) == "abc은행에갔다"
 
 
@@ -81,14 +82,14 @@ def check(tmp_path):
         ids = [f"row{number}" for number in range(len(rows))]
         write_table(tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows)}, RAW)
         params = Params(decontaminate=SETTINGS.model_copy(update=settings))
-        checking.decontaminate(params, tmp_path / "raw", benchmark, tmp_path / "leaks.parquet")
+        checking.decontaminate(params, raw=tmp_path / "raw", benchmark=benchmark, leaks=tmp_path / "leaks.parquet")
         return read_table(tmp_path / "leaks.parquet")
 
     return run
 
 
 @pytest.fixture
-def make(new_folder):
+def make_benchmark(new_folder):
     """Write {task: items} as the test split of a benchmark."""
 
     def write(tasks):
@@ -113,19 +114,19 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("task", IDENTIFYING)
+@pytest.mark.parametrize("task", KOBEST)
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_planted_item_is_found_wherever_in_the_row_it_stands(task, prompt, check):
-    planted = [(number, item[column]) for number, item in enumerate(items(task)) for column in IDENTIFYING[task]]
+def test_a_planted_item_is_found_anywhere_in_the_row(task, prompt, check):
+    planted = [(number, item[column]) for number, item in enumerate(items(task)) for column in KOBEST[task].identifying]
     leaks = check([(PROMPTS[prompt].format(text), "답") for _, text in planted])
     kind = "exact" if prompt == "exact" else "contained"
-    wanted = {(f"row{row}", number, kind) for row, (number, _) in enumerate(planted)}
-    mine = leaks[(leaks["task"] == task) & (leaks["split"] == "test")]
-    assert wanted <= set(zip(mine["id"], mine["item"], mine["kind"], strict=True))
+    expected = {(f"row{row}", number, kind) for row, (number, _) in enumerate(planted)}
+    found = leaks[(leaks["task"] == task) & (leaks["split"] == "test")]
+    assert expected <= set(zip(found["id"], found["item"], found["kind"], strict=True))
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_an_item_of_the_few_shot_pool_is_found_by_its_number_there(split, check):
+def test_an_item_of_a_few_shot_split_is_found_by_its_number_there(split, check):
     text = items("boolq", split)[3]["paragraph"]
     assert ["boolq", split, 3] in check([("질문", text)])[["task", "split", "item"]].to_numpy().tolist()
 
@@ -134,19 +135,19 @@ SHORT = {"sentence": "완전 별로예요", "label": 0}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values())
-def test_an_item_of_six_syllables_is_found(prompt, check, make):
-    benchmark = make({"sentineg": [{"sentence": "참 좋은 물건을 잘 샀어요", "label": 1}, SHORT]})
+def test_an_item_of_six_syllables_is_found(prompt, check, make_benchmark):
+    benchmark = make_benchmark({"sentineg": [{"sentence": "참 좋은 물건을 잘 샀어요", "label": 1}, SHORT]})
     rows = [("오늘 날씨는?", "맑음"), (prompt.format("완전 별로예요."), "부정")]
     assert list(check(rows, benchmark)[["id", "item"]].itertuples(index=False, name=None)) == [("row1", 1)]
 
 
-def test_six_syllables_inside_a_sentence_are_no_leak(check, make):
-    benchmark = make({"sentineg": [SHORT]})
+def test_six_syllables_inside_a_sentence_are_no_leak(check, make_benchmark):
+    benchmark = make_benchmark({"sentineg": [SHORT]})
     outputs = ["결말이 완전 별로예요.", "완전 별로예요라고는 못 하겠어요.", "불완전 별로예요."]
     assert check([("이 영화 어때요?", output) for output in outputs], benchmark).empty
 
 
-def test_a_near_copy_is_found_and_says_how_near(check):
+def test_a_near_copy_is_found_with_the_share_of_its_ngrams(check):
     context = items("hellaswag")[0]["context"]
     copy = context.replace("옷매무새를 가다듬는다", "옷차림을 가다듬었다").replace("면접관들에게", "면접관에게")
     leaks = check([(f"이야기를 완성하세요. {copy}", "끝")])
@@ -154,7 +155,7 @@ def test_a_near_copy_is_found_and_says_how_near(check):
     assert SETTINGS.share <= leaks["share"][0] < 1
 
 
-@pytest.mark.parametrize("task", IDENTIFYING)
+@pytest.mark.parametrize("task", KOBEST)
 def test_an_item_with_one_syllable_in_ten_changed_is_found(task, check):
     texts = [" ".join(value for value in item.values() if isinstance(value, str)) for item in items(task)]
     plain = [normalise(text) for text in texts]
@@ -165,16 +166,16 @@ def test_an_item_with_one_syllable_in_ten_changed_is_found(task, check):
 
 
 @pytest.mark.parametrize(("copy", "found"), [("친구가 병원에 입언했다", True), ("그 친구가 병원에서 퇴원했다", False)])
-def test_a_near_copy_of_a_short_item_is_found_where_a_sentence_is_like_it(copy, found, check, make):
-    benchmark = make({"copa": [{"premise": "친구가 병원에 입원했다."}]})
+def test_a_near_copy_of_a_short_item_is_found_if_a_sentence_is_similar_to_it(copy, found, check, make_benchmark):
+    benchmark = make_benchmark({"copa": [{"premise": "친구가 병원에 입원했다."}]})
     leaks = check(
         [("무슨 일이야?", f"어제 일이다. {copy}! 걱정이다."), ("일기", f"나는 어제 {copy} 그래서")], benchmark
     )
     assert list(leaks["id"]) == ["row0"] * found
 
 
-def test_a_sentence_that_is_like_a_text_of_six_syllables_is_no_leak(check, make):
-    assert check([("별로예요?", "완전 별로네요.")], make({"sentineg": [SHORT]})).empty
+def test_a_sentence_that_is_similar_to_a_text_of_six_syllables_is_no_leak(check, make_benchmark):
+    assert check([("별로예요?", "완전 별로네요.")], make_benchmark({"sentineg": [SHORT]})).empty
 
 
 def test_ngrams_scattered_over_a_long_row_are_no_near_copy(check):
@@ -183,25 +184,25 @@ def test_ngrams_scattered_over_a_long_row_are_no_near_copy(check):
     assert check([("소설을 써 줘", filler.join(f"{word} " for word in words))]).empty
 
 
-def test_a_field_that_many_items_have_is_no_leak(check):
+def test_a_field_that_does_not_identify_an_item_is_no_leak(check):
     copa, wic, hellaswag = items("copa")[0], items("wic")[0], items("hellaswag")[0]
     fields = [copa["question"], copa["alternative_1"], wic["word"], hellaswag["ending_1"], "1", "원인 결과"]
     assert check([(field, field) for field in fields]).empty
 
 
-def test_all_fields_together_make_even_a_short_item_known(check, make):
+def test_all_fields_together_identify_even_a_short_item(check, make_benchmark):
     item = {
         "premise": "비가 왔다",
         "question": "결과",
         "alternative_1": "우산을 폈다.",
         "alternative_2": "창을 닦았다.",
     }
-    benchmark = make({"copa": [item | {"label": 0}]})
+    benchmark = make_benchmark({"copa": [item | {"label": 0}]})
     assert check([("비가 왔다", "우산을 폈다.")], benchmark).empty
     assert list(check([("비가 왔다. 결과: 우산을 폈다. 또는 창을 닦았다.", "0")], benchmark)["kind"]) == ["near"]
 
 
-def test_any_long_text_of_an_unknown_task_identifies_an_item_unless_many_share_it(check, make):
+def test_any_long_text_of_an_unknown_task_identifies_an_item_unless_many_share_it(check, make_benchmark):
     ask = "다음 글을 읽고 물음에 가장 알맞은 답을 고르시오"
     unknown = [
         {
@@ -212,53 +213,55 @@ def test_any_long_text_of_an_unknown_task_identifies_an_item_unless_many_share_i
         for n in range(6)
     ]
     rows = [(ask, "네"), ("3번째 왕이 도읍을 옮긴 해의 기록은 남아 있지 않다.", "네"), ("가을에 옮겼다", "네")]
-    leaks = check(rows, make({"history": unknown}))
+    leaks = check(rows, make_benchmark({"history": unknown}))
     assert set(leaks["id"]) == {"row1"}
     assert leaks.loc[leaks["kind"] == "exact", "item"].tolist() == [3]
 
 
-def test_an_item_is_listed_once_for_a_row_by_its_strongest_kind(check, make):
+def test_an_item_is_listed_once_for_a_row_by_its_strongest_kind(check, make_benchmark):
     item = {"word": "풀", "context_1": "소들이 들판에서 [풀]을 뜯고 있다.", "context_2": "가위와 [풀]을 준비했다."}
     both, one = f"{item['context_1']} {item['context_2']}", item["context_2"]
-    leaks = check([(both, "네"), (both, one)], make({"wic": [item]}))
+    leaks = check([(both, "네"), (both, one)], make_benchmark({"wic": [item]}))
     assert leaks[["id", "kind", "item_text"]].to_numpy().tolist() == [
         ["row0", "contained", item["context_1"]],
         ["row1", "exact", one],
     ]
 
 
-def test_a_paragraph_of_many_questions_leaks_them_all(check, make):
+def test_a_paragraph_of_many_questions_leaks_them_all(check, make_benchmark):
     paragraph = "소백산 기슭의 작은 마을에는 오래된 은행나무가 한 그루 있다."
-    benchmark = make({"boolq": [{"paragraph": paragraph, "question": f"나무는 {n}살인가?"} for n in range(9)]})
+    benchmark = make_benchmark(
+        {"boolq": [{"paragraph": paragraph, "question": f"나무는 {n}살인가?"} for n in range(9)]}
+    )
     assert list(check([(paragraph, "답")], benchmark)["item"]) == list(range(9))
 
 
-def test_a_benchmark_whose_texts_are_all_too_short_has_no_leaks(check, make):
-    assert check([("좋다", "좋다")], make({"sentineg": [{"sentence": "좋다", "label": 1}]})).empty
+def test_a_benchmark_whose_texts_are_all_too_short_has_no_leaks(check, make_benchmark):
+    assert check([("좋다", "좋다")], make_benchmark({"sentineg": [{"sentence": "좋다", "label": 1}]})).empty
 
 
-def test_the_table_says_whether_the_row_is_out(check):
+def test_the_table_has_whether_the_row_is_dropped(check):
     rows = [(items("copa")[0]["premise"], "답")]
     for drop in (True, False):
         assert set(check(rows, drop=drop)["drop"]) == {drop}
 
 
-def test_fail_names_the_first_leaks_and_leaves_the_table(check, tmp_path):
+def test_fail_lists_the_first_leaks_and_keeps_the_table(check, tmp_path):
     premises = [item["premise"] for item in items("copa")]
     listed = check([(premise, "답") for premise in premises[:5]])
-    with pytest.raises(UserError, match=r"5 rows have an item") as stop:
+    with pytest.raises(UserError, match=r"5 rows contain an item") as error:
         check([(premise, "답") for premise in premises[:5]], fail=True)
-    assert f"row0 has copa test 0 (exact): {premises[0]}" in str(stop.value)
-    assert f"and {len(listed) - 3} more in" in str(stop.value)
+    assert f"row0 contains copa test 0 (exact): {premises[0]}" in str(error.value)
+    assert f"and {len(listed) - 3} more in" in str(error.value)
     assert read_table(tmp_path / "leaks.parquet").equals(listed)
 
 
-def test_fail_is_content_where_there_is_no_leak(check):
+def test_fail_does_not_stop_if_there_is_no_leak(check):
     assert check([("오늘 날씨는 어때요?", "맑고 따뜻합니다.")], fail=True).empty
 
 
 def test_a_benchmark_without_items_stops(check, new_folder):
-    with pytest.raises(UserError, match=r"no items; wanted <task>/<split>.jsonl"):
+    with pytest.raises(UserError, match=r"no items in <task>/<split>.jsonl"):
         check([("질문", "답")], new_folder())
 
 
@@ -267,17 +270,18 @@ def test_an_ngram_longer_than_the_shortest_text_is_refused():
         Params.model_validate({"decontaminate": SETTINGS.model_dump() | {"ngram": 6}})
 
 
-def test_the_bundled_rows_have_no_item_of_the_bundled_benchmark(tmp_path):
+def test_the_bundled_rows_contain_no_item_of_the_bundled_benchmark(tmp_path):
     recipe = ROOT / "params.yaml"
-    fetch.fetch(read_params(fetch.Params, recipe), ROOT / "data/inputs", tmp_path / "sources")
-    raw, held_out, dropped, leaks = (tmp_path / name for name in ("raw", "held_out", "dropped", "leaks"))
-    merging.merge(read_params(merging.Params, recipe), tmp_path / "sources", raw, held_out, dropped)
-    checking.decontaminate(read_params(Params, recipe), raw, BENCHMARK, leaks)
+    sources, raw, leaks = (tmp_path / name for name in ("sources", "raw", "leaks"))
+    outs = {name: tmp_path / name for name in ("held_out", "dropped")}
+    fetch.fetch(read_params(fetch.Params, recipe), inputs=ROOT / "data/inputs", sources=sources)
+    merging.merge(read_params(merging.Params, recipe), sources=sources, raw=raw, **outs)
+    checking.decontaminate(read_params(Params, recipe), raw=raw, benchmark=BENCHMARK, leaks=leaks)
     assert len(read_table(raw)) > 800
     assert read_table(leaks).empty
 
 
-def test_why_says_which_item_a_row_has(tmp_path, monkeypatch, write_leaks, write_raw):
+def test_why_names_the_item_that_a_row_contains(tmp_path, monkeypatch, write_leaks, write_raw):
     (tmp_path / "params.yaml").write_text(json.dumps({"arms": {"ours": {}}}))
     data = SimpleNamespace(
         raw=write_raw(["질문 하나", "질문 둘"]), leaks=write_leaks(("row1", "copa", "test", 7, "near", True))
@@ -291,8 +295,8 @@ def test_why_says_which_item_a_row_has(tmp_path, monkeypatch, write_leaks, write
     rows = pd.DataFrame({"id": ["row0", "row1"], "reason": ["selected", "leaked"], "selected": [True, False]})
     write_table(folder / "samples/ours.parquet", rows.reindex(columns=SAMPLE.names), SAMPLE)
     monkeypatch.chdir(tmp_path)
-    (told,) = why("row1", folder)
-    assert "leak (near): copa test 7, 문항" in told
-    assert "ours: out (leaked" in told
-    (other,) = why("row0", folder)
-    assert "leak" not in other
+    (leaked,) = why("row1", folder)
+    assert "leak (near): copa test 7, 문항" in leaked
+    assert "ours: out (leaked" in leaked
+    (clean,) = why("row0", folder)
+    assert "leak" not in clean

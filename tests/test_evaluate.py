@@ -1,4 +1,4 @@
-"""The benchmark, item by item: the figures are the harness's own."""
+"""The benchmark, item by item: the scores are the harness's own."""
 
 import json
 import logging
@@ -12,12 +12,13 @@ from ruamel.yaml import YAML
 
 from stages.evaluate import Params, evaluate
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl
+from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.metrics import majority_baseline, scores_by_task
-from stages.lib.evaluation.tasks import KOBEST as TASKS
-from stages.lib.models.lora import load
+from stages.lib.models.lora import load_network
 from tests.harness import ask_the_harness
 from tests.project import ENVIRONMENT, ROOT
 
+TASKS = list(KOBEST)
 CHOICES = {"boolq": 2, "copa": 2, "hellaswag": 4, "sentineg": 2, "wic": 2}
 SHOTS = (0, 2)
 POSITIONS = 256
@@ -25,15 +26,15 @@ POSITIONS = 256
 
 
 def settings(**changes):
-    default = {"tasks": list(TASKS), "shots": list(SHOTS), "batch": 8, "dtype": "fp32", "quantize": None}
+    default = {"tasks": TASKS, "shots": list(SHOTS), "batch": 8, "dtype": "fp32", "quantize": None}
     return {"threads": 1, "evaluate": default | changes}
 
 
 @pytest.fixture(scope="module")
 def run(new_folder, lm):
     def stage(benchmark, model=lm, base=lm, **changes):
-        folder = new_folder() / "base"
-        evaluate(Params.model_validate(settings(**changes)), "base", model, base, benchmark, folder)
+        params, folder = Params.model_validate(settings(**changes)), new_folder() / "base"
+        evaluate(params, arm="base", model=model, base=base, benchmark=benchmark, evaluation=folder)
         return folder
 
     return stage
@@ -51,7 +52,7 @@ def items(evaluated):
 
 @pytest.fixture(scope="module")
 def harness(new_folder, lm, benchmark):
-    return ask_the_harness(new_folder(), lm, benchmark, list(TASKS), list(SHOTS), batch=8)
+    return ask_the_harness(new_folder(), lm, benchmark, TASKS, list(SHOTS), batch=8)
 
 
 def test_every_item_of_every_task_has_a_row_for_every_number_of_shots(items, benchmark):
@@ -74,8 +75,8 @@ def test_a_prediction_is_the_likeliest_choice(items):
 
 @pytest.mark.parametrize("shots", SHOTS)
 @pytest.mark.parametrize("task", TASKS)
-def test_the_figures_are_those_of_the_harness(shots, task, items, harness):
-    ours, theirs = by_task(items)[f"{shots}-shot"][task], harness[f"{shots}-shot"]["results"][task]
+def test_scores_are_those_of_the_harness(shots, task, items, harness):
+    ours, theirs = scores_by_task(items)[f"{shots}-shot"][task], harness[f"{shots}-shot"]["results"][task]
     assert ours["accuracy"] == pytest.approx(theirs["acc,none"])
     assert ours["macro_f1"] == pytest.approx(theirs["f1,none"])
     assert ours.get("acc_norm") == (pytest.approx(theirs["acc_norm,none"]) if task == "hellaswag" else None)
@@ -89,7 +90,7 @@ def test_likelihoods_have_the_bits_that_the_harness_gives_them(items, harness):
         assert [list(row) for row in rows.sort_values("item")["log_likelihoods"]] == theirs
 
 
-def test_an_item_is_truncated_where_prompt_and_choice_are_longer_than_the_model(items, harness, tokenizer):
+def test_an_item_is_truncated_if_prompt_and_choice_are_longer_than_the_model(items, harness, tokenizer):
     for row in items.itertuples():
         sample = next(s for s in harness[f"{row.shots}-shot"]["samples"][row.task] if s["doc_id"] == row.item)
         lengths = [len(tokenizer(prompt + choice)["input_ids"]) for prompt, choice in sample["arguments"]]
@@ -97,24 +98,24 @@ def test_an_item_is_truncated_where_prompt_and_choice_are_longer_than_the_model(
     assert 0 < items["truncated"].sum() < len(items)
 
 
-def test_truncated_items_are_counted_in_the_figures_and_on_the_log(items, run, benchmark, caplog):
+def test_truncated_items_are_counted_beside_the_scores_and_in_the_log(items, run, benchmark, caplog):
     with caplog.at_level(logging.INFO):
         rows = read_table(run(benchmark, tasks=["boolq"]) / "items.parquet")
     count = int((rows["truncated"] & (rows["shots"] == 2)).sum())
-    assert by_task(items)["2-shot"]["boolq"]["truncated"] == count
+    assert scores_by_task(items)["2-shot"]["boolq"]["truncated"] == count
     assert caplog.text.count("only their end") == rows.loc[rows["truncated"], "shots"].nunique()
-    assert f"base: boolq, 2-shot: {count} items are longer than the model" in caplog.text
+    assert f"base: boolq, 2-shot: {count} items did not fit into the model" in caplog.text
     assert "Truncating" not in caplog.text
 
 
-def test_the_mean_is_a_plain_one_over_tasks(items):
-    for tasks in by_task(items).values():
+def test_the_mean_over_tasks_is_unweighted(items):
+    for tasks in scores_by_task(items).values():
         for name in ("accuracy", "macro_f1"):
             assert tasks["mean"][name] == pytest.approx(sum(tasks[task][name] for task in TASKS) / len(TASKS))
 
 
-def test_the_floor_is_the_accuracy_of_the_most_frequent_class(items):
-    for tasks in by_task(items, floor).values():
+def test_the_majority_baseline_is_the_share_of_the_most_frequent_class(items):
+    for tasks in scores_by_task(items, majority_baseline).values():
         for task in TASKS:
             gold = items.loc[(items["task"] == task) & (items["shots"] == 0), "gold"]
             assert tasks[task]["accuracy"] == gold.value_counts().max() / len(gold)
@@ -152,7 +153,9 @@ def test_the_benchmark_may_stand_in_any_folder(benchmark, run, items, new_folder
 
 def test_several_processes_write_the_same_bytes_as_one(evaluated, benchmark, lm, tmp_path):
     YAML().dump(settings(), tmp_path / "params.yaml")
-    command = [sys.executable, "-m", "stages.evaluate", "base", lm, lm, benchmark, "out"]
+    flags = {"arm": "base", "model": lm, "base": lm, "benchmark": benchmark, "evaluation": "out"}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "stages.evaluate", *words]
     variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PET_NPROC_PER_NODE": "3"}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -162,13 +165,13 @@ def test_several_processes_write_the_same_bytes_as_one(evaluated, benchmark, lm,
 
 @pytest.fixture(scope="module")
 def wide(build, save, tokenizer):
-    """Folder of a GPT-NeoX as wide as a block of bitsandbytes, which some CPUs cannot do without."""
+    """Folder of a GPT-NeoX as wide as a block of bitsandbytes, which it needs on some CPUs."""
     return save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", hidden_size=64), tokenizer)
 
 
 @pytest.fixture(scope="module")
 def adapter(wide, new_folder):
-    """Folders of one LoRA: an adapter that no longer knows where its base was, and the base with it merged."""
+    """Two folders of one LoRA: the adapter, whose config names no existing base, and the base with it merged."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -197,30 +200,31 @@ def likelihoods(run, benchmark, wide):
     return of
 
 
-def furthest(one, other):
+def largest_difference(one, other):
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def test_an_adapter_is_evaluated_on_its_base_as_if_it_were_merged(adapter, likelihoods, wide):
-    apart, merged, untuned = (likelihoods(model) for model in (*adapter, wide))
-    assert furthest(apart, merged) < 1e-3 < 1 < furthest(apart, untuned)
+    unmerged, merged, untuned = (likelihoods(model) for model in (*adapter, wide))
+    assert largest_difference(unmerged, merged) < 1e-3 < 1 < largest_difference(unmerged, untuned)
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapter"])
 def test_weights_in_4_bits_are_evaluated_on_a_cpu(kind, adapter, likelihoods, wide):
     pytest.importorskip("bitsandbytes")
     model = wide if kind == "whole" else adapter[0]
-    network = load(model, wide, Params.model_validate(settings(quantize="nf4")).evaluate.form(), threads=1)
+    config = Params.model_validate(settings(quantize="nf4")).evaluate.load_config()
+    network = load_network(model, wide, config, threads=1)
     assert network.is_loaded_in_4bit
     exact, rounded = likelihoods(model), likelihoods(model, "nf4")
-    assert 0.01 < furthest(exact, rounded) < 0.2 * max(map(abs, exact))
+    assert 0.01 < largest_difference(exact, rounded) < 0.2 * max(map(abs, exact))
 
 
 @pytest.mark.parametrize(
     "twice", [{"shots": [0, 1, 0]}, {"tasks": ["copa", "wic", "copa"]}, {"tasks": ["copa", "kobest_copa"]}]
 )
 def test_no_item_counts_twice(twice):
-    with pytest.raises(ValidationError, match="twice: its items would count twice"):
+    with pytest.raises(ValidationError, match="more than once: its items would count twice"):
         Params.model_validate(settings(**twice))
 
 
@@ -275,6 +279,6 @@ def test_haerae_kmmlu_and_click_are_evaluated_in_their_columns(run, lm, new_fold
     assert [len(row) for row in rows.loc[rows["task"] == "click_cul_economy", "log_likelihoods"]] == [4, 5, 4] * 2
     for shots, theirs in ask_the_harness(new_folder(), lm, folder, names, [0, 1], batch=1).items():
         for name in names:
-            ours = by_task(rows)[shots][name]
+            ours = scores_by_task(rows)[shots][name]
             assert ours["accuracy"] == pytest.approx(theirs["results"][name]["acc,none"])
             assert ours.get("acc_norm") == pytest.approx(theirs["results"][name].get("acc_norm,none"))
