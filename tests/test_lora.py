@@ -49,7 +49,7 @@ def merged_by_hand(base, adapter):
 
 
 def check_merged(merged, adapter, base):
-    """The merged weights are those of the base and of the adapter, to the rounding of a sum, and of nothing else."""
+    """Check that merging added the scaled adapter to the adapted layers, up to rounding, and changed nothing else."""
     found, expected = load_file(merged / "model.safetensors"), merged_by_hand(base, adapter)
     before = load_file(base / "model.safetensors")
     assert found.keys() == expected.keys() == before.keys()
