@@ -61,9 +61,9 @@ def grow(rows: int, width: int, length_groups: int = 5, clusters: int = 100) -> 
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
         folder = Path(name)
         write_params(folder, length_groups, clusters)
-        apart(write_sources, folder / "data/sources", rows)
+        in_own_process(write_sources, folder / "data/sources", rows)
         runs = {"merge": run_stage(folder, "merge")}
-        apart(write_scores, folder / "data", width)
+        in_own_process(write_scores, folder / "data", width)
         runs |= {stage: run_stage(folder, stage) for stage in ("cluster", "candidates", "sample")}
     return [
         {
@@ -89,7 +89,7 @@ def write_params(folder: Path, length_groups: int, clusters: int) -> None:
     yaml.dump(params, folder / "params.yaml")
 
 
-def apart(write: Callable[[Path, int], None], folder: Path, number: int) -> None:
+def in_own_process(write: Callable[[Path, int], None], folder: Path, number: int) -> None:
     """Write the inputs in their own process: a process's peak starts at the memory of the parent that forked it."""
     process = get_context("spawn").Process(target=write, args=(folder, number))
     process.start()

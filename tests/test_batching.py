@@ -67,7 +67,7 @@ def test_padding_leaves_the_rows_alone(sequences, budget):
 
 
 def memory_for(tokens):
-    """A step that runs out of memory above so many tokens."""
+    """Return a step that runs out of memory above this number of tokens."""
 
     def step(batch):
         if batch.height * batch.length > tokens:

@@ -1,4 +1,4 @@
-"""Unit vectors: equal to a plain forward pass of one row, and a function of the row alone."""
+"""Unit vectors: equal to a plain forward pass of one row, and a function of the row only."""
 
 import tracemalloc
 

@@ -19,11 +19,11 @@ TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 @pytest.fixture
 def put(hub_cache):
     """Lay files out as the hub's client caches a repository at COMMIT; return the folder to fill."""
-    made = []
+    filled = []
 
     def place(repo_type, name):
         folder = hub_cache / f"{repo_type}s--{name.replace('/', '--')}"
-        made.append(folder)
+        filled.append(folder)
         (folder / "refs").mkdir(parents=True)
         (folder / "refs" / "main").write_text(COMMIT)
         snapshot = folder / "snapshots" / COMMIT
@@ -31,7 +31,7 @@ def put(hub_cache):
         return snapshot
 
     yield place
-    for folder in made:
+    for folder in filled:
         shutil.rmtree(folder)
 
 

@@ -1,4 +1,4 @@
-"""Perplexities: equal to a plain forward pass, and a function of the row alone."""
+"""Perplexities: equal to a plain forward pass, and a function of the row only."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -48,9 +48,9 @@ def plain(model, ids):
 
 
 def test_a_row_scores_as_it_does_alone_in_transformers(model, sequences):
-    wanted = [plain(model, ids) for ids in sequences]
+    expected = [plain(model, ids) for ids in sequences]
     for budget in BUDGETS:
-        assert score(model, sequences, budget) / (np.array(LENGTHS) - 1) == pytest.approx(wanted, abs=1e-5)
+        assert score(model, sequences, budget) / (np.array(LENGTHS) - 1) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

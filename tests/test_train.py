@@ -63,28 +63,28 @@ def test_an_example_is_cut_and_a_long_prompt_leaves_no_answer(tokenizer, rows):
         len(tokenizer(render("koalpaca", instruction, ""))["input_ids"]),
         encode(tokenizer, "koalpaca", [instruction], [output], 500),
     )
-    for most in (prompt - 1, prompt, prompt + 1, len(whole.ids) - 1, len(whole.ids)):
-        (example,) = encode(tokenizer, "koalpaca", [instruction], [output], most)
-        assert example.ids == whole.ids[:most]
-        assert example.start == min(prompt, most)
+    for limit in (prompt - 1, prompt, prompt + 1, len(whole.ids) - 1, len(whole.ids)):
+        (example,) = encode(tokenizer, "koalpaca", [instruction], [output], limit)
+        assert example.ids == whole.ids[:limit]
+        assert example.start == min(prompt, limit)
 
 
 def test_a_row_whose_prompt_fills_the_limit_is_dropped_and_counted(run, rows, tokenizer):
     lengths = [len(tokenizer(render("koalpaca", row["instruction"], ""))["input_ids"]) for row in rows]
-    most = sorted(lengths)[len(lengths) // 2]
-    found = read_json(run(rows, max_tokens=most, budget={"unit": "steps", "amount": 1}) / "training.json")
-    assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= most for length in lengths))
+    limit = sorted(lengths)[len(lengths) // 2]
+    found = read_json(run(rows, max_tokens=limit, budget={"unit": "steps", "amount": 1}) / "training.json")
+    assert (found["rows"], found["rows_without_answer"]) == (40, sum(length >= limit for length in lengths))
     assert 0 < found["rows_without_answer"] < 40
 
 
 def test_rows_that_lose_the_end_of_their_answer_are_counted(run, rows, tokenizer):
     whole = encode(tokenizer, "koalpaca", [row["instruction"] for row in rows], [row["output"] for row in rows], 10_000)
     lengths = [len(example.ids) for example in whole]
-    most = sorted(lengths)[30]
-    folder = run(rows, held_out=rows[:20], max_tokens=most, budget={"unit": "steps", "amount": 1})
+    limit = sorted(lengths)[30]
+    folder = run(rows, held_out=rows[:20], max_tokens=limit, budget={"unit": "steps", "amount": 1})
     found = read_json(folder / "training.json")
-    assert found["rows_cut"] == sum(length > most for length in lengths) > 0
-    assert found["held_out_cut"] == sum(length > most for length in lengths[:20]) > 0
+    assert found["rows_cut"] == sum(length > limit for length in lengths) > 0
+    assert found["held_out_cut"] == sum(length > limit for length in lengths[:20]) > 0
 
 
 def test_the_last_steps_of_a_training_have_a_loss_too(run, rows):
@@ -219,8 +219,8 @@ def test_the_held_out_loss_is_that_of_a_plain_forward_pass(trained, rows, base, 
         {key: row[key] for key in ("id", "source")} for row in with_ids(rows[30:])
     ]
     for folder, column in ((base, "nll_base"), (trained / "model", "nll")):
-        want, tokens = zip(*(plain_nll(folder, tokenizer, row) for row in rows[30:]), strict=True)
-        assert held[column].tolist() == pytest.approx(list(want), rel=1e-4)
+        expected, tokens = zip(*(plain_nll(folder, tokenizer, row) for row in rows[30:]), strict=True)
+        assert held[column].tolist() == pytest.approx(list(expected), rel=1e-4)
         assert held["tokens"].tolist() == list(tokens)
 
 

@@ -9,8 +9,11 @@ from pydantic import ValidationError
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
 from stages.lib.core.errors import UserError
+from stages.lib.text import chat_format
 from stages.lib.training import callbacks
+from tests.project import ROOT
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
+from tools.wire import closure, path_of
 
 EVERY_STEP = "from stages.lib.training import callbacks; callbacks.LOG_STEPS = 1\n"
 TWENTY = {"budget": {"unit": "steps", "amount": 20}, "micro_batch": 2}
@@ -152,6 +155,38 @@ def test_a_checkpoint_of_another_training_is_left_alone(folder, caplog, monkeypa
     caplog.clear()
     train_here(folder)
     assert "12 of 12 steps are done" in caplog.text
+
+
+def test_the_fingerprint_of_a_training_has_everything_that_it_reads(tmp_path, folder, base, monkeypatch):
+    formats, model = (shutil.copytree(path, tmp_path / path.name) for path in (chat_format.FORMATS, base))
+    monkeypatch.setattr(chat_format, "FORMATS", formats)
+
+    def find(**changes):
+        return stage.training_fingerprint(settings(**changes), "ours", folder / "samples.jsonl", model)
+
+    def changed(now):
+        return {name for name in before if now[name] != before[name]}
+
+    before = find()
+    assert find() == before
+    assert changed(find(seed=2)) == {"seed"}
+    assert changed(find(warmup=1)) == {"settings"}
+    for path, part in (
+        (folder / "samples.jsonl", "rows"),
+        (formats / "koalpaca.json", "format"),
+        (model / "model.safetensors", "weights"),
+        (model / "tokenizer.json", "tokenizer"),
+    ):
+        before = find()
+        path.write_bytes(path.read_bytes() + b" ")
+        assert changed(find()) == {part}
+
+
+def test_the_fingerprint_of_a_training_covers_every_module_that_changes_its_weights():
+    modules = {name for name in closure("stages.train") if not name.startswith("stages.lib.core.")}
+    without_effect = {name for name in modules if name.startswith("stages.lib.scoring.")}  # score the finished model
+    without_effect |= {"stages.lib.training.callbacks"}  # when to log and to save
+    assert {path.relative_to(ROOT) for path in stage.CODE} == {path_of(name) for name in modules - without_effect}
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder):

@@ -66,7 +66,10 @@ def render(name: FormatName, instruction: str, end: str) -> str:
 
 
 def chat_template(name: FormatName) -> str:
-    """Return the format as a Jinja template, which tokenizers carry; it renders the same bytes as `render`."""
+    """Return the format as a Jinja template, which tokenizers carry; it renders the same bytes as `render`.
+
+    Its text, the message in it too, is part of every trained model: a changed word changes the models' hashes.
+    """
     system, before, after = (
         " + eos_token + ".join(json.dumps(text, ensure_ascii=False) for text in part.split(END))
         for part in read_format(name)
