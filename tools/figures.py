@@ -55,7 +55,7 @@ SCORES = Panel(
 TOP, ROW, GAP = 128, 42, 30
 """Middle of the first row, height of a row, and what is added before the rows against the base."""
 METHODS, ITSELF, ITEMS = "#0969da", "#bc4c00", "#6e7781"
-"""Colours: an interval over runs and items; `random` against itself; an interval over items alone."""
+"""Colours: an interval over runs and items; `random` against itself; an interval over items only."""
 
 
 def forest(path: Path) -> str:
@@ -133,7 +133,7 @@ def marks(panel: Panel, y: float, group: list[Difference]) -> Iterator[str]:
 def legend(y: float) -> Iterator[str]:
     entries = (
         (24, METHODS, "over runs and items: compares two methods"),
-        (333, ITEMS, "over items alone: compares two models"),
+        (333, ITEMS, "over items only: compares two models"),
         (613, ITSELF, "one method against itself: another seed"),
     )
     for x, paint, words in entries:
