@@ -43,15 +43,17 @@ def compare(
     training: Path | None = None,
     base_json: Path | None = None,
 ) -> None:
-    """Compare an arm. Only the arm `base` lacks `samples`, `training` and `base_json`."""
+    """Compare an arm. Only the arm `base` goes without `samples`, `training` and `base_json`."""
     ours = read_items(evaluations, arm)
     found: dict[str, Any] = {
         "scores": scores_by_task(ours),
         "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
     }
     kept: dict[str, Any] = {"items": to_digits(predictions(ours))}
-    if samples is None or training is None or base_json is None:
+    if arm == "base":
         found["majority_baseline"] = scores_by_task(ours, majority_baseline)
+    elif samples is None or training is None or base_json is None:
+        raise UserError(f"the arm {arm} needs --samples, --training and --base_json; see dvc.yaml")
     else:
         rows = read_table(training / f"{arm}.parquet")
         kept["held_out"] = held_out_answers(rows)

@@ -21,6 +21,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
+from stages.lib.evaluation.metrics import ITEM
 from stages.lib.text.overlap import SHORT, Rule, containment, is_separate, normalise, overlapping, similarity
 
 log = logging.getLogger("stages")
@@ -40,7 +41,6 @@ LEAKS = pa.schema(
 """A row that contains an item. `item` counts from 0 in its split, as in data/eval; `share`: of the item's n-grams that
 the row has, or the similarity; `text`: instruction and output; `item_text`: the text of the item that was found;
 `drop`: whether the row is no candidate."""
-ITEM = ["task", "split", "item"]
 FOUND = ["row", "id", "kind", "share", "text", "normalised"]
 LONG = 20
 """In a task outside KoBEST, a text column of at least this many characters identifies its item ..."""
@@ -143,7 +143,7 @@ def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule)
 
 
 def strongest(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the strongest kind and highest share for each row and item, sorted by row, then item."""
+    """Keep one line for each row and item, with the strongest kind and the highest share; sorted by row, then item."""
     kinds = found["kind"].astype(pd.CategoricalDtype(KINDS, ordered=True))
     order = ["row", *ITEM, "kind", "share"]
     ordered = found.assign(kind=kinds).sort_values(order, ascending=[name != "share" for name in order])

@@ -168,7 +168,7 @@ def check_items(name: str, task: Any, shots: int) -> None:
         if gold not in (choices if isinstance(gold, str) else range(len(choices))):
             raise UserError(f"benchmark {name}, item {number}: the answer is {gold!r}, not one of {', '.join(choices)}")
         if len(choices) > MOST_CHOICES:
-            raise UserError(f"benchmark {name}, item {number}: {len(choices)} choices, but at most {MOST_CHOICES}")
+            raise UserError(f"benchmark {name}, item {number}: {len(choices)} choices, but at most {MOST_CHOICES} fit")
 
 
 def manager(scratch: Path) -> Any:
@@ -185,6 +185,7 @@ def answers(
     model: Path,
     scratch: Path,
 ) -> Iterator[dict[str, Any]]:
+    """Yield a row of `ITEMS` for every item and number of shots; in several processes, only the first yields any."""
     from lm_eval import simple_evaluate
 
     from stages.lib.evaluation.lm_eval_model import SharedLM

@@ -49,7 +49,7 @@ class Params(Section):
 
 
 def report(params: Params, arms: Path, items: Path, profile: Path, stability: Path, summary: Path, plots: Path) -> None:
-    warn_of_stray_files(params, arms)
+    warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
     compared = compared_methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
@@ -71,9 +71,10 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
         log.info("%s", line)
 
 
-def warn_of_stray_files(params: Params, arms: Path) -> None:
+def warn_of_stray_files(params: Params, folders: list[Path]) -> None:
     """Name the files of arms that params.yaml no longer has. Git tracks them, so only the user can remove them."""
-    stray = sorted(path for path in arms.glob("*.json") if path.stem not in {*params.arms, "base"})
+    paths = (path for folder in folders for path in folder.glob("*.json"))
+    stray = sorted(path for path in paths if path.stem not in {*params.arms, "base"})
     if stray:
         listed = " ".join(str(path) for path in stray)
         log.warning("ignored, because params.yaml has no such arm; remove with `git rm %s`", listed)

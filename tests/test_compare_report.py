@@ -234,6 +234,13 @@ def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkey
     assert written == {fill(out) for outs in stage["outs"] for out in outs}
 
 
+@pytest.mark.parametrize("name", ["samples", "training", "base_json"])
+def test_only_the_base_goes_without_a_sample_and_training(name, compare, tmp_path):
+    with pytest.raises(UserError, match="the arm spread needs --samples, --training and --base_json"):
+        compare("spread", **{name: None})
+    assert not (tmp_path / "metrics").exists()
+
+
 LEAKS = [
     ("r1", "copa", "test", 0, "exact", True),
     ("r1", "copa", "test", 3, "near", True),
@@ -386,13 +393,14 @@ def test_every_plot_has_rows_and_no_gap(report, compared, tmp_path):
 
 
 def test_stray_files_are_named_with_how_to_remove_them_and_are_not_in_the_summary(report, compared, tmp_path, caplog):
-    arms = tmp_path / "metrics" / "arms"
-    for name in ("old", "older"):
-        (arms / f"{name}.json").write_text("{}")
+    arms, items = (tmp_path / "metrics" / name for name in ("arms", "items"))
+    stray = [arms / "old.json", arms / "older.json", items / "old.json"]
+    for path in stray:
+        path.write_text("{}")
     with caplog.at_level(logging.WARNING, logger="stages"):
         summary = report(["spread", "random"], "random").summary
     (warning,) = caplog.messages
-    assert warning.endswith(f"`git rm {arms / 'old.json'} {arms / 'older.json'}`")
+    assert warning.endswith(f"`git rm {' '.join(map(str, stray))}`")
     assert sorted(summary["arms"]) == ["random", "spread"]
 
 

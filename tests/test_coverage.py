@@ -134,14 +134,17 @@ def held_by(k, n, discordance, own, times=TIMES, share=1.0):
     return both / times, alone / times
 
 
-SLOWLY = [pytest.param(n, TIMES, marks=pytest.mark.slow) for n in (397, 1404)]
+@pytest.fixture
+def without_mde(monkeypatch):
+    """Leave out the minimum detectable effect, which takes most of the time of an interval over runs."""
+    monkeypatch.setattr(replicates.power, "mde_of_runs", lambda *_: 0.0)
 
 
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize(("n", "times"), [(397, 1000), *SLOWLY])
-def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_over_items_does_not(k, n, times):
+@pytest.mark.parametrize("n", [397, pytest.param(1404, marks=pytest.mark.slow)])
+def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_over_items_does_not(k, n, without_mde):
     for discordance in (0.1, 0.2):
-        both, alone = held_by(k, n, discordance, own=0, times=times)
+        both, alone = held_by(k, n, discordance, own=0)
         print(f"\n{k} runs, n {n}, discordance {discordance}: runs and items {both}, items alone {alone}")
         assert 0.91 <= both <= 0.99
         assert alone <= 0.86
@@ -149,7 +152,7 @@ def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_it_does_so_if_methods_answer_items_differently_and_one_varies_less(k):
+def test_it_does_so_if_methods_answer_items_differently_and_one_varies_less(k, without_mde):
     for own, share in ((0.1, 1), (0, 0.3), (0, 0)):
         both, alone = held_by(k, 397, 0.2, own, share=share)
         print(f"\n{k} runs, own items {own}, spread of the second {share}: runs and items {both}, items alone {alone}")
@@ -172,7 +175,7 @@ def test_two_single_runs_differ_significantly_far_too_often():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [3, 5])
-def test_macro_f1_and_the_mean_over_tasks_hold_the_truth_of_two_methods(k):
+def test_macro_f1_and_the_mean_over_tasks_hold_the_truth_of_two_methods(k, without_mde):
     rng = np.random.default_rng(1)
     held = np.zeros(2)
     sizes, times = KOBEST[2:], 1000
@@ -229,10 +232,11 @@ def power_of_methods(gap, discordance, run_sd, sizes, k, rng, times=500):
 @pytest.mark.parametrize("sizes", [(397,), KOBEST])
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("share", [0.3, 1])
-def test_the_mde_of_two_methods_is_found_in_80_of_100(sizes, k, share):
+def test_the_mde_of_two_methods_is_found_in_80_of_100(sizes, k, share, request):
     rng = np.random.default_rng(1)
     run_sd = share * run_noise(0.1, sizes)
     mde = power.mde_between_methods(0.1, run_sd, sizes, k)
+    request.getfixturevalue("without_mde")
     less, at, more = (power_of_methods(part * mde, 0.1, run_sd, sizes, k, rng) for part in (0.85, 1, 1.15))
     print(f"\n{k} runs, n {sizes}, spread {run_sd:.4f}: MDE {mde:.4f}; power at .85, 1, 1.15 {less} {at} {more}")
     assert less < 0.8 < more

@@ -22,6 +22,7 @@ from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, no
 from stages.merge import RAW
 from stages.sample import SAMPLE
 from tests.conftest import BENCHMARK
+from tests.corpus import write_candidates
 from tests.project import ROOT
 from tools.why import why
 
@@ -292,11 +293,14 @@ def test_why_names_the_item_that_a_row_contains(tmp_path, monkeypatch, write_lea
         path.rename(folder / f"{name}.parquet")
     write_table(folder / "dropped.parquet", pd.DataFrame(columns=merging.DROPPED.names), merging.DROPPED)
     write_jsonl(folder / "held_out.jsonl", [])
-    rows = pd.DataFrame({"id": ["row0", "row1"], "reason": ["selected", "leaked"], "selected": [True, False]})
+    ids, cells = ["row0", "row1"], {"length_group": [0, 2], "cluster": [1, 3]}
+    write_candidates(folder / "candidates.parquet", id=ids, tokens=[4, 5], ppl=[None, 7.25], **cells)
+    rows = pd.DataFrame({"id": ids, "reason": ["selected", "leaked"], "selected": [True, False]})
     write_table(folder / "samples/ours.parquet", rows.reindex(columns=SAMPLE.names), SAMPLE)
     monkeypatch.chdir(tmp_path)
     (leaked,) = why("row1", folder)
     assert "leak (near): copa test 7, 문항" in leaked
+    assert "cell 2.3, tokens 5, ppl 7.25" in leaked
     assert "ours: out (leaked" in leaked
     (clean,) = why("row0", folder)
     assert "leak" not in clean

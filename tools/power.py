@@ -29,7 +29,7 @@ def mde_lines(discordance: float, spread: float, items: list[int]) -> Iterator[s
     yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
     yield f"{'two models, over items only':33} {power.mde_between_models(discordance, items):.4f}"
     for runs in RUNS:
-        name = f"two methods with {runs} runs each"
+        name = f"two methods of {runs} runs each"
         yield f"{name:33} {power.mde_between_methods(discordance, spread, items, runs):.4f}"
 
 
