@@ -24,8 +24,6 @@ repro: $(READY) ## Run every stage that changed, raw files to summary
 	python -m tools.check params.yaml
 	dvc repro
 
-# Two processes share the cores, and threads that spin while they wait would starve the other's.
-test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests
 	python -m pytest -n 2 --dist loadfile
 

@@ -26,7 +26,11 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
 }
-ALWAYS = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+ALWAYS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow each other down; results are the same
+}
 IN_A_LOG = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TQDM_MININTERVAL": "5",  # seconds, so that a progress bar does not flood the log
