@@ -215,7 +215,7 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 @pytest.mark.parametrize("arm", ["spread", "random", "base"])
 def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkeypatch):
-    wanted = compare(arm)
+    expected = compare(arm)
     stage = STAGES["compare_base"] if arm == "base" else STAGES["compare"]["do"]
 
     def fill(text):
@@ -229,7 +229,7 @@ def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkey
     monkeypatch.chdir(folder)
     arguments = parse_arguments(comparing.compare, fill(stage["cmd"]).split()[3:])
     comparing.compare(comparing.Params.model_validate(SETTINGS), **arguments)
-    assert read_json(folder / f"metrics/arms/{arm}.json") == wanted
+    assert read_json(folder / f"metrics/arms/{arm}.json") == expected
     written = {str(path.relative_to(folder)) for path in (folder / "metrics").rglob("*.*")}
     assert written == {fill(out) for outs in stage["outs"] for out in outs}
 

@@ -35,7 +35,7 @@ def trials(n, discordance, gap, times, seed=1):
 
 
 def rates(n, discordance, gap, times, seed=1):
-    """Return by metric how often the interval holds the truth, and how often p < .05; for McNemar's p the latter."""
+    """Return by metric how often the interval holds the truth, and how often p < 0.05; for McNemar's p the latter."""
     truth = {name: paired.score_difference(score, joint(discordance, gap)) for name, score in SCORES.items()}
     tried = list(trials(n, discordance, gap, times, seed))
     held = {m: np.mean([one[m]["lo"] - 1e-12 <= truth[m] <= one[m]["hi"] + 1e-12 for one, _ in tried]) for m in truth}
@@ -53,7 +53,7 @@ def test_an_interval_over_items_holds_the_truth_of_two_models():
 @pytest.mark.parametrize("n", [397, 1404])
 def test_the_interval_over_items_holds_a_known_difference(n, discordance):
     held, found = rates(n, discordance, 0.03, TIMES)
-    print(f"\nn {n}, discordance {discordance}, difference .03: held {held}, p < .05 {found}")
+    print(f"\nn {n}, discordance {discordance}, difference 0.03: held {held}, p < 0.05 {found}")
     assert all(0.93 <= share <= 0.97 for share in held.values()), held
 
 
@@ -62,7 +62,7 @@ def test_the_interval_over_items_holds_a_known_difference(n, discordance):
 @pytest.mark.parametrize("n", [397, 1404])
 def test_p_is_below_05_in_5_of_100_if_nothing_differs(n, discordance):
     held, found = rates(n, discordance, 0, TIMES)
-    print(f"\nn {n}, discordance {discordance}, no difference: held {held}, p < .05 {found}")
+    print(f"\nn {n}, discordance {discordance}, no difference: held {held}, p < 0.05 {found}")
     assert all(0.93 <= share <= 0.97 for share in held.values()), held
     assert all(0.03 <= share <= 0.07 for share in found.values()), found
 
@@ -80,7 +80,7 @@ def test_holm_keeps_five_tasks_at_05_and_single_tests_do_not():
         paired.adjust(found)
         smallest.append([min(one["f1"][key] for one in found.values()) for key in ("p", "p_holm")])
     single, holm = (np.array(smallest) < 0.05).mean(0)
-    print(f"\nany of five tasks p < .05: single {single}, Holm {holm}")
+    print(f"\nany of five tasks p < 0.05: single {single}, Holm {holm}")
     assert holm <= 0.06
     assert single > 0.15
 
@@ -94,7 +94,7 @@ def test_the_interval_of_a_held_out_loss_holds_the_difference_of_all_documents()
         gap = tokens * rng.normal(0, 0.3, 400)
         one = paired.estimate(paired.draw_rows(gap, 0 * gap, tokens, 1000, 500, seed))
         held, found = held + (one["lo"] <= 0 <= one["hi"]), found + (one["p"] < 0.05)
-    print(f"\nheld-out loss, 400 documents: held {held / TIMES}, p < .05 {found / TIMES}")
+    print(f"\nheld-out loss, 400 documents: held {held / TIMES}, p < 0.05 {found / TIMES}")
     assert 0.92 <= held / TIMES <= 0.97
     assert 0.03 <= found / TIMES <= 0.07
 
@@ -116,7 +116,7 @@ def run_noise(discordance, sizes):
 
 
 def held_by(k, n, discordance, own, times=TIMES, share=1.0):
-    """Return how often the interval over runs and items, and the one over items alone, hold the truth, 0.
+    """Return how often the interval over runs and items, and the one over items only, hold the truth, 0.
 
     On a share `own` of the items the methods differ for good; the second method's runs vary by `share` of the first's.
     """
@@ -211,7 +211,7 @@ def test_the_mde_of_two_models_is_found_in_80_of_100(sizes, discordance):
     rng = np.random.default_rng(1)
     mde = power.mde_between_models(discordance, sizes)
     less, at, more = (power_of_models(share * mde, discordance, sizes, rng) for share in (0.85, 1, 1.15))
-    print(f"\nn {sizes}, discordance {discordance}: MDE {mde:.4f}; power at .85, 1, 1.15 of it {less} {at} {more}")
+    print(f"\nn {sizes}, discordance {discordance}: MDE {mde:.4f}; power at 0.85, 1, 1.15 of it {less} {at} {more}")
     assert less < 0.8 < more
 
 
@@ -238,5 +238,5 @@ def test_the_mde_of_two_methods_is_found_in_80_of_100(sizes, k, share, request):
     mde = power.mde_between_methods(0.1, run_sd, sizes, k)
     request.getfixturevalue("without_mde")
     less, at, more = (power_of_methods(part * mde, 0.1, run_sd, sizes, k, rng) for part in (0.85, 1, 1.15))
-    print(f"\n{k} runs, n {sizes}, spread {run_sd:.4f}: MDE {mde:.4f}; power at .85, 1, 1.15 {less} {at} {more}")
+    print(f"\n{k} runs, n {sizes}, spread {run_sd:.4f}: MDE {mde:.4f}; power at 0.85, 1, 1.15 {less} {at} {more}")
     assert less < 0.8 < more

@@ -139,12 +139,12 @@ def test_a_profile_is_what_a_plain_count_gives(table, others, new_folder, write_
     assert found["rows"] == count_rows(sources, held, dropped)
     for name in ["all", *set(sources)]:
         of_source = [n for n, source in enumerate(sources) if name in ("all", source)]
-        wanted = describe_ppl([ppls[n] for n in of_source]) | {"tokens": sum(tokens[n] for n in of_source)}
-        assert found["ppl"][name] == pytest.approx(wanted, rel=1e-12)
+        expected = describe_ppl([ppls[n] for n in of_source]) | {"tokens": sum(tokens[n] for n in of_source)}
+        assert found["ppl"][name] == pytest.approx(expected, rel=1e-12)
     sizes = Counter(zip(groups, clusters, strict=True)).values()
-    wanted = {"cells": len(sizes), "smallest": min(sizes), "median": statistics.median(sizes), "largest": max(sizes)}
-    wanted["mean_distance"] = statistics.fmean(distances)
-    assert found["cells"] == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+    expected = {"cells": len(sizes), "smallest": min(sizes), "median": statistics.median(sizes), "largest": max(sizes)}
+    expected["mean_distance"] = statistics.fmean(distances)
+    assert found["cells"] == pytest.approx(expected, rel=1e-12, abs=1e-12)
     check_histogram(found["ppl_histogram"], sources, ppls)
     assert found["selection_cost"] == selection_cost([count + 1 for count in tokens])
 

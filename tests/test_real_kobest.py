@@ -54,9 +54,9 @@ def test_the_scores_of_kobest_are_those_of_the_harness_itself(
 
     theirs = ask_the_harness(tmp_path, small_model, tmp_path / "kobest", list(KOBEST), shots, batch=16)
     for name, task in [(shot, task) for shot in theirs for task in KOBEST]:
-        found, wanted = ours[name][task], theirs[name]["results"][task]
+        found, expected = ours[name][task], theirs[name]["results"][task]
         print(f"{name} {task}: {found}")
-        assert found["accuracy"] == pytest.approx(wanted["acc,none"], abs=1e-12)
-        assert found["macro_f1"] == pytest.approx(wanted["f1,none"], abs=1e-12)
-        assert found.get("acc_norm") == pytest.approx(wanted.get("acc_norm,none"), abs=1e-12)
+        assert found["accuracy"] == pytest.approx(expected["acc,none"], abs=1e-12)
+        assert found["macro_f1"] == pytest.approx(expected["f1,none"], abs=1e-12)
+        assert found.get("acc_norm") == pytest.approx(expected.get("acc_norm,none"), abs=1e-12)
         assert found["n"] == len(read_jsonl(tmp_path / "kobest" / task / "test.jsonl"))

@@ -119,7 +119,7 @@ def test_fewer_than_ten_discordant_items_are_too_few(discordant, few):
 
 
 def test_mcnemar_gives_the_mid_p_of_the_papers_example():
-    # Fagerland et al. 2013, table 1 (airway hyper-responsiveness): 1 and 7 discordant, exact p .070, mid-p .039
+    # Fagerland et al. 2013, table 1 (airway hyper-responsiveness): 1 and 7 discordant, exact p 0.070, mid-p 0.039
     counts = metrics.tabulate([1] * 21, [1] + [0] * 7 + [1] * 13, [0] + [1] * 7 + [1] * 13)
     assert paired.mcnemar(counts) == pytest.approx(0.0391, abs=1e-4)
 
@@ -140,13 +140,13 @@ def test_holm_by_hand():
 def test_holm_rejects_what_its_steps_reject(p):
     adjusted = paired.holm(p)
     for level in (0.01, 0.05, 0.5):
-        wanted, left = set(), len(p)
+        expected, left = set(), len(p)
         for place in sorted(range(len(p)), key=lambda i: p[i]):
             if p[place] * left > level:
                 break
-            wanted.add(place)
+            expected.add(place)
             left -= 1
-        assert {i for i, value in enumerate(adjusted) if value <= level} == wanted
+        assert {i for i, value in enumerate(adjusted) if value <= level} == expected
 
 
 @given(ITEMS)
@@ -199,7 +199,7 @@ def test_every_number_over_runs_and_items_is_finite_and_the_interval_agrees_with
 
 
 def test_many_runs_detect_what_their_standard_error_gives():
-    # with so many runs the test knows its own variance: (z.975 + z.8) standard errors
+    # with so many runs the test has its own variance almost exactly: (z(0.975) + z(0.8)) standard errors
     error = math.sqrt((0.1 / 1000 + 2 * 0.01**2) / 1000)
     assert power.mde_between_methods(0.1, 0.01, [1000], 1000) == pytest.approx(2.8016 * error, rel=0.01)
 
@@ -213,7 +213,7 @@ def test_more_runs_items_and_tasks_detect_less_and_noise_hides_more():
 
 
 def test_two_models_detect_the_textbooks_difference_of_paired_shares():
-    # Cohen 1988, chapter 2: (z.975 + z.8) standard errors; the variance of a difference of paired shares is d / n
+    # Cohen 1988, chapter 2: (z(0.975) + z(0.8)) standard errors; the variance of a difference of paired shares is d / n
     error = math.sqrt(0.1 / 1404 + 0.1 / 397) / 2
     assert power.mde_between_models(0.1, [1404, 397]) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-6)
 

@@ -54,7 +54,7 @@ def test_power_prints_two_models_then_two_methods_by_their_runs(capsys):
 @pytest.mark.parametrize("discordance", [0.05, 0.2])
 @pytest.mark.parametrize("items", [[397], list(SIZES.values())])
 def test_power_of_two_models_is_that_of_paired_shares(discordance, items, capsys):
-    # each task's difference has the variance d / n, and the mean over tasks is found at z.975 + z.8 standard errors
+    # a task's difference has the variance d / n; their mean is found at z(0.975) + z(0.8) of its standard errors
     error = sum(discordance / n for n in items) ** 0.5 / len(items)
     detected = (NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)) * error
     _, (found, *_) = printed(capsys, str(discordance), "0", *map(str, items))

@@ -186,8 +186,8 @@ def ngrams(text: str, n: int) -> list[str]:
 
 def containment(row: str, text: str, n: int) -> float:
     """Return the highest share of the text's distinct n-grams in one place of the row, `REACH` text lengths wide."""
-    wanted = set(ngrams(text, n))
-    hits = [(start, ngram) for start, ngram in enumerate(ngrams(row, n)) if ngram in wanted]
+    of_text = set(ngrams(text, n))
+    hits = [(start, ngram) for start, ngram in enumerate(ngrams(row, n)) if ngram in of_text]
     inside: Counter[str] = Counter()
     best = first = 0
     for start, ngram in hits:
@@ -196,7 +196,7 @@ def containment(row: str, text: str, n: int) -> float:
             inside[hits[first][1]] -= 1
             first += 1
         best = max(best, len(+inside))
-    return best / len(wanted)
+    return best / len(of_text)
 
 
 def similarity(text: str, instruction: str, output: str) -> float:
