@@ -92,7 +92,7 @@ def test_uv_is_told_what_pip_was_told(monkeypatch):
         "proxy": "http://proxy.example:3128",
         "timeout": "7.5",
     }
-    told = {
+    variables = {
         "UV_DEFAULT_INDEX": "https://mirror.example/simple",
         "UV_INDEX": "file:///one https://two.example",
         "UV_FIND_LINKS": "/home/me/wheels,/more",
@@ -102,7 +102,7 @@ def test_uv_is_told_what_pip_was_told(monkeypatch):
         "UV_HTTP_TIMEOUT": "8",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert install.uv_environment(pip) == told | os.environ
+    assert install.uv_environment(pip) == variables | os.environ
 
 
 def test_the_certificates_of_requests_are_uvs_unless_pip_has_others(monkeypatch):

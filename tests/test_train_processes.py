@@ -133,7 +133,7 @@ def test_a_training_that_is_killed_resumes_to_the_same_bits(moment, adapter, fol
     assert not written.exists()
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -141,8 +141,8 @@ def test_a_checkpoint_of_another_training_is_left_alone(folder, caplog, monkeypa
     monkeypatch.setattr(callbacks, "LOG_STEPS", 2)
     with monkeypatch.context() as interrupted:
         interrupted.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
-        interrupted.setattr(stage, "write_network", Mock(side_effect=Interrupted))
-        with pytest.raises(Interrupted):
+        interrupted.setattr(stage, "write_network", Mock(side_effect=InterruptionError))
+        with pytest.raises(InterruptionError):
             train_here(folder)
     (written,) = (folder / "checkpoints").iterdir()
     assert callbacks.newest(written).name == "checkpoint-12"

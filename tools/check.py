@@ -30,11 +30,11 @@ def check_params(path: Path) -> list[str]:
 
 
 def unknown_sections(path: Path, known: set[str]) -> Iterator[str]:
-    """Yield sections that no stage reads; they are no error to a single stage, which looks at its own alone."""
+    """Yield sections that no stage reads. A single stage does not see them, because it only looks at its own."""
     try:
         content = read_yaml(path)
     except UserError:
-        return  # every stage has said so
+        return  # every stage has reported it
     yield from (f"{name}: unknown section; no stage reads it" for name in content if name not in known)
 
 

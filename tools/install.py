@@ -28,15 +28,15 @@ def pip_settings() -> dict[str, str]:
 
 def uv_environment(pip: dict[str, str]) -> dict[str, str]:
     """Return this process's environment plus pip's settings, which uv does not read. Variables already set win."""
-    told = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip, too, takes the best version from all indexes
+    variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # pip, too, takes the best version from all indexes
     pip = {"cert": os.environ.get("REQUESTS_CA_BUNDLE", "")} | pip
     for option, variable in (SOURCES | OTHERS).items():
         # Path would spoil the // of a URL.
         if words := [os.path.expanduser(word) for word in pip.get(option, "").split()]:  # noqa: PTH111
-            told[variable] = ("," if option == "find-links" else " ").join(words)
+            variables[variable] = ("," if option == "find-links" else " ").join(words)
     if "timeout" in pip:
-        told["UV_HTTP_TIMEOUT"] = str(math.ceil(float(pip["timeout"])))
-    return told | os.environ
+        variables["UV_HTTP_TIMEOUT"] = str(math.ceil(float(pip["timeout"])))
+    return variables | os.environ
 
 
 def install_with_uv(install: list[str]) -> bool:
