@@ -1,4 +1,4 @@
-"""The small default, reproduced once as a new user would, and what must be true of it."""
+"""The small default: its selection and its control are reproduced once; the other arms are as committed."""
 
 import csv
 import json
@@ -30,9 +30,9 @@ TOPICS = 8
 
 @pytest.fixture(scope="session")
 def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which `dvc repro` has run."""
+    """A copy of the project in which `dvc repro` has run, up to the evaluation of the control."""
     folder = copy_project(tmp_path_factory.mktemp("default"))
-    run(folder, "dvc", "repro", "--force")
+    run(folder, "dvc", "repro", "--force", "sample", "stability", "profile", "evaluate@random")
     return folder
 
 
