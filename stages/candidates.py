@@ -31,8 +31,9 @@ CANDIDATES = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""Row i is row i of raw. `distance` is to the centroid of the cell, `tokens` counts the predicted tokens of the
-instruction and `characters` those of the output. `reason` says why the row is not a candidate; null if it is one."""
+"""Row i is row i of raw. `distance` is the distance to the centroid of the cell. `tokens` counts the predicted
+tokens of the instruction, `characters` the characters of the output. `reason` says why the row is not a candidate; it
+is null if the row is one."""
 
 
 TEXT = ("id", "source", "instruction", "output")

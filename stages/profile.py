@@ -51,7 +51,7 @@ def profile(
 
 
 def rows_by_source(raw: pd.Series, held_out: list[dict[str, Any]], dropped: pd.DataFrame) -> dict[str, Any]:
-    """Return the number of rows read, in raw, held out, and dropped by reason, for every source and for `all`."""
+    """Count the rows read, kept in raw, held out, and dropped (by reason), for every source and for `all`."""
     held = pd.Series([row["source"] for row in held_out], dtype=object)
     found: dict[str, Any] = {}
     for name in ["all", *sorted({*raw, *held, *dropped["source"]})]:
@@ -74,7 +74,7 @@ def quantiles(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def histogram(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the share of each source's rows in each bin, equally wide in log perplexity; `ppl` is its lower edge."""
+    """Return the share of each source's rows per bin. Bins are equally wide in log ppl; `ppl` is the lower edge."""
     if rows.empty:
         return []
     edges = np.geomspace(rows["ppl"].min(), rows["ppl"].max() * (1 + 1e-9), BINS + 1)
@@ -97,7 +97,7 @@ def cell_sizes(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def leak_counts(leaks: pd.DataFrame) -> dict[str, Any]:
-    """Return how many rows contain a benchmark item, and by task and split the rows, the items, and items by kind."""
+    """Count the rows that contain a benchmark item; by task and split, count rows, items, and items of each kind."""
     found: dict[str, Any] = {"rows": leaks["id"].nunique(), "rows_dropped": leaks.loc[leaks["drop"], "id"].nunique()}
     for (task, split), group in leaks.groupby(["task", "split"]):
         kinds = group.groupby("kind")["item"].nunique().to_dict()

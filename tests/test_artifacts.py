@@ -175,11 +175,11 @@ def test_json_lines_come_back_whatever_they_hold(new_folder, rows):
 
 def test_rows_of_different_merges_are_told_apart():
     require_same_rows(raw=pd.Series(["a", "b"]), ppl=["a", "b"])
-    with pytest.raises(UserError, match=r"clusters has c in row 1, not b as raw: .*dvc repro"):
+    with pytest.raises(UserError, match=r"clusters has c in row 1, not b as in raw: .*dvc repro"):
         require_same_rows(raw=["a", "b"], ppl=["a", "b"], clusters=["a", "c"])
-    with pytest.raises(UserError, match=r"ppl has 1 rows, not 2 as raw"):
+    with pytest.raises(UserError, match=r"ppl has 1 rows, not 2 as in raw"):
         require_same_rows(raw=["a", "b"], ppl=["a"])
-    with pytest.raises(UserError, match=r"ppl has 3 rows, not 2 as raw"):
+    with pytest.raises(UserError, match=r"ppl has 3 rows, not 2 as in raw"):
         require_same_rows(raw=["a", "b"], ppl=["a", "b", "c"])
 
 

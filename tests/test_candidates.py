@@ -127,6 +127,6 @@ def test_tables_of_another_merge_stop_the_stage(name, files, tmp_path):
     other = (
         write_ppl(tmp_path / "ppl", ids, [1.0] * 6) if name == "ppl" else write_clusters(tmp_path / "c", ids, [0] * 6)
     )
-    with pytest.raises(UserError, match=f"{name} has rowX in row 5, not row5 as raw"):
+    with pytest.raises(UserError, match=f"{name} has rowX in row 5, not row5 as in raw"):
         make_candidates(tmp_path, **files | {name: other})
     assert not (tmp_path / "candidates.parquet").exists()

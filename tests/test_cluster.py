@@ -181,7 +181,7 @@ def test_vectors_in_several_row_groups_are_read_in_order(tmp_path, write_vectors
 def test_vectors_of_another_merge_stop_the_stage(new_folder, write_raw, write_vectors):
     params = Params.model_validate({"threads": 1, "cluster": SETTINGS | {"length_groups": 1, "clusters": 1}})
     raw, vectors = write_raw(["가", "나"]), write_vectors(["row0", "rowX"], np.eye(2, 4))
-    with pytest.raises(UserError, match="embeddings has rowX in row 1, not row1 as raw"):
+    with pytest.raises(UserError, match="embeddings has rowX in row 1, not row1 as in raw"):
         cluster(params, raw=raw, embeddings=vectors, clusters=new_folder() / "clusters.parquet")
 
 

@@ -198,8 +198,8 @@ def test_one_stage_does_not_look_at_the_section_of_another(read):
 BROKEN = {
     "not YAML": ("threads: [1", "not YAML"),
     "twice the same key": ("threads: 1\nthreads: 2\n", "not YAML"),
-    "no mapping": ("- 1\n", "wanted a mapping of sections, got list"),
-    "empty": ("", "wanted a mapping of sections"),
+    "no mapping": ("- 1\n", "expected a mapping of sections, got list"),
+    "empty": ("", "expected a mapping of sections"),
 }
 
 
@@ -252,5 +252,5 @@ def test_wrong_flags_are_one_line_that_names_them_and_the_right_ones(wrong):
     with pytest.raises(UserError) as stop:
         parse_arguments(cluster.cluster, words)
     assert message in str(stop.value)
-    assert "wanted --raw RAW --embeddings EMBEDDINGS --clusters CLUSTERS; see dvc.yaml" in str(stop.value)
+    assert "usage: --raw RAW --embeddings EMBEDDINGS --clusters CLUSTERS; see dvc.yaml" in str(stop.value)
     assert "\n" not in str(stop.value)

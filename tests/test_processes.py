@@ -31,7 +31,7 @@ def locks(tmp_path, monkeypatch):
 def test_a_stage_that_runs_already_is_waited_for_and_then_named(locks, monkeypatch, caplog):
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
     with only_one("ppl"):
-        with pytest.raises(UserError, match=rf"process {os.getpid()} still runs this stage"), only_one("ppl"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} is still running this stage"), only_one("ppl"):
             pass
         with only_one("embed"):
             pass
@@ -46,7 +46,7 @@ def test_the_lock_of_a_run_that_was_killed_is_free(locks, monkeypatch):
     script += "lock = processes.only_one('ppl'); lock.__enter__(); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
     holder.stdout.readline()
-    with pytest.raises(UserError, match=f"process {holder.pid} still runs this stage"), only_one("ppl"):
+    with pytest.raises(UserError, match=f"process {holder.pid} is still running this stage"), only_one("ppl"):
         pass
     holder.kill()
     holder.wait()

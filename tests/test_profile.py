@@ -108,7 +108,7 @@ def test_rows_without_any_perplexity_are_no_trouble(profile, tmp_path):
 
 def test_candidates_of_another_merge_stop_the_profile(profile, tmp_path):
     rows = {"id": [*IDS[:9], "rX"], "source": SOURCES, "tokens": [5] * 10, "ppl": PPLS} | CELLS
-    with pytest.raises(UserError, match="candidates has rX in row 9, not r9 as raw"):
+    with pytest.raises(UserError, match="candidates has rX in row 9, not r9 as in raw"):
         profile(candidates=write_candidates(tmp_path / "other", **rows))
     assert not (tmp_path / "profile.json").exists()
 

@@ -247,7 +247,7 @@ def test_an_arm_without_rows_stops_the_stage(method, fraction, run):
 
 def test_candidates_of_another_merge_stop_the_stage(new_folder, write_raw):
     ids, folder = ["row0", "rowX"], new_folder()
-    with pytest.raises(UserError, match="candidates has rowX in row 1, not row1 as raw"):
+    with pytest.raises(UserError, match="candidates has rowX in row 1, not row1 as in raw"):
         select_rows(folder, write_raw(["가", "나"]), write_candidates(folder, ids=ids), arm("all"))
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from stages.lib.core.errors import UserError
 
 ROW_GROUP = 2**17
-"""Rows converted to Arrow at once, because one of its text arrays holds at most 2 GiB."""
+"""Rows converted to Arrow at a time, because an Arrow text array holds at most 2 GiB."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def write_table(path: Path, columns: Mapping[str, Any] | pd.DataFrame | pa.Table
     ):
         for start in range(0, max(rows, 1), ROW_GROUP):
             part = {name: columns[name][start : start + ROW_GROUP] for name in schema.names}
-            whole = pa.table(part, schema=schema).combine_chunks()  # so that the parts do not show in the pages
+            whole = pa.table(part, schema=schema).combine_chunks()  # so that chunk borders do not show in the pages
             file.write_table(whole)
 
 
@@ -83,7 +83,7 @@ def require_same_rows(**ids: Iterable[str]) -> None:
             continue
         row = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), None)
         differs = f"{len(got)} rows, not {len(want)}" if row is None else f"{got[row]} in row {row}, not {want[row]}"
-        raise UserError(f"{name} has {differs} as {first}: they come from different merges; run `dvc repro`")
+        raise UserError(f"{name} has {differs} as in {first}: they come from different merges; run `dvc repro`")
 
 
 def write_json(path: Path, content: Any) -> None:

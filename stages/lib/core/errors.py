@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can fix: says what is wrong, where, what was found and what to do next."""
+    """An error that the user can fix. Its message says what is wrong, where, what was found and what to do next."""

@@ -25,9 +25,9 @@ class Section(BaseModel):
 
 
 def read_params(model: type[P], path: Path = PARAMS) -> P:
-    """Return the sections that `model` names, validated. Raises UserError with every error at once.
+    """Return the sections that `model` names, validated. Raises one UserError that lists every mistake.
 
-    A stage looks at its own sections only, so that a new section changes nothing here; `tools.check` knows them all.
+    A stage looks only at its own sections, so a new section does not affect it; `tools.check` looks at all of them.
     """
     content = read_yaml(path)
     wanted = {name: content[name] for name in model.model_fields if name in content}
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: wanted a mapping of sections, got {type(content).__name__}")
+        raise UserError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
     return content
 
 

@@ -18,9 +18,9 @@ from stages.lib.core.errors import UserError
 log = logging.getLogger("stages")
 LOCKS = Path(".checkpoints/locks")
 PATIENCE = 60.0
-"""Seconds to wait for another run of the stage."""
+"""Seconds to wait for another run of the stage to end."""
 FOREVER = timedelta(days=7)
-"""One process may wait for the work of another."""
+"""Timeout of the process group: one process may wait for all the work of another."""
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 
 
@@ -33,7 +33,7 @@ def world() -> int:
 
 
 def relaunch_if_asked() -> None:
-    """Become torchrun, which starts this stage in several processes, if its environment variables ask for that.
+    """Replace this process with torchrun, which starts several of the stage, if torchrun's variables ask for that.
 
     Every option can be set as PET_<OPTION>: https://docs.pytorch.org/docs/stable/elastic/run.html.
     """
@@ -53,7 +53,7 @@ def process_group() -> Iterator[None]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    store = next(rendezvous("env://"))[0]  # torchrun holds it, so it outlives each process
+    store = next(rendezvous("env://"))[0]  # torchrun holds it, so it outlives every process of the stage
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients on GPUs, the rest on CPUs
     dist.init_process_group(backend, timeout=FOREVER, store=store, rank=rank(), world_size=world())
     yield
@@ -80,12 +80,12 @@ def only_one(name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.warning("waiting for process %s, which still runs this stage", pid_in(holder))
+        log.warning("waiting for process %s, which is still running this stage", pid_in(holder))
         try:
             lock.acquire(timeout=PATIENCE, poll_interval=0.5)
         except Timeout:
             raise UserError(
-                f"process {pid_in(holder)} still runs this stage; wait for it or kill it, then run again"
+                f"process {pid_in(holder)} is still running this stage; wait for it or kill it, then run again"
             ) from None
     try:
         holder.write_text(str(os.getpid()), encoding="ascii")
@@ -99,10 +99,10 @@ def pid_in(holder: Path) -> str:
 
 
 def stop_when_orphaned() -> None:
-    """End this process within a second after the dvc that started it is gone, however dvc ended.
+    """End this process within a second of the end of the dvc that started it, however dvc ended.
 
-    Otherwise it would go on and overwrite the output of the next run. Outputs are whole or absent, so the process can
-    end anywhere.
+    Otherwise it would go on and overwrite the output of the next run. Outputs are whole or absent, so it is safe to end
+    at any point.
     """
     parent = starter()
 

@@ -19,8 +19,8 @@ from stages.lib.core.processes import only_one, process_group, rank, relaunch_if
 
 log = logging.getLogger("stages")
 
-# Only `fetch*` may use the network. Libraries read these variables when they are imported, which is one reason why
-# stages import torch and its like inside functions; the other is that an error in params should not wait for them.
+# Only `fetch*` may use the network. Libraries read these variables when they are imported. That is one reason why
+# stages import torch and other slow libraries inside functions; the other is that an error in params shows at once.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -38,7 +38,7 @@ IN_A_LOG = {
 
 
 def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True, several: bool = False) -> None:
-    """Call `stage(params, **arguments)` with the command line's flags; on UserError print one message and exit 1.
+    """Call `stage(params, **arguments)` with the flags of the command line; on UserError print one message and exit 1.
 
     `several`: the stage can share its work among the processes that torchrun starts.
     """
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose error is one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; wanted {self.format_usage().removeprefix('usage:').strip()}; see dvc.yaml")
+        raise UserError(f"{message}; usage: {self.format_usage().removeprefix('usage:').strip()}; see dvc.yaml")
 
 
 def parse_arguments(stage: Callable[..., None], words: list[str]) -> dict[str, Any]:
