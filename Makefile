@@ -1,26 +1,26 @@
-# `make repro` and `make test` do all the set-up they need: a virtual environment in .venv, made again only when
-# pyproject.toml or constraints.txt changed. PYTHON names another interpreter than python3.
+# `make repro` and `make test` set up what they need: a virtual environment in .venv, made again only if pyproject.toml
+# or constraints.txt changed. Set PYTHON to use an interpreter other than python3.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-unexport PYTHONDONTWRITEBYTECODE  # uv compiles nothing, so each start would compile torch and its like again
+unexport PYTHONDONTWRITEBYTECODE  # uv compiles no bytecode, so each start would compile torch again
 
 .PHONY: help env repro test slow check docs figures bench default clean
 .DEFAULT_GOAL := help
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one by PYTHON=")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON to one")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m tools.install ".[dev]"
 	touch $@
 
-env: $(READY) ## Set up the environment alone
+env: $(READY) ## Only set up the environment
 
-repro: $(READY) ## Run every stage that changed, raw files to summary
+repro: $(READY) ## Run every stage that changed, from raw files to summary
 	python -m tools.check params.yaml
 	dvc repro
 
@@ -30,7 +30,7 @@ test: $(READY) ## Run the tests
 slow: $(READY) ## Run the tests that take minutes each
 	python -m pytest -m slow -s
 
-check: $(READY) docs ## Format, lint, types and links
+check: $(READY) docs ## Check format, lint, types and links
 	ruff format --check .
 	ruff check .
 	mypy
@@ -39,10 +39,10 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY) ## Build the pages of docs/ into site/; a broken link fails
 	mkdocs build --quiet --strict
 
-figures: $(READY) ## Draw the pictures of README and docs from committed figures
+figures: $(READY) ## Draw the pictures in README and docs from committed results
 	python -m tools.figures
 
-bench: $(READY) ## Measure speed, memory and growth (an hour or two); models and rows of `make repro`
+bench: $(READY) ## Measure speed, memory and growth (an hour or two), on the models and rows of `make repro`
 	$(VENV)/bin/python -m tools.install ".[bench]"
 	python -m benchmarks.scoring
 	python -m benchmarks.embedding
@@ -53,5 +53,5 @@ bench: $(READY) ## Measure speed, memory and growth (an hour or two); models and
 default: $(READY) ## Compose the bundled data again from tools/default
 	python -m tools.make_default
 
-clean: ## Remove the environment and caches, nothing that a stage wrote
+clean: ## Remove the environment and caches, but nothing that a stage wrote
 	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

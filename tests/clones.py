@@ -18,7 +18,7 @@ def each(stage: str, arms: set[str] = ARMS) -> set[str]:
 
 @pytest.fixture(scope="session")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shrunken project as a git repository that nobody ran, with a team's remote."""
+    """The shrunken project as a git repository that was never run, with a team's remote."""
     folder = copy_project(tmp_path_factory.mktemp("origin"))
     shrink(folder)
     for path in [folder / "dvc.lock", *(folder / "metrics").rglob("*.json")]:
@@ -36,10 +36,10 @@ def clone(source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two fresh clones, reproduced side by side; the second up to the evaluation of the control."""
+    """Two fresh clones, reproduced side by side; the second only up to the evaluation of the control."""
     clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
     targets: list[list[str]] = [[], ["evaluate@random"]]
-    with ThreadPoolExecutor() as pool:  # the second by real starts, whose hash seeds differ
+    with ThreadPoolExecutor() as pool:  # the second with real starts, whose hash seeds differ
         one, two = pool.map(
             lambda f, words, forked: run(f, "dvc", "repro", *words, forked=forked), clones, targets, (1, 0)
         )
@@ -59,10 +59,10 @@ def done(two_clones: list[Path]) -> Path:
 
 @pytest.fixture
 def project(done: Path) -> Iterator[Path]:
-    """The reproduced clone; what a test changes in it is undone."""
+    """The reproduced clone; a test's changes to it are undone."""
     yield done
     for path in (done / "params.yaml", *(done / "stages").rglob("*.py")):
-        path.touch()  # a change of one second's age and of no size escapes git once dvc has staged its lock
+        path.touch()  # once dvc has staged its lock, git can miss a recent edit of equal size
     run(done, "git", "reset", "-q", "--hard")
     run(done, "git", "clean", "-fdq")
     run(done, "dvc", "checkout", "-q", "--force")

@@ -1,7 +1,7 @@
-"""A fork server for dvc and stages: real processes that need not import torch and its like again.
+"""A fork server for dvc and stages: real processes that do not import torch and other slow libraries again.
 
-Those imports take 3 to 7 seconds of each start. `environment` puts a `dvc` and a `python` first in PATH that hand `dvc
-...` and `python -m stages.NAME ...` to the server. The server forks, and the child runs the module in the caller's
+Those imports would add 3 to 7 seconds to each start. `environment` puts a `dvc` and a `python` first in PATH that hand
+`dvc ...` and `python -m stages.NAME ...` to the server. The server forks, and the child runs the module in the caller's
 folder, with its environment and files. Everything else goes to the real interpreter. The server only imports libraries,
 never a module of the project.
 """
@@ -65,7 +65,7 @@ def serve(address: str, parent: int) -> None:
     server.listen(16)
     server.settimeout(1)
     Path(f"{address}.starting").rename(address)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server does not wait for its children
     while os.getppid() == parent:
         with contextlib.suppress(TimeoutError):
             client, _ = server.accept()

@@ -39,7 +39,7 @@ def run(folder: Path, *command: str, code: int | None = 0, forked: bool = True) 
 
 
 def ran(log: str) -> set[str]:
-    """Return the stages that a `dvc repro` ran (or, dry, would run)."""
+    """Return the stages that a `dvc repro` ran (or, with --dry, would run)."""
     return set(re.findall(r"Running stage '([^']+)'", log))
 
 

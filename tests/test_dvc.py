@@ -1,7 +1,7 @@
-"""What reruns and what does not, in real clones with real DVC, on the default with its training cut to two steps.
+"""What reruns and what does not, in real clones with real DVC, on the default data with training cut to two steps.
 
-`dvc repro --dry` names the stages whose own deps or params changed, and not those below them. So where a change is real
-down to `sample`, the expensive stages below are planned by it: what is not named then has unchanged inputs.
+`dvc repro --dry` names the stages whose own deps or params changed, but not the stages below them. So some tests first
+run the cheap stages, down to `sample`. The dry run after that names the expensive stages whose inputs really changed.
 """
 
 import json

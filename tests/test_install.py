@@ -142,7 +142,7 @@ def test_pip_installs_if_uv_fails_and_one_line_says_so(run, capfd, failing, on_p
     calls = run(failing, on_path, "global.index-url='https://mirror.example'")
     assert tasks(calls) == expected
     assert calls[-1].words[1:] == ["install", "-q", "-c", "constraints.txt", "-e", ".[dev]"]
-    assert capfd.readouterr().err == "uv could not install; pip does it now, in minutes\n"
+    assert capfd.readouterr().err == "uv could not install; pip installs now, which takes minutes\n"
 
 
 def test_the_exit_status_is_pips_if_both_fail(run):

@@ -23,7 +23,7 @@ SMALL = {"layers": 6, "width": 256, "heads": 4, "steps": 1}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose ppl and embed take some seconds each, with everything before them done and committed."""
+    """A project whose ppl and embed take a few seconds each; everything before them is done and committed."""
     folder = copy_project(tmp_path_factory.mktemp("killed") / "project")
     rng = random.Random(1)
     inputs = folder / "data/mine/inputs"
@@ -41,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         merge__held_out__sources=[],
         **{f"fetch_model__{role}__small__{key}": v for role in ("scorer", "encoder") for key, v in SMALL.items()},
     )
-    cache = folder / "stages/lib/scoring/cache.py"  # chunks of work that are shorter, so that less of it will do
+    cache = folder / "stages/lib/scoring/cache.py"  # shorter chunks, so that a few seconds of work make several
     cache.write_text(cache.read_text().replace("CHUNK_SECONDS = 2.0", "CHUNK_SECONDS = 0.3"))
     run(folder, "dvc", "repro", "merge", "fetch_model@scorer", "fetch_model@encoder")
     commit(folder, "up to the scores")
@@ -55,7 +55,7 @@ def start(project: Path) -> subprocess.Popen:
 
 
 def forget(project: Path) -> None:
-    """Forget the scores, and that dvc ever saw them."""
+    """Remove the scores, and dvc's record of them."""
     run(project, "rm", "-rf", ".checkpoints", *OUTS)
     run(project, "git", "checkout", "-q", "HEAD", "--", "dvc.lock")  # dvc has staged its own
 
@@ -70,7 +70,7 @@ def whole(project: Path) -> tuple[list[bytes], float]:
 
 
 def kept(project: Path) -> int:
-    """How many chunks the stores hold."""
+    """Return the number of chunks in .checkpoints."""
     return len(list((project / ".checkpoints").glob("*/*.parquet")))
 
 
@@ -116,7 +116,7 @@ def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
     check(project, whole[0])
-    time.sleep(3)  # an orphan would write over the output now
+    time.sleep(3)  # by now an orphan would have overwritten the output
     assert [(project / name).read_bytes() for name in OUTS] == whole[0]
 
 

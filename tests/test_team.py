@@ -1,4 +1,4 @@
-"""A team's clones, pulled or not: nothing is computed twice, and nothing looks current that is not."""
+"""A team's clones, pulled or not: nothing is computed twice, and nothing outdated looks current."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path
         assert computed(log) == [5, 5]
     outs = [(tmp_path / name / "dvc.lock").read_bytes() for name in ("here", "pulled", "unpulled")]
     assert len(set(outs)) == 1
-    add_rows(folder, 2, start=5)  # the store alone knows the five, for they are not committed
+    add_rows(folder, 2, start=5)  # only .checkpoints has the first five, because they are not committed
     assert computed(run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")) == [2, 2]
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_score_in_the_cache_is_noticed_and_computed_again(project: Pat
     (path,) = [p for p in (project / ".dvc/cache").rglob("*") if p.is_file() and p.read_bytes() == cached]
     path.chmod(0o644)
     path.write_bytes(cached[:500] + bytes([cached[500] ^ 1]) + cached[501:])
-    add_rows(project, 3, start=100)  # others than before, else the run-cache restores the output
+    add_rows(project, 3, start=100)  # not the rows of before, or the run-cache would restore the output
     log = run(project, "dvc", "repro", "ppl")
     path.write_bytes(cached)
     assert "data/ppl.parquet is damaged in the cache or the remote" in log
@@ -122,7 +122,7 @@ def test_metrics_diff_shows_what_4_bits_cost_the_base(done: Path, tmp_path: Path
         "compare_base",
         "report",
     }
-    commit(folder, "the base alone")
+    commit(folder, "only the base")
     change_params(folder, evaluate__quantize="nf4")
     assert ran(run(folder, "dvc", "repro")) == {"evaluate_base", "compare_base", "report"}
     changes = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]

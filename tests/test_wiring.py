@@ -1,4 +1,4 @@
-"""dvc.yaml says what is true: what each stage imports, reads, writes and is set by."""
+"""dvc.yaml is true: it names what each stage imports, reads and writes, and the params that it uses."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ ARROWS = {
     "evaluation": set(),
     "statistics": {"evaluation"},
 }
-"""The wings that each wing may import, beside `core` and itself."""
+"""The wings that each wing may import, besides `core` and itself."""
 
 
 def paths(values: list) -> list[str]:

@@ -1,6 +1,6 @@
 """Check params files and the wiring: `python -m tools.check [params.yaml recipes/NAME.yaml ...]`.
 
-DVC finds a mistake in a late section only when its stage runs, after all the work before it.
+DVC would find a mistake in a late section only when its stage runs, after all the work before it.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Small pieces of SVG: what tools/figures.py draws with. Equal arguments give equal bytes, on any machine.
 
-Every picture is a white card with dark text, so that it reads the same on a white and on a dark page. No text is ever
-measured: its size depends on the fonts of a machine.
+Every picture is a white card with dark text, so that it reads the same on a white and on a dark page. Text is never
+measured, because its size depends on a machine's fonts.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def dot(x: float, y: float, fill: str, stroke: str, radius: float = 4.5) -> str:
 
 
 def card(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    """Return a whole picture; `title` is for those who cannot see it."""
+    """Return a whole picture; `title` is for screen readers."""
     frame = element("rect", x=0.5, y=0.5, width=width - 1, height=height - 1, rx=10, fill="#ffffff", stroke=LINE)
     content = "\n".join(["", f"<title>{escape(title)}</title>", frame, *parts, ""])
     return (

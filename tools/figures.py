@@ -1,4 +1,4 @@
-"""Draw the pictures of README and docs from committed figures: `python -m tools.figures`.
+"""Draw the pictures in README and docs from committed results: `python -m tools.figures`.
 
 docs/results/real_rows.csv -> docs/images/forest.svg
 the tables below -> docs/images/pipeline.svg
@@ -24,7 +24,7 @@ class Panel(NamedTuple):
     title: str
     note: str
     metrics: tuple[str, ...]
-    """As in the table; the first is drawn as a full dot, the second as an open one."""
+    """As in the table; the first is drawn as a filled dot, the second as an open one."""
     left: int
     right: int
     low: float
@@ -53,7 +53,7 @@ SCORES = Panel(
     635, 855, -0.0075, 0.0075, (-0.005, 0.0, 0.005),
 )  # fmt: skip
 TOP, ROW, GAP = 128, 42, 30
-"""Middle of the first row, height of a row, and what is added before the rows against the base."""
+"""Middle of the first row, height of a row, and the extra space above the rows against the base."""
 METHODS, ITSELF, ITEMS = "#0969da", "#bc4c00", "#6e7781"
 """Colours: an interval over runs and items; `random` against itself; an interval over items only."""
 
@@ -93,7 +93,7 @@ def heading() -> Iterator[str]:
 
 
 def against_base(places: Sequence[float], groups: list[list[Difference]]) -> Iterator[str]:
-    """Yield the rule between the rows against `random` and those against the base."""
+    """Yield the line between the rows against `random` and the rows against the base."""
     y = next(y for y, group in zip(places, groups, strict=True) if group[0].comparison.endswith("base"))
     yield line(24, y - (ROW + GAP) / 2 + 1, WIDTH - 24, y - (ROW + GAP) / 2 + 1)
     yield text(24, y - ROW / 2 - 2, "against the model before any tuning", 12, SOFT, font_style="italic")
@@ -213,7 +213,7 @@ def every_arm() -> Iterator[str]:
 
 
 def arrow(start: str, end: str) -> str:
-    """Return an arrow from one box to another, by their places."""
+    """Return an arrow from one box to another."""
     (c1, r1, _), (c2, r2, _) = STAGES[start], STAGES[end]
     x1, y1, x2, y2 = left(c1) + BOX, middle(r1), left(c2) - 1, middle(r2)
     side = (TALL // 2 + 1) * (1 if r2 > r1 else -1)

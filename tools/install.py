@@ -1,4 +1,4 @@
-"""Install this project into the Python that runs this: `python -m tools.install '.[dev]'`.
+"""Install this project into the Python that runs this module: `python -m tools.install '.[dev]'`.
 
 uv takes seconds. If it fails, pip does the work, in minutes. This imports only the standard library, because nothing
 else is installed yet.
@@ -17,10 +17,10 @@ OTHERS = {"cert": "SSL_CERT_FILE", "proxy": "ALL_PROXY", "trusted-host": "UV_INS
 
 
 def pip_settings() -> dict[str, str]:
-    """Return what pip.conf and the PIP_* variables say, as {option: value}."""
+    """Return what pip.conf and the PIP_* variables set, as {option: value}."""
     lines = check_output([*PIP, "config", "list"], text=True).splitlines()
     settings: dict[str, str] = {}
-    for section in ("global.", "install.", ":env:."):  # as in pip, the last one wins and an empty value says nothing
+    for section in ("global.", "install.", ":env:."):  # as in pip, the last one wins and an empty value is ignored
         found = (line.removeprefix(section).partition("=") for line in lines if line.startswith(section))
         settings |= {name.removeprefix("default-"): ast.literal_eval(text) for name, _, text in found if text != "''"}
     return settings
@@ -40,7 +40,7 @@ def uv_environment(pip: dict[str, str]) -> dict[str, str]:
 
 
 def install_with_uv(install: list[str]) -> bool:
-    """Run the uv on PATH, or else one that pip installs. Return whether that worked."""
+    """Run the uv on PATH, or one that pip installs if there is none. Return whether that worked."""
     path = shutil.which("uv")
     # Only a wheel of uv saves time: compiling it takes longer than pip does.
     if not path and call([*PIP, "install", "-q", "-c", "constraints.txt", "--only-binary=uv", "uv"]) != 0:
@@ -50,8 +50,8 @@ def install_with_uv(install: list[str]) -> bool:
     if pip.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"):
         command.append("--no-index")
     environment = uv_environment(pip)
-    # Without a GPU, `auto` takes torch's CPU build, gigabytes smaller. It takes torch only from PyTorch's own index, so
-    # skip it if another source is configured, and do without it if that index is out of reach.
+    # Without a GPU, `auto` takes torch's CPU build, gigabytes smaller. It gets torch only from PyTorch's own index, so
+    # skip `auto` if another source is configured, and try again without it if that index is out of reach.
     auto = {"UV_TORCH_BACKEND": "auto"} | environment
     if auto.keys().isdisjoint(SOURCES.values()) and call(command, env=auto, stderr=DEVNULL) == 0:
         return True
@@ -62,7 +62,7 @@ def main(words: list[str]) -> int:
     install = ["install", "-q", "-c", "constraints.txt", "-e", *words]
     if install_with_uv(install):
         return 0
-    print("uv could not install; pip does it now, in minutes", file=sys.stderr)
+    print("uv could not install; pip installs now, which takes minutes", file=sys.stderr)
     return call([*PIP, *install])
 
 

@@ -66,7 +66,7 @@ class BundledRow:
 
 
 def with_particles(pattern: str, name: str) -> str:
-    """Fill in the name, and for each particle in braces the form that fits the syllable before it."""
+    """Fill in the name, and replace each particle in braces with the form that fits the syllable before it."""
     parts = re.split(r"\{(\w+)\}", pattern.replace("{이름}", name))
     text = parts[0]
     for particle, rest in zip(parts[1::2], parts[2::2], strict=True):
@@ -140,7 +140,7 @@ def whole_rows(
 
 
 def shuffled(rng: random.Random, row: BundledRow) -> BundledRow:
-    """Return the row with the words of its instruction in another order, with another word at the end."""
+    """Return the row with the words of its instruction in another order that ends in another word."""
     return replace(row, instruction=shuffle_words(rng, row.instruction), kind="shuffled")
 
 

@@ -1,7 +1,7 @@
 """Print the difference that a benchmark can detect: `python -m tools.power DISCORDANCE SPREAD [N ...]`.
 
 DISCORDANCE is the share of items that one of two runs answers correctly and the other does not. SPREAD is the standard
-deviation of a run's mean accuracy over seeds. N are the numbers of items of the tasks; without them, those of the
+deviation of a run's mean accuracy over seeds. N are the numbers of items of the tasks; by default, those of the
 benchmark in data/ or in params.yaml.
 
 The command prints the minimum detectable effect in mean accuracy by the number of runs: the smallest difference that is
@@ -24,7 +24,7 @@ RUNS = (2, 3, 5, 10)
 
 
 def mde_lines(discordance: float, spread: float, items: list[int]) -> Iterator[str]:
-    """Yield the MDE of two models, and of two methods with several runs each; without items, of the benchmark."""
+    """Yield the MDE of two models, and of two methods with several runs each; `items` defaults to the benchmark's."""
     items = items or benchmark_items()
     yield f"discordance {discordance}, spread {spread}, {len(items)} tasks of {', '.join(map(str, items))} items"
     yield f"{'two models, over items only':33} {power.mde_between_models(discordance, items):.4f}"
@@ -34,7 +34,7 @@ def mde_lines(discordance: float, spread: float, items: list[int]) -> Iterator[s
 
 
 def benchmark_items() -> list[int]:
-    """Return the number of evaluated items of every task. Raises UserError if the benchmark was not fetched yet."""
+    """Return the number of evaluated items of every task. Raises UserError if the benchmark has not been fetched."""
     params = read_yaml(PARAMS)
     inputs = Path(str(params["fetch_benchmark"]["inputs"]))
     names = [f"{task.name}/{task.asked}.jsonl" for task in map(find_task, params["evaluate"]["tasks"])]

@@ -1,7 +1,7 @@
 """Print our KoBEST scores beside published ones, as Markdown: `python -m tools.published`.
 
-tools/published.csv has the published tables, one score per row. Its `metric` is what was really measured, or `unknown`
-if the source does not make that clear. Ours are in metrics/summary.json.
+tools/published.csv has the published tables, one score per row. Its `metric` is what was actually measured, or
+`unknown` if the source does not make that clear. Ours are in metrics/summary.json.
 """
 
 import sys
@@ -38,7 +38,7 @@ NOTES = {
 
 
 def comparison_tables(path: Path) -> Iterator[str]:
-    """Yield one table for each of our numbers of shots, then what is comparable."""
+    """Yield one table for each of our numbers of shots, then notes on what is comparable."""
     summary, published = read_json(path), pd.read_csv(TABLE)
     arms = {f"**{name}**": arm["scores"] for name, arm in summary["arms"].items()}
     models = {"**base**": summary["base"]["scores"], **arms, "majority baseline": summary["majority_baseline"]}

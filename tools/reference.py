@@ -57,7 +57,7 @@ def stages_page() -> str:
         cells = [", ".join(f"`{readable(item, each)}`" for item in items) for items in lists]
         title = f"`{name}@{each}`" if each else f"`{name}`"
         rows.append("| " + " | ".join([title, f"{stage['desc']} (`stages/{module_of(stage)}.py`)", *cells]) + " |")
-    text = "What each stage reads and writes, as dvc.yaml says, code apart. A stage `@arm` runs once for each arm."
+    text = "What each stage reads and writes according to dvc.yaml, except code. A stage `@arm` runs once for each arm."
     return "\n".join([WRITTEN, "", "# Stages", "", text, "", *rows, ""])
 
 
@@ -67,7 +67,7 @@ def readable(path: str, each: str) -> str:
 
 def params_page() -> str:
     """Return a section for each section of params.yaml, in its order."""
-    lines = [WRITTEN, "", "# Params", "", "Every key of params.yaml. A key without a default must be stated."]
+    lines = [WRITTEN, "", "# Params", "", "Every key of params.yaml. A key without a default is required."]
     for name in read_yaml(PARAMS):
         stage, model = owner(name)
         key = keys(model)[name]
@@ -79,7 +79,7 @@ def params_page() -> str:
 
 
 def owner(section: str) -> tuple[str, type[BaseModel]]:
-    """Return the stage that a section belongs to: that of its name, or else the one that documents it."""
+    """Return the stage that a section belongs to: the one of that name, otherwise the one that documents it."""
     models = {
         path.stem: importlib.import_module(f"stages.{path.stem}").Params for path in Path("stages").glob("[a-z]*.py")
     }
@@ -89,7 +89,7 @@ def owner(section: str) -> tuple[str, type[BaseModel]]:
 
 
 def table(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the rows of a model's keys, those of its inner models below their own key."""
+    """Yield a row for each key of a model; the keys of an inner model follow the key that contains it."""
     known = keys(model)
     for name, field in model.model_fields.items():
         path, inner = f"{prefix}{field.alias or name}", models_in(field.annotation)
@@ -110,7 +110,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def keys(model: type[BaseModel]) -> dict[str, Key]:
-    """Return each field's type, and the text below it, as the source has them."""
+    """Return the type and the docstring of each field, from the source."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(model)).body if isinstance(node, ast.ClassDef))
     found = {}
     for node, below in zip(body, [*body[1:], None], strict=True):

@@ -18,7 +18,7 @@ from stages.lib.selection.candidates import CELL
 from tools.output import print_lines
 
 MAX_ROWS = 10
-"""Most rows to explain, because many can contain a piece of text."""
+"""Maximum number of rows to explain, because many rows can contain the same piece of text."""
 
 
 def why(query: str, data: Path = Path("data")) -> Iterator[str]:
@@ -43,7 +43,7 @@ def matches(rows: pd.DataFrame, query: str) -> pd.Series:
 
 
 def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
-    """Yield for each of these rows of raw its cell and scores, its leaks, and what every arm did with it."""
+    """Yield the cell and scores of each of these rows of raw, its leaks, and what every arm did with it."""
     candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
     arms = read_yaml(PARAMS)["arms"]
     samples = {arm: read_table(data / f"samples/{arm}.parquet", "rank", "selected", "reason") for arm in arms}

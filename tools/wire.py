@@ -1,7 +1,7 @@
 """Write the code deps of dvc.yaml: `python -m tools.wire`.
 
-A stage depends on its own file and on all of `stages/lib/core`. Of the other wings that it imports from, directly or
-not, it depends on the whole folder, or, if a rerun is expensive, on the single files.
+A stage depends on its own file and on all of `stages/lib/core`. If it imports from another wing, directly or not, it
+depends on that whole folder; a stage that is expensive to rerun depends on only the files that it imports.
 """
 
 import ast
@@ -24,13 +24,13 @@ DEPS = re.compile(r"^( *)deps: \[.*?\]$", re.DOTALL | re.MULTILINE)
 
 
 def wired(text: str, stages: dict[str, Any]) -> str:
-    """Return the text of dvc.yaml with the code deps that the imports ask for."""
+    """Return the text of dvc.yaml with the code deps that the imports require."""
     lists = iter([data_deps(stage) + code_deps(module_of(stage)) for stage in stages.values()])
     return DEPS.sub(lambda found: rendered(next(lists), found[1]), text)
 
 
 def read_stages() -> dict[str, Any]:
-    """Return the stages of dvc.yaml; of those that run several times, what stands under `do`."""
+    """Return the stages of dvc.yaml; if a stage runs several times, what is under its `do`."""
     return {name: stage.get("do", stage) for name, stage in read_yaml(PIPELINE)["stages"].items()}
 
 
@@ -98,9 +98,9 @@ def rendered(deps: list[str], indent: str) -> str:
 
 
 def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the flags of the commands, such as two paths that have traded places.
+    """Yield what is wrong with the flags of the commands, such as two paths that were swapped.
 
-    Flags are the parameters of the stage's function, and each word of a flag is in its path: `--held_out
+    The flags must be the parameters of the stage's function, and each word of a flag must be in its path: `--held_out
     data/held_out.jsonl`.
     """
     for name, stage in stages.items():
@@ -109,11 +109,11 @@ def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
         flags = dict(re.findall(r"--(\w+) (\S+)", stage["cmd"]))
         required = {p.name for p in parameters.values() if p.default is p.empty}
         yield from (f"{name}: --{flag} is missing" for flag in sorted(required - set(flags)))
-        yield from (f"{name}: --{flag} is no flag" for flag in sorted(set(flags) - set(parameters)))
+        yield from (f"{name}: --{flag} is not a flag of the stage" for flag in sorted(set(flags) - set(parameters)))
         for flag in sorted(set(flags) & set(parameters)):
             is_path = parameters[flag].annotation is not str
             if not shares_words(flag, flags[flag]) if is_path else "/" in flags[flag]:
-                yield f"{name}: --{flag} names {flags[flag]}; have two flags traded places?"
+                yield f"{name}: --{flag} names {flags[flag]}; are two paths swapped?"
 
 
 def shares_words(flag: str, path: str) -> bool:
@@ -126,7 +126,7 @@ def lines() -> Iterator[str]:
     text = PIPELINE.read_text(encoding="utf-8")
     now = wired(text, read_stages())
     PIPELINE.write_text(now, encoding="utf-8")
-    yield "dvc.yaml: code deps are as they were" if now == text else "dvc.yaml: code deps written; `git diff dvc.yaml`"
+    yield "dvc.yaml: code deps unchanged" if now == text else "dvc.yaml: code deps written; `git diff dvc.yaml`"
     yield from misnamed_flags(read_stages())
 
 
