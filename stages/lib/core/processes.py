@@ -33,7 +33,7 @@ def world() -> int:
 
 
 def relaunch_if_asked() -> None:
-    """Replace this process with torchrun, which starts several of the stage, if torchrun's variables ask for that.
+    """Replace this process with torchrun, which runs the stage in several processes, if its variables ask for that.
 
     Every option can be set as PET_<OPTION>: https://docs.pytorch.org/docs/stable/elastic/run.html.
     """
