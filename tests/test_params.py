@@ -241,6 +241,7 @@ WRONG_FLAGS = {
     "a flag too many": ([*WHOLE, "--ppl", "d"], "unrecognized arguments: --ppl d"),
     "an abbreviated flag": (["--ra", *WHOLE[1:]], "required: --raw"),
     "a flag twice": ([*WHOLE, "--raw", "d"], "--raw is given more than once"),
+    "a flag twice, once with =": (["--raw=d", *WHOLE], "--raw is given more than once"),
     "a flag without its value": (WHOLE[:5], "--clusters: expected one argument"),
     "a value without its flag": (["a", *WHOLE], "unrecognized arguments: a"),
 }

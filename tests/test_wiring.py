@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_yaml
 from tests.project import ROOT, run
 from tools import wire
@@ -49,6 +50,16 @@ def function_of(stage: str):
 def test_the_code_deps_are_those_that_wire_writes() -> None:
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert wire.wired(text, STAGES) == text
+
+
+def test_deps_that_wire_cannot_read_are_an_error() -> None:
+    text = (
+        (ROOT / "dvc.yaml")
+        .read_text(encoding="utf-8")
+        .replace("deps: [data/sources", "deps:\n      - [data/sources", 1)
+    )
+    with pytest.raises(UserError, match="every stage needs its deps as one list"):
+        wire.wired(text, STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -84,8 +84,9 @@ def owner(section: str) -> tuple[str, type[BaseModel]]:
         path.stem: importlib.import_module(f"stages.{path.stem}").Params for path in Path("stages").glob("[a-z]*.py")
     }
     readers = {stage: model for stage, model in sorted(models.items()) if section in model.model_fields}
-    documenting = [stage for stage, model in readers.items() if stage == section or keys(model)[section].meaning]
-    return documenting[0], readers[documenting[0]]
+    documenting = [stage for stage, model in readers.items() if keys(model)[section].meaning]
+    stage = section if section in readers else documenting[0]
+    return stage, readers[stage]
 
 
 def table(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

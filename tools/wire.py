@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any
 
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_yaml
 from tools.output import print_lines
 
@@ -24,7 +25,12 @@ DEPS = re.compile(r"^( *)deps: \[.*?\]$", re.DOTALL | re.MULTILINE)
 
 
 def wired(text: str, stages: dict[str, Any]) -> str:
-    """Return the text of dvc.yaml with the code deps that the imports require."""
+    """Return the text of dvc.yaml with the code deps that the imports require.
+
+    Raises UserError unless every stage has one list `deps: [...]`.
+    """
+    if len(DEPS.findall(text)) != len(stages):
+        raise UserError(f"{PIPELINE}: every stage needs its deps as one list, `deps: [...]`")
     lists = iter([data_deps(stage) + code_deps(module_of(stage)) for stage in stages.values()])
     return DEPS.sub(lambda found: rendered(next(lists), found[1]), text)
 
@@ -74,10 +80,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = list(path.parts[:-1])[: len(path.parts) - node.level] if node.level else []
+            package = path.parts[: len(path.parts) - node.level] if node.level else ()
             module = ".".join([*package, *filter(None, [node.module])])
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith(("stages", "tools", "tests")) and path_of(name).is_file()}
+    return {name for name in found if path_of(name).is_file()}
 
 
 def path_of(module: str) -> Path:
@@ -85,16 +91,13 @@ def path_of(module: str) -> Path:
 
 
 def rendered(deps: list[str], indent: str) -> str:
-    """Return a `deps:` list as one line, or wrapped at 120 characters, data before code."""
-    start, below = f"{indent}deps: [", " " * len(f"{indent}deps: [")
-    words = [f'"{dep}"' if "${" in dep else dep for dep in deps]
-    parts = [", ".join(words[: (data := sum(not is_code(dep) for dep in deps))]), ", ".join(words[data:])]
-    lines = [
-        line
-        for part in filter(None, parts)
-        for line in TextWrapper(width=118 - len(below), break_long_words=False, break_on_hyphens=False).wrap(part + ",")
-    ]
-    return start + f"\n{below}".join(lines).removesuffix(",") + "]"
+    """Return a `deps:` list of lines of at most 120 characters, data before code."""
+    start = f"{indent}deps: ["
+    wrapper = TextWrapper(width=118 - len(start), break_long_words=False, break_on_hyphens=False)
+    lines: list[str] = []
+    for part in ([dep for dep in deps if not is_code(dep)], [dep for dep in deps if is_code(dep)]):
+        lines += wrapper.wrap("".join(f'"{dep}", ' if "${" in dep else f"{dep}, " for dep in part))
+    return start + f"\n{' ' * len(start)}".join(lines).removesuffix(",") + "]"
 
 
 def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
@@ -111,9 +114,9 @@ def misnamed_flags(stages: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}: --{flag} is missing" for flag in sorted(required - set(flags)))
         yield from (f"{name}: --{flag} is not a flag of the stage" for flag in sorted(set(flags) - set(parameters)))
         for flag in sorted(set(flags) & set(parameters)):
-            is_path = parameters[flag].annotation is not str
-            if not shares_words(flag, flags[flag]) if is_path else "/" in flags[flag]:
-                yield f"{name}: --{flag} names {flags[flag]}; are two paths swapped?"
+            is_path, value = parameters[flag].annotation is not str, flags[flag]
+            if (is_path and not shares_words(flag, value)) or (not is_path and "/" in value):
+                yield f"{name}: --{flag} names {value}; are two paths swapped?"
 
 
 def shares_words(flag: str, path: str) -> bool:
@@ -127,7 +130,8 @@ def lines() -> Iterator[str]:
     now = wired(text, read_stages())
     PIPELINE.write_text(now, encoding="utf-8")
     yield "dvc.yaml: code deps unchanged" if now == text else "dvc.yaml: code deps written; `git diff dvc.yaml`"
-    yield from misnamed_flags(read_stages())
+    if problems := list(misnamed_flags(read_stages())):
+        raise UserError("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -97,13 +97,17 @@ def parse_arguments(stage: Callable[..., None], words: list[str]) -> dict[str, A
     )
     for parameter in parameters:
         kind = str if parameter.annotation is str else Path
-        optional = parameter.default is not parameter.empty
-        parser.add_argument(f"--{parameter.name}", type=kind, required=not optional, default=None)
-    twice = sorted({word for word in words if word.startswith("--") and words.count(word) > 1})
+        is_required = parameter.default is parameter.empty
+        default = None if is_required else parameter.default
+        parser.add_argument(f"--{parameter.name}", type=kind, required=is_required, default=default)
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    twice = sorted({flag for flag in flags if flags.count(flag) > 1})
     if twice:
         parser.error(f"{', '.join(twice)} is given more than once")
     return vars(parser.parse_args(words))
 
 
 def usage(parameters: list[inspect.Parameter]) -> str:
-    return " ".join(f"--{parameter.name} {parameter.name.upper()}" for parameter in parameters)
+    """Return the flags with their values, optional ones in brackets."""
+    flags = [(f"--{one.name} {one.name.upper()}", one.default is one.empty) for one in parameters]
+    return " ".join(flag if is_required else f"[{flag}]" for flag, is_required in flags)
