@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,23 +34,10 @@ def clone(source: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_clones(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two fresh clones, reproduced side by side; the second only up to the evaluation of the control."""
-    clones = [clone(origin, tmp_path_factory.mktemp("clone") / name) for name in ("one", "two")]
-    targets: list[list[str]] = [[], ["evaluate@random"]]
-    with ThreadPoolExecutor() as pool:  # the second with real starts, whose hash seeds differ
-        one, two = pool.map(
-            lambda f, words, forked: run(f, "dvc", "repro", *words, forked=forked), clones, targets, (1, 0)
-        )
-    assert each("train") | {"report"} <= ran(one)
-    assert {"ppl", "embed", "train@random", "evaluate@random"} <= ran(two)
-    return clones
-
-
-@pytest.fixture(scope="session")
-def done(two_clones: list[Path]) -> Path:
+def done(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone that was reproduced, committed and pushed."""
-    folder = two_clones[0]
+    folder = clone(origin, tmp_path_factory.mktemp("clone") / "one")
+    assert each("train") | {"report"} <= ran(run(folder, "dvc", "repro"))
     commit(folder, "reproduced")
     run(folder, "dvc", "push", "-q")
     return folder

@@ -13,7 +13,7 @@ import pytest
 
 from tests.project import ENVIRONMENT, change_params, commit, copy_project, run, shrink
 
-OUTS = ("data/ppl.parquet", "data/embeddings.parquet", "data/clusters.parquet")
+OUTS = ("data/ppl.parquet", "data/embeddings.parquet")
 SYLLABLES = "가나다라마바사아자차카타파하고노도로모보소오조초코토포호"
 COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
 FILE = {"from": "file", "revision": None, "config": None, "split": None}
@@ -49,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(project: Path) -> subprocess.Popen:
-    command = ["dvc", "repro", "--no-run-cache", "cluster", "ppl"]
+    command = ["dvc", "repro", "--no-run-cache", "embed", "ppl"]
     with (project / "log").open("w") as log:
         return subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
 
