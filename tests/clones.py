@@ -1,17 +1,15 @@
 """Clones of the shrunken project, with real DVC: fixtures of the tests of reruns and of teams."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.project import commit, copy_project, ran, run, shrink
-
-ARMS = {"spread", "steady", "random", "full"}
+from tests.project import ARMS, commit, copy_project, ran, run, shrink
 
 
-def each(stage: str, arms: set[str] = ARMS) -> set[str]:
+def each(stage: str, arms: Iterable[str] = ARMS) -> set[str]:
     return {f"{stage}@{arm}" for arm in arms}
 
 

@@ -12,6 +12,11 @@ from ruamel.yaml import YAML
 from tests import forkserver
 
 ROOT = Path(__file__).parent.parent
+ARMS = {
+    "spread": {"method": "spread", "fraction": 0.1},
+    "random": {"method": "random", "fraction": 0.1},
+    "full": {"method": "all"},
+}
 UP_TO_DATE = "Data and pipelines are up to date."
 ENVIRONMENT = {
     **os.environ,
@@ -75,7 +80,7 @@ def change_params(folder: Path, **changes: object) -> None:
 
 
 def shrink(folder: Path) -> None:
-    """Cut training to a step or two: what reruns does not depend on how long it takes."""
+    """Cut training to two steps, and the arms to three: what reruns does not depend on either."""
     change_params(
         folder,
         threads=1,
@@ -84,4 +89,5 @@ def shrink(folder: Path) -> None:
         fetch_model__base__small__steps=2,
         train__budget__amount=2,
         evaluate__shots=[0],
+        arms={name: arm | {"seed": 1} for name, arm in ARMS.items()},
     )

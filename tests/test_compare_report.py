@@ -286,7 +286,7 @@ def test_arms_of_other_items_are_not_compared(other, compare, data, tmp_path):
 
 def test_arms_of_other_held_out_rows_are_not_compared(compare, data, tmp_path):
     write_losses(data / "train" / "random.parquet", [1.0, 1.0, 1.0], ids=("h0", "h1", "h9"))
-    with pytest.raises(UserError, match="control has h9 in row 2, not h2 as arm"):
+    with pytest.raises(UserError, match="control has h9 in row 2, not h2 as in arm"):
         compare("spread")
     assert not (tmp_path / "metrics").exists()
 

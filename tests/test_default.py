@@ -1,4 +1,4 @@
-"""The small default: its selection and its control are reproduced once; the other arms are as committed."""
+"""The small default: its selection and the training of its control are reproduced once; the rest is as committed."""
 
 import csv
 import json
@@ -30,9 +30,9 @@ TOPICS = 8
 
 @pytest.fixture(scope="session")
 def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which `dvc repro` has run, up to the evaluation of the control."""
+    """A copy of the project in which `dvc repro` has run, up to the training of the control."""
     folder = copy_project(tmp_path_factory.mktemp("default"))
-    run(folder, "dvc", "repro", "--force", "sample", "stability", "profile", "evaluate@random")
+    run(folder, "dvc", "repro", "--force", "sample", "profile", "train@random")
     return folder
 
 
