@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,8 +52,9 @@ def environment() -> dict[str, str]:
     for name in ("dvc", "python"):
         (folder / name).write_text(CLIENT.format(name=name, python=sys.executable, address=address))
         (folder / name).chmod(0o755)
-    subprocess.Popen([sys.executable, __file__, address, str(os.getpid())])
+    server = subprocess.Popen([sys.executable, __file__, address, str(os.getpid())])
     while not Path(address).exists():
+        assert server.poll() is None, "the fork server ended before it was ready"
         time.sleep(0.05)
     return {"PATH": f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -74,6 +76,7 @@ def serve(address: str, parent: int) -> None:
                 client.settimeout(None)
                 answer(client)
             client.close()
+    shutil.rmtree(Path(address).parent)
 
 
 def answer(client: socket.socket) -> None:

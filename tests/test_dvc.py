@@ -16,13 +16,15 @@ from tests.project import UP_TO_DATE, change_params, ran, run
 STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
 
 
-def test_two_fresh_clones_have_equal_locks(done: Path, origin: Path, tmp_path: Path) -> None:
+def test_two_fresh_clones_have_equal_locks_and_metrics(done: Path, origin: Path, tmp_path: Path) -> None:
     other = clone(origin, tmp_path / "two")
-    log = run(other, "dvc", "repro", "evaluate@random", forked=False)  # real starts, so that hash seeds differ
-    assert {"ppl", "embed", "train@random", "evaluate@random"} <= ran(log)
+    log = run(other, "dvc", "repro", "compare@random", forked=False)  # real starts, so that hash seeds differ
+    assert {"ppl", "embed", "train@random", "evaluate@random", "compare@random"} <= ran(log)
     first, second = (dict(STAGE.findall((folder / "dvc.lock").read_text())) for folder in (done, other))
-    assert len(second) == 14
+    assert len(second) == 17
     assert second == {stage: first[stage] for stage in second}
+    one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in (done, other))
+    assert one == two
 
 
 def test_a_run_leaves_nothing_in_git_but_the_lock_and_the_metrics(done: Path) -> None:
