@@ -22,6 +22,7 @@ CLUSTERS = pa.schema(
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     cluster: Cluster
 
 

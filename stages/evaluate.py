@@ -87,6 +87,7 @@ class Evaluate(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     evaluate: Evaluate
 
 

@@ -53,6 +53,7 @@ class Stability(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     cluster: Cluster
     stability: Stability
 
