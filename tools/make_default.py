@@ -5,7 +5,7 @@
 
 Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
 that is planted in the inputs: duplicates, empty rows, garbage, other languages, rows that are too long, rows with
-shuffled words, and a whole source, `scraped`, of rows with shuffled words and the answer of another question.
+shuffled words, and a whole source, `scraped`, of shuffled questions with boilerplate for answers.
 """
 
 import csv
@@ -44,10 +44,8 @@ SUMMARIZE = (
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
-SCRAPED = 300
+SCRAPED = 450
 """Rows of the source `scraped`."""
-WRONG_ANSWERS = 60
-"""Its rows are answered with one of so many answers, the longest of the clean rows."""
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
 
 
@@ -186,17 +184,15 @@ def other_noise(rng: random.Random, rows: list[BundledRow], documents: list[str]
 
 
 def scraped(rows: list[BundledRow]) -> Iterator[BundledRow]:
-    """Yield noise that `merge` keeps: questions whose words are shuffled, each with a long answer to another question.
+    """Yield noise that `merge` keeps: questions whose words are shuffled, answered with the boilerplate of a web page.
 
-    Arms should avoid it: its perplexities are high, and what it teaches is wrong.
+    An arm should avoid it: its perplexities are high, and what it teaches is wrong.
     """
-    rng = random.Random(20240503)
+    rng, noise = random.Random(20240503), YAML(typ="safe").load(PARTS / "noise.yaml")
     clean = [row for row in rows if row.kind == "clean" and not row.input and len(row.instruction.split()) > 3]
-    answers = sorted({row.output for row in clean}, key=lambda text: (len(text), text))[-WRONG_ANSWERS:]
     for row in rng.sample(clean, SCRAPED):
-        wrong = rng.choice([answer for answer in answers if answer != row.output])
-        question = shuffle_words(rng, row.instruction)
-        yield replace(row, source="scraped", instruction=question, output=wrong, kind="scraped")
+        question, answer = shuffle_words(rng, row.instruction), rng.choice(noise["boilerplate"])
+        yield replace(row, source="scraped", instruction=question, output=answer, kind="scraped")
 
 
 def duplicates_last(rows: list[BundledRow]) -> list[BundledRow]:
