@@ -4,13 +4,14 @@ metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
     -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
-helps (`statistics.replicates`). One run of each shows only whether two models differ.
+helps (`statistics.replicates`). This needs runs that differ in both rows and training seed: runs of one selection show
+only whether that selection helps, and one run of each only whether two models differ.
 """
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,6 +30,7 @@ Arms = dict[str, Any]
 class AnyArm(Section):
     model_config = Section.model_config | {"extra": "ignore"}
     method: str
+    seed: int
     replicate: str | None = None
 
 
@@ -42,6 +44,16 @@ class AnyTrain(Section):
     budget: AnyBudget
 
 
+class Varied(NamedTuple):
+    """What varies over the runs of a method."""
+
+    runs: int
+    selections: int
+    """Different sets of rows."""
+    seeds: int
+    """Different training seeds."""
+
+
 class Params(Section):
     arms: dict[str, AnyArm]
     control: str | None
@@ -52,7 +64,8 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
     warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
-    compared = compared_methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
+    answers = {name: read_json(items / f"{name}.json") for name in params.arms}
+    compared = compared_methods(params, answers)
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
         "cost": costs(params, corpus["selection_cost"], found),
@@ -80,8 +93,7 @@ def warn_of_stray_files(params: Params, folders: list[Path]) -> None:
         log.warning("ignored, because params.yaml has no such arm; remove with `git rm %s`", listed)
 
 
-def read_run(path: Path) -> Run:
-    content = read_json(path)
+def read_run(content: dict[str, Any]) -> Run:
     return Run(from_digits(content["items"]), **content["held_out"])
 
 
@@ -146,20 +158,34 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     }
 
 
-def compared_methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
-    """Return the comparison with the control over runs and items, for each method if both have two or more runs."""
+def compared_methods(params: Params, answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the comparison with the control over runs and items, for each method if both have two or more runs.
+
+    `answers` has the content of metrics/items/<arm>.json by arm.
+    """
     groups = runs_of(params)
     theirs = groups.get(str(params.control), [])
+    runs = {name: read_run(content) for name, content in answers.items()}
+    varied = {name: count_varied(params, group, answers) for name, group in groups.items()}
     return {
         name: {
-            "runs": len(ours),
-            "control_runs": len(theirs),
+            **varied[name]._asdict(),
+            **{f"control_{key}": count for key, count in varied[str(params.control)]._asdict().items()},
             "draws_rows": int(METHODS[params.arms[name].method].draws_rows),
             "vs_control": compare_methods([runs[run] for run in ours], [runs[run] for run in theirs]),
         }
         for name, ours in groups.items()
         if name != params.control and min(len(ours), len(theirs)) > 1
     }
+
+
+def count_varied(params: Params, group: list[str], answers: dict[str, Any]) -> Varied:
+    selections, seeds = {answers[run]["selection"] for run in group}, {params.arms[run].seed for run in group}
+    return Varied(len(group), len(selections), len(seeds))
+
+
+def varied_in(found: dict[str, Any], prefix: str = "") -> Varied:
+    return Varied(*(found[prefix + name] for name in Varied._fields))
 
 
 def runs_of(params: Params) -> dict[str, list[str]]:
@@ -176,15 +202,18 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
     for name, ours in groups.items():
         if name == control:
             continue
-        found = (compared.get(name) or arms[name])["vs_control"]
+        found = compared.get(name) or arms[name]
         both = f"over {len(ours)} and {len(groups[control])} runs and items"
         scope = both if name in compared else "over items only"
-        for score, estimate, better in headlines(found):
+        sides = subjects(varied_in(found), varied_in(found, "control_")) if name in compared else None
+        for score, estimate, better in headlines(found["vs_control"]):
             interval = f"{estimate['est']:+.4f} [{estimate['lo']:+.4f}, {estimate['hi']:+.4f}] {scope}"
-            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, name in compared)}"
+            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, sides)}"
         yield from unequal_training(name, arms[name], control, arms[control])
-        if len(ours) > 1 and not METHODS[params.arms[name].method].draws_rows:
-            yield f"{name}: a seed changes only its training, because {params.arms[name].method} draws no rows"
+        if name in compared:
+            yield from shared_chance(name, params.arms[name].method, varied_in(found))
+    for found in list(compared.values())[:1]:
+        yield from shared_chance(control, params.arms[control].method, varied_in(found, "control_"))
     if len(groups) > 1:
         yield "these are 95 % intervals: about one in twenty misses the true difference"
 
@@ -206,15 +235,45 @@ def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator
         yield f"{name} was trained for {steps}: the budgets differ, which alone may explain a difference"
 
 
-def verdict(estimate: dict[str, float], better: int, of_methods: bool) -> str:
-    """Return what a difference means; `better` is the sign of a better one."""
+def subjects(ours: Varied, control: Varied) -> tuple[str, str]:
+    """Return what the runs are evidence about, ours and the control's.
+
+    They stand for a method only if no two of them share rows or a training seed. Otherwise a chance that they share is
+    not in the interval, and the more runs there are, the more often it would look like a finding.
+    """
+    return name_subject("the method", "this", ours), name_subject("the control", "the control's", control)
+
+
+def name_subject(method: str, whose: str, varied: Varied) -> str:
+    runs, selections, seeds = varied
+    if selections == seeds == runs:
+        return method
+    if selections == 1:
+        return f"{whose} selection, trained {runs} times"
+    return f"{whose} set of {selections} selections, trained with {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def shared_chance(name: str, method: str, varied: Varied) -> Iterator[str]:
+    """Yield what runs of a method share, and how to vary it."""
+    if varied.selections < varied.runs:
+        cells = "; give every run a `partition` of its own" if METHODS[method].uses_cells else ""
+        yield f"{name}: {varied.runs} runs, different selections: {varied.selections}; {method} draws no rows{cells}"
+    if varied.seeds < varied.runs:
+        yield f"{name}: {varied.runs} runs, training seeds: {varied.seeds}; give every run a `seed` of its own"
+
+
+def verdict(estimate: dict[str, float], better: int, sides: tuple[str, str] | None) -> str:
+    """Return what a difference means. `better` is the sign of a better one, `sides` is None for single runs."""
     side = (estimate["lo"] > 0) - (estimate["hi"] < 0)
     if "too_few" in estimate:
         return "too few items differ to conclude anything"
-    if not of_methods:
+    if sides is None:
         finding = "these two models differ" if side else "no difference found between these two models"
         return f"{finding}; the noise of training is not in the interval"
-    return {better: "the method beats the control", 0: "no finding", -better: "the control beats the method"}[side]
+    if not side:
+        return "no finding"
+    winner, loser = sides if side == better else sides[::-1]
+    return f"{winner}{',' if ',' in winner else ''} beats {loser}"
 
 
 if __name__ == "__main__":
