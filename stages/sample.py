@@ -119,7 +119,9 @@ class Params(Section):
                 raise ValueError(f"arms.{name}: a replicate of {arm.replicate} needs its {' and '.join(different)} too")
             for twin, other in self.other_runs(name).items():
                 if (arm.seed, arm.chance()) == (other.seed, other.chance()):
-                    raise ValueError(f"arms.{name}: {twin} has seed {arm.seed} and the same rows too: one run, not two")
+                    raise ValueError(
+                        f"arms.{name}: {twin} has seed {arm.seed} too, and the same rows: one run, not two"
+                    )
         return self
 
     def other_runs(self, name: str) -> dict[str, Arm]:
