@@ -71,7 +71,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
             f"  low: out (outside the quota; rank {samples['low']['rank']:.0f} of its cell by ppl)",
             f"  long: IN (selected; rank {samples['long']['rank']:.0f} of its cell by characters)",
             f"  full: IN (selected; rank {samples['full']['rank']:.0f} of its cell by ppl)",
-            f"  low_2: IN (selected; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
+            f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
         ],
         "",
     )

@@ -69,6 +69,7 @@ def find_cells(
 
     The index of `corpus` gives the row numbers of its vectors, so a subset of the corpus needs no copy of them.
     """
+    seed = settings.seeds[partition]
     cells = corpus[["id"]].assign(
         length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
     )
@@ -76,17 +77,11 @@ def find_cells(
         require_rows(cells["length_group"], settings.clusters)
     for group, rows in cells.groupby("length_group"):
         k = min(settings.clusters, len(rows))
-        found = fit_clusters(
-            vectors_ND[rows.index],
-            list(rows["id"]),
-            k,
-            settings.algorithm,
-            settings.init,
-            settings.n_init,
-            settings.seeds[partition],
-        )
+        vectors, ids = vectors_ND[rows.index], list(rows["id"])
+        found = fit_clusters(vectors, ids, k, settings.algorithm, settings.init, settings.n_init, seed)
         cells.loc[rows.index, "cluster"], cells.loc[rows.index, "distance"] = found.label, found.distance
-        log.info("length group %d: %d rows, %d clusters, inertia %.2f", group, len(rows), k, found.inertia)
+        described = (partition, group, len(rows), k, found.inertia)
+        log.info("partition %d, length group %d: %d rows, %d clusters, inertia %.2f", *described)
     return cells
 
 
