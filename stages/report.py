@@ -4,14 +4,15 @@ metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
     -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
-helps (`statistics.replicates`). This needs runs that differ in both rows and training seed: runs of one selection show
-only whether that selection helps, and one run of each only whether two models differ.
+helps (`statistics.replicates`). This needs runs that differ in both rows and training seed (`statistics.evidence`):
+runs of one selection show only whether that selection helps, and one run of each only whether two models differ.
 """
 
 import logging
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -21,7 +22,9 @@ from stages.lib.core.runner import run
 from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
 from stages.lib.selection.methods import METHODS
+from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
+from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
 
 log = logging.getLogger("stages")
 Arms = dict[str, Any]
@@ -31,6 +34,7 @@ class AnyArm(Section):
     model_config = Section.model_config | {"extra": "ignore"}
     method: str
     seed: int
+    partition: int = 0
     replicate: str | None = None
 
 
@@ -44,16 +48,6 @@ class AnyTrain(Section):
     budget: AnyBudget
 
 
-class Varied(NamedTuple):
-    """What varies over the runs of a method."""
-
-    runs: int
-    selections: int
-    """Different sets of rows."""
-    seeds: int
-    """Different training seeds."""
-
-
 class Params(Section):
     arms: dict[str, AnyArm]
     control: str | None
@@ -64,8 +58,7 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
     warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
-    answers = {name: read_json(items / f"{name}.json") for name in params.arms}
-    compared = compared_methods(params, answers)
+    compared = compared_methods(params, found, {name: read_json(items / f"{name}.json") for name in params.arms})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
         "cost": costs(params, corpus["selection_cost"], found),
@@ -158,15 +151,15 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     }
 
 
-def compared_methods(params: Params, answers: dict[str, Any]) -> dict[str, Any]:
+def compared_methods(params: Params, arms: Arms, answers: dict[str, Any]) -> dict[str, Any]:
     """Return the comparison with the control over runs and items, for each method if both have two or more runs.
 
-    `answers` has the content of metrics/items/<arm>.json by arm.
+    `arms` and `answers` have the content of metrics/arms/<arm>.json and metrics/items/<arm>.json by arm.
     """
     groups = runs_of(params)
     theirs = groups.get(str(params.control), [])
     runs = {name: read_run(content) for name, content in answers.items()}
-    varied = {name: count_varied(params, group, answers) for name, group in groups.items()}
+    varied = {name: find_varied(params, group, arms, answers) for name, group in groups.items() if len(group) > 1}
     return {
         name: {
             **varied[name]._asdict(),
@@ -179,9 +172,12 @@ def compared_methods(params: Params, answers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def count_varied(params: Params, group: list[str], answers: dict[str, Any]) -> Varied:
-    selections, seeds = {answers[run]["selection"] for run in group}, {params.arms[run].seed for run in group}
-    return Varied(len(group), len(selections), len(seeds))
+def find_varied(params: Params, group: list[str], arms: Arms, answers: dict[str, Any]) -> Varied:
+    """Return what varies over these runs of one method."""
+    shares = [share_of_rows(*pair) for pair in combinations([answers[run]["selection"] for run in group], 2)]
+    sample = arms[group[0]]["sample"]
+    by_chance = sample["rows"] / sample["candidates"]
+    return Varied(len(group), len({params.arms[run].seed for run in group}), sum(shares) / len(shares), by_chance)
 
 
 def varied_in(found: dict[str, Any], prefix: str = "") -> Varied:
@@ -205,15 +201,15 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
         found = compared.get(name) or arms[name]
         both = f"over {len(ours)} and {len(groups[control])} runs and items"
         scope = both if name in compared else "over items only"
-        sides = subjects(varied_in(found), varied_in(found, "control_")) if name in compared else None
+        sides = subjects(found) if name in compared else None
         for score, estimate, better in headlines(found["vs_control"]):
             interval = f"{estimate['est']:+.4f} [{estimate['lo']:+.4f}, {estimate['hi']:+.4f}] {scope}"
             yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, sides)}"
         yield from unequal_training(name, arms[name], control, arms[control])
         if name in compared:
-            yield from shared_chance(name, params.arms[name].method, varied_in(found))
+            yield from missing_chance(params, ours, varied_in(found))
     for found in list(compared.values())[:1]:
-        yield from shared_chance(control, params.arms[control].method, varied_in(found, "control_"))
+        yield from missing_chance(params, groups[control], varied_in(found, "control_"))
     if len(groups) > 1:
         yield "these are 95 % intervals: about one in twenty misses the true difference"
 
@@ -235,31 +231,24 @@ def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator
         yield f"{name} was trained for {steps}: the budgets differ, which alone may explain a difference"
 
 
-def subjects(ours: Varied, control: Varied) -> tuple[str, str]:
-    """Return what the runs are evidence about, ours and the control's.
-
-    They stand for a method only if no two of them share rows or a training seed. Otherwise a chance that they share is
-    not in the interval, and the more runs there are, the more often it would look like a finding.
-    """
-    return name_subject("the method", "this", ours), name_subject("the control", "the control's", control)
+def subjects(found: dict[str, Any]) -> tuple[str, str]:
+    """Return what our runs and the control's are evidence about."""
+    control = name_subject(varied_in(found, "control_"), "the control", "the control's")
+    return name_subject(varied_in(found), "the method", "this"), control
 
 
-def name_subject(method: str, whose: str, varied: Varied) -> str:
-    runs, selections, seeds = varied
-    if selections == seeds == runs:
-        return method
-    if selections == 1:
-        return f"{whose} selection, trained {runs} times"
-    return f"{whose} set of {selections} selections, trained with {seeds} seed{'s' if seeds > 1 else ''}"
-
-
-def shared_chance(name: str, method: str, varied: Varied) -> Iterator[str]:
-    """Yield what runs of a method share, and how to vary it."""
-    if varied.selections < varied.runs:
-        cells = "; give every run a `partition` of its own" if METHODS[method].uses_cells else ""
-        yield f"{name}: {varied.runs} runs, different selections: {varied.selections}; {method} draws no rows{cells}"
+def missing_chance(params: Params, group: list[str], varied: Varied) -> Iterator[str]:
+    """Yield which chance is not in the interval over these runs, and how to have it there."""
+    method, partitions = METHODS[params.arms[group[0]].method], {params.arms[run].partition for run in group}
+    if not rows_vary(varied):
+        shared = f"{100 * varied.shared_rows:.3g} % of their rows ({100 * varied.shared_by_chance:.3g} % by chance)"
+        remedy = (
+            "; give every run a `partition` of its own" if len(partitions) < len(group) and method.uses_cells else ""
+        )
+        yield f"{group[0]}: its runs share {shared}, and the interval does not contain the luck of these{remedy}"
     if varied.seeds < varied.runs:
-        yield f"{name}: {varied.runs} runs, training seeds: {varied.seeds}; give every run a `seed` of its own"
+        seeds = f"{varied.runs} runs, but training seeds: {varied.seeds}"
+        yield f"{group[0]}: {seeds}; give every run a `seed` of its own"
 
 
 def verdict(estimate: dict[str, float], better: int, sides: tuple[str, str] | None) -> str:
