@@ -15,7 +15,7 @@ from stages.lib.core.artifacts import read_arrow, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.selection.methods import METHODS
 from stages.lib.selection.partitions import columns_of, count_partitions, take_partition, with_partitions
-from stages.lib.statistics import replicates
+from stages.lib.statistics import power, replicates
 from stages.sample import Params as SampleParams
 from stages.sample import sample
 from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
@@ -248,7 +248,7 @@ def selections(new_folder, write_raw, write_leaks):
 @pytest.fixture
 def without_mde(monkeypatch):
     """Leave out the minimum detectable effect, which takes most of the time of an interval over runs."""
-    monkeypatch.setattr(replicates.power, "mde_of_runs", lambda *_: 0.0)
+    monkeypatch.setattr(power, "mde_of_runs", lambda *_: 0.0)
 
 
 def test_a_worthless_method_beats_random_by_one_selection_trained_often_but_not_with_partitions(
