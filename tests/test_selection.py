@@ -471,4 +471,4 @@ def test_a_replicate_selects_by_the_score_of_its_arm():
     others = {"cluster": {"seeds": [1]}, "control": "ours"}
     assert Params.model_validate({"arms": {"ours": first, "again": again}} | others)
     with pytest.raises(ValueError, match=r"arms\.again: a replicate of ours needs its by too"):
-        Params.model_validate({"arms": {"ours": first, "again": again | {"by": "ppl"}}, "control": "ours"})
+        Params.model_validate({"arms": {"ours": first, "again": again | {"by": "ppl"}}} | others)
