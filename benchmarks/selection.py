@@ -26,7 +26,9 @@ Case = tuple[pd.Series, pd.DataFrame]
 """Mean NLLs and cells."""
 METHODS = ("spread", "steady")
 MAX_TOKENS, BUDGET = 512, 1024
-CELLS = Cluster(length_groups=5, clusters=20, small_groups="stop", algorithm="lloyd", init="hashed", n_init=1, seed=1)
+CELLS = Cluster(
+    length_groups=5, clusters=20, small_groups="stop", algorithm="lloyd", init="hashed", n_init=1, seeds=(1,)
+)
 
 
 def main(arguments: list[str]) -> None:

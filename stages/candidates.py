@@ -1,4 +1,4 @@
-"""Collect the cell and the scores of each row in one table, with the reason if it is not a candidate.
+"""Collect the cells and the scores of each row in one table, with the reason if it is not a candidate.
 
     data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet -> data/candidates.parquet
 
@@ -15,6 +15,7 @@ from stages.lib.core.artifacts import read_table, require_same_rows, write_table
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import reasons
+from stages.lib.selection.partitions import count_partitions, with_partitions
 
 log = logging.getLogger("stages")
 CANDIDATES = pa.schema(
@@ -31,14 +32,13 @@ CANDIDATES = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""Row i is row i of raw. `distance` is the distance to the centroid of the cell. `tokens` counts the predicted
-tokens of the instruction, `characters` the characters of the output. `reason` says why the row is not a candidate; it
-is null if the row is one."""
+"""Row i is row i of raw. `distance` is the distance to the centroid of the cell; other partitions have columns of
+their own (see `selection.partitions`). `tokens` counts the predicted tokens of the instruction, `characters` the
+characters of the output. `reason` says why the row is not a candidate; it is null if the row is one."""
 
 
 TEXT = ("id", "source", "instruction", "output")
 SCORES = ("id", "tokens", "nll", "ppl")
-CELLS = ("id", "length_group", "cluster", "distance")
 
 
 class Params(Section):
@@ -46,7 +46,7 @@ class Params(Section):
 
 
 def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, candidates: Path) -> None:
-    corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters, *CELLS)
+    corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     leaked = read_table(leaks, "id", "drop").query("drop")["id"]
     reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked))
@@ -56,7 +56,7 @@ def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Pat
         reason=reason,
         **scores[["tokens", "nll", "ppl"]],
     )
-    write_table(candidates, rows, CANDIDATES)
+    write_table(candidates, rows, with_partitions(CANDIDATES, count_partitions(cells)))
     others = dict(sorted(Counter(reason.dropna()).items()))
     log.info("%s of %s rows are candidates; others: %s", f"{reason.isna().sum():,}", f"{len(rows):,}", others or "none")
 

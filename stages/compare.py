@@ -22,6 +22,7 @@ from stages.lib.evaluation.metrics import ITEM, majority_baseline, scores_by_tas
 from stages.lib.evaluation.predictions import held_out_answers, predictions, to_digits
 from stages.lib.models.flops import Size, training_flops
 from stages.lib.selection.candidates import CELL
+from stages.lib.selection.sketch import sketch
 from stages.lib.statistics.comparison import Resampling, compare_losses, compare_models, rows_with_answers
 
 SAME_ITEM = ["task", "shots", "item", "gold"]
@@ -55,10 +56,10 @@ def compare(
     elif samples is None or training is None or base_json is None:
         raise UserError(f"the arm {arm} needs --samples, --training and --base_json; see dvc.yaml")
     else:
-        rows = read_table(training / f"{arm}.parquet")
-        kept["held_out"] = held_out_answers(rows)
+        rows, sample = read_table(training / f"{arm}.parquet"), read_table(samples / f"{arm}.parquet")
+        kept |= {"held_out": held_out_answers(rows), "selection": sketch(sample["id"][sample["selected"]])}
         found |= {
-            "sample": sample_counts(read_table(samples / f"{arm}.parquet")),
+            "sample": sample_counts(sample),
             **training_results(read_json(training / f"{arm}.json"), rows, Size(**read_json(base_json))),
             **differences(params, arm, ours, rows, evaluations, training),
         }

@@ -15,6 +15,7 @@ from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.models.flops import Size, selection_cost
 from stages.lib.selection.candidates import CELL
+from stages.lib.selection.partitions import count_partitions, take_partition
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 BINS = 40
@@ -43,7 +44,7 @@ def profile(
         "rows": rows_by_source(rows["source"], read_jsonl(held_out), read_table(dropped)),
         "ppl": {"all": quantiles(rows), **{str(s): quantiles(g) for s, g in rows.groupby("source")}},
         "ppl_histogram": histogram(rows.dropna(subset="ppl")),
-        "cells": cell_sizes(rows),
+        "cells": describe_cells(rows),
         "leaks": leak_counts(read_table(leaks)),
         "selection_cost": selection_cost(distinct, *sizes),
     }
@@ -83,6 +84,12 @@ def histogram(rows: pd.DataFrame) -> list[dict[str, Any]]:
         for source, group in rows.groupby("source")
         for edge, count in zip(edges[:-1], np.histogram(group["ppl"], edges)[0].tolist(), strict=True)
     ]
+
+
+def describe_cells(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the sizes of the cells of partition 0, and those of each other partition under `partition_<number>`."""
+    first, *others = (cell_sizes(take_partition(rows, partition)) for partition in range(count_partitions(rows)))
+    return first | {f"partition_{number}": sizes for number, sizes in enumerate(others, 1)}
 
 
 def cell_sizes(rows: pd.DataFrame) -> dict[str, float]:

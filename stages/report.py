@@ -4,11 +4,13 @@ metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
     -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
-helps (`statistics.replicates`). One run of each shows only whether two models differ.
+helps (`statistics.replicates`). This needs runs that differ in both rows and training seed (`statistics.evidence`):
+runs of one selection show only whether that selection helps, and one run of each only whether two models differ.
 """
 
 import logging
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from stages.lib.core.runner import run
 from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
 from stages.lib.selection.methods import METHODS
+from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
+from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
 
 log = logging.getLogger("stages")
 Arms = dict[str, Any]
@@ -29,6 +33,8 @@ Arms = dict[str, Any]
 class AnyArm(Section):
     model_config = Section.model_config | {"extra": "ignore"}
     method: str
+    seed: int
+    partition: int = 0
     replicate: str | None = None
 
 
@@ -52,7 +58,7 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
     warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
-    compared = compared_methods(params, {name: read_run(items / f"{name}.json") for name in params.arms})
+    compared = compared_methods(params, found, {name: read_json(items / f"{name}.json") for name in params.arms})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
         "cost": costs(params, corpus["selection_cost"], found),
@@ -80,8 +86,7 @@ def warn_of_stray_files(params: Params, folders: list[Path]) -> None:
         log.warning("ignored, because params.yaml has no such arm; remove with `git rm %s`", listed)
 
 
-def read_run(path: Path) -> Run:
-    content = read_json(path)
+def read_run(content: dict[str, Any]) -> Run:
     return Run(from_digits(content["items"]), **content["held_out"])
 
 
@@ -146,20 +151,37 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     }
 
 
-def compared_methods(params: Params, runs: dict[str, Run]) -> dict[str, Any]:
-    """Return the comparison with the control over runs and items, for each method if both have two or more runs."""
+def compared_methods(params: Params, arms: Arms, answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the comparison with the control over runs and items, for each method if both have two or more runs.
+
+    `arms` and `answers` have the content of metrics/arms/<arm>.json and metrics/items/<arm>.json by arm.
+    """
     groups = runs_of(params)
     theirs = groups.get(str(params.control), [])
+    runs = {name: read_run(content) for name, content in answers.items()}
+    varied = {name: find_varied(params, group, arms, answers) for name, group in groups.items() if len(group) > 1}
     return {
         name: {
-            "runs": len(ours),
-            "control_runs": len(theirs),
+            **varied[name]._asdict(),
+            **{f"control_{key}": count for key, count in varied[str(params.control)]._asdict().items()},
             "draws_rows": int(METHODS[params.arms[name].method].draws_rows),
             "vs_control": compare_methods([runs[run] for run in ours], [runs[run] for run in theirs]),
         }
         for name, ours in groups.items()
         if name != params.control and min(len(ours), len(theirs)) > 1
     }
+
+
+def find_varied(params: Params, group: list[str], arms: Arms, answers: dict[str, Any]) -> Varied:
+    """Return what varies over these runs of one method."""
+    shares = [share_of_rows(*pair) for pair in combinations([answers[run]["selection"] for run in group], 2)]
+    sample = arms[group[0]]["sample"]
+    by_chance = sample["rows"] / sample["candidates"]
+    return Varied(len(group), len({params.arms[run].seed for run in group}), sum(shares) / len(shares), by_chance)
+
+
+def varied_in(found: dict[str, Any], prefix: str = "") -> Varied:
+    return Varied(*(found[prefix + name] for name in Varied._fields))
 
 
 def runs_of(params: Params) -> dict[str, list[str]]:
@@ -176,15 +198,18 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
     for name, ours in groups.items():
         if name == control:
             continue
-        found = (compared.get(name) or arms[name])["vs_control"]
+        found = compared.get(name) or arms[name]
         both = f"over {len(ours)} and {len(groups[control])} runs and items"
         scope = both if name in compared else "over items only"
-        for score, estimate, better in headlines(found):
+        sides = subjects(found) if name in compared else None
+        for score, estimate, better in headlines(found["vs_control"]):
             interval = f"{estimate['est']:+.4f} [{estimate['lo']:+.4f}, {estimate['hi']:+.4f}] {scope}"
-            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, name in compared)}"
+            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, sides)}"
         yield from unequal_training(name, arms[name], control, arms[control])
-        if len(ours) > 1 and not METHODS[params.arms[name].method].draws_rows:
-            yield f"{name}: a seed changes only its training, because {params.arms[name].method} draws no rows"
+        if name in compared:
+            yield from missing_chance(params, ours, varied_in(found))
+    for found in list(compared.values())[:1]:
+        yield from missing_chance(params, groups[control], varied_in(found, "control_"))
     if len(groups) > 1:
         yield "these are 95 % intervals: about one in twenty misses the true difference"
 
@@ -206,15 +231,38 @@ def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator
         yield f"{name} was trained for {steps}: the budgets differ, which alone may explain a difference"
 
 
-def verdict(estimate: dict[str, float], better: int, of_methods: bool) -> str:
-    """Return what a difference means; `better` is the sign of a better one."""
+def subjects(found: dict[str, Any]) -> tuple[str, str]:
+    """Return what our runs and the control's are evidence about."""
+    control = name_subject(varied_in(found, "control_"), "the control", "the control's")
+    return name_subject(varied_in(found), "the method", "this"), control
+
+
+def missing_chance(params: Params, group: list[str], varied: Varied) -> Iterator[str]:
+    """Yield which chance is not in the interval over these runs, and how to have it there."""
+    method, partitions = METHODS[params.arms[group[0]].method], {params.arms[run].partition for run in group}
+    if not rows_vary(varied):
+        shared = f"{100 * varied.shared_rows:.3g} % of their rows ({100 * varied.shared_by_chance:.3g} % by chance)"
+        remedy = (
+            "; give every run a `partition` of its own" if len(partitions) < len(group) and method.uses_cells else ""
+        )
+        yield f"{group[0]}: its runs share {shared}, and the interval does not contain the luck of these{remedy}"
+    if varied.seeds < varied.runs:
+        seeds = f"{varied.runs} runs, but training seeds: {varied.seeds}"
+        yield f"{group[0]}: {seeds}; give every run a `seed` of its own"
+
+
+def verdict(estimate: dict[str, float], better: int, sides: tuple[str, str] | None) -> str:
+    """Return what a difference means. `better` is the sign of a better one, `sides` is None for single runs."""
     side = (estimate["lo"] > 0) - (estimate["hi"] < 0)
     if "too_few" in estimate:
         return "too few items differ to conclude anything"
-    if not of_methods:
+    if sides is None:
         finding = "these two models differ" if side else "no difference found between these two models"
         return f"{finding}; the noise of training is not in the interval"
-    return {better: "the method beats the control", 0: "no finding", -better: "the control beats the method"}[side]
+    if not side:
+        return "no finding"
+    winner, loser = sides if side == better else sides[::-1]
+    return f"{winner}{',' if ',' in winner else ''} beats {loser}"
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Section
+from stages.lib.core.params import Count, Section
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
-from stages.lib.selection.methods import Allocation, MethodName, select
+from stages.lib.selection.cells import Seeds
+from stages.lib.selection.methods import METHODS, Allocation, MethodName, select
+from stages.lib.selection.partitions import count_partitions, take_partition
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(
@@ -48,8 +50,15 @@ class Arm(Section):
     """`exact` gives all arms of a fraction one size; `koquality` selects as the original does, with repeated rows."""
     seed: int
     """Seed of the training, and of the selection if the method draws rows (`random`, `steady`)."""
+    partition: Count = 0
+    """The partition whose cells the method selects from: 0 for the first of `cluster.seeds`, 1 for the next."""
     replicate: str | None = None
-    """The arm that this one repeats with another seed; all other settings are equal."""
+    """The arm that this one repeats with another seed, another partition, or both; all other settings are equal."""
+
+    def chance(self) -> tuple[int | None, int | None]:
+        """Return the seed and the partition, each None if the method selects the same rows with any other."""
+        method = METHODS[self.method]
+        return self.seed if method.draws_rows else None, self.partition if method.uses_cells else None
 
     @model_validator(mode="after")
     def settings_fit_together(self) -> "Arm":
@@ -62,7 +71,13 @@ class Arm(Section):
         return self
 
 
+class AnyCluster(Section):
+    model_config = Section.model_config | {"extra": "ignore"}
+    seeds: Seeds
+
+
 class Params(Section):
+    cluster: AnyCluster
     arms: dict[str, Arm]
     """Ways to select rows, by name."""
     control: str | None
@@ -81,29 +96,49 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def replicates_differ_only_in_the_seed(self) -> "Params":
+    def every_arm_has_a_partition(self) -> "Params":
+        last = len(self.cluster.seeds) - 1
+        for name, arm in self.arms.items():
+            if arm.partition > last:
+                raise ValueError(
+                    f"arms.{name}.partition: {arm.partition}, but cluster.seeds has {last + 1} seeds, so the last "
+                    f"partition is {last}; add a seed there or lower the partition"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def replicates_differ_only_in_seed_and_partition(self) -> "Params":
         for name, arm in self.arms.items():
             if arm.replicate is None:
                 continue
             first = self.arms.get(arm.replicate)
             if first is None or first.replicate:
                 raise ValueError(f"arms.{name}.replicate: {arm.replicate!r} is not an arm, or is itself a replicate")
-            runs = [self.arms[run].seed for run in self.arms if arm.replicate in (run, self.arms[run].replicate)]
-            if runs.count(arm.seed) > 1:
-                raise ValueError(f"arms.{name}: another run of {arm.replicate} has seed {arm.seed} too")
             different = [key for key in REPEATED if getattr(arm, key) != getattr(first, key)]
             if different:
                 raise ValueError(f"arms.{name}: a replicate of {arm.replicate} needs its {' and '.join(different)} too")
+            for twin, other in self.other_runs(name).items():
+                if (arm.seed, arm.chance()) == (other.seed, other.chance()):
+                    raise ValueError(
+                        f"arms.{name}: {twin} has seed {arm.seed} too, and the same rows: one run, not two"
+                    )
         return self
+
+    def other_runs(self, name: str) -> dict[str, Arm]:
+        """Return the arms that are runs of the same method, by name."""
+        first = self.arms[name].replicate or name
+        return {other: arm for other, arm in self.arms.items() if other != name and first in (other, arm.replicate)}
 
 
 def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path, sample_parquet: Path) -> None:
-    settings, corpus, rows = params.arms[arm], read_table(raw), read_table(candidates)
+    settings, corpus = params.arms[arm], read_table(raw)
+    rows = read_cells(candidates, arm, settings.partition)
     require_same_rows(raw=corpus["id"], candidates=rows["id"])
     if settings.allocation == "koquality":
         rows = rows.assign(reason=allow_repeated(rows["reason"]), instruction=corpus["instruction"])
     candidate = rows["reason"].isna()
     require_scores(rows[candidate], arm, settings.by)
+    warn_of_shared_rows(params, arm)
 
     rows = rows.assign(score=rows[settings.by], rank=rank_in_cell(rows[candidate], settings.by), selected=False)
     rows.loc[candidate, "selected"] = select(
@@ -118,6 +153,32 @@ def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path,
     write_jsonl(samples, corpus[rows["selected"]].to_dict("records"))
     write_table(sample_parquet, rows.astype({"rank": "Int64"}), SAMPLE)
     log.info("%s: %s of %s candidates", arm, f"{rows['selected'].sum():,}", f"{candidate.sum():,}")
+
+
+def read_cells(path: Path, arm: str, partition: int) -> pd.DataFrame:
+    """Return data/candidates.parquet with only the cells of this partition."""
+    rows = read_table(path)
+    partitions = count_partitions(rows)
+    if partition >= partitions:
+        raise UserError(
+            f"params.yaml: arms.{arm}.partition: {partition}, but {path} has {partitions} partitions (from 0); "
+            "run `dvc repro`, which cuts the corpus for every seed in cluster.seeds"
+        )
+    return take_partition(rows, partition)
+
+
+def warn_of_shared_rows(params: Params, arm: str) -> None:
+    """Say before any training that a replicate repeats a selection."""
+    settings, others = params.arms[arm], params.other_runs(arm)
+    same = [name for name, other in others.items() if other.chance() == settings.chance()]
+    if settings.replicate and same:
+        uses_cells = METHODS[settings.method].uses_cells
+        log.warning(
+            "%s has the rows of %s, because %s draws none and %s; `report` will speak of this selection, not of the "
+            "method",
+            *(arm, same[0], settings.method),
+            f"both are in partition {settings.partition}" if uses_cells else "uses no cells",
+        )
 
 
 def require_scores(candidates: pd.DataFrame, arm: str, by: str) -> None:

@@ -2,7 +2,8 @@
 
     data/raw.parquet, data/candidates.parquet, data/embeddings.parquet -> data/stability.json
 
-Each method selects from cells that are computed anew with the settings of the section `cluster`. Reported are:
+Each method selects from cells that are computed anew with the settings of the section `cluster` and its first seed.
+Reported are:
 
 - `overlap`: the share of its rows that it selects again from the cells of a variant (another seed, another number of
   clusters). Two random draws would share `expected_overlap`.
@@ -61,9 +62,11 @@ class Params(Section):
     def variants_are_settings(self) -> "Params":
         for name, changes in self.stability.variants.items():
             try:
-                vary(self.cluster, changes)
+                seeds = vary(self.cluster, changes).seeds
             except ValidationError as error:
                 raise ValueError(f"stability.variants.{name}.{describe(error.errors()[0])}") from None
+            if len(seeds) > 1:
+                raise ValueError(f"stability.variants.{name}.seeds: a variant is one partition (got {list(seeds)})")
         return self
 
 
@@ -91,11 +94,12 @@ def stability(params: Params, raw: Path, candidates: Path, embeddings: Path, sta
 
 
 def vary(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
-    """Return the settings with the changes; settings that give equal cells are equal.
+    """Return the settings of partition 0 with the changes; settings that give equal cells are equal.
 
     Small groups shrink, because a variant must not stop a pipeline whose own cells are fine.
     """
-    settings = Cluster.model_validate(cluster.model_dump() | changes | {"small_groups": "shrink"})
+    first = cluster.model_dump() | {"seeds": cluster.seeds[:1]}
+    settings = Cluster.model_validate(first | changes | {"small_groups": "shrink"})
     return settings.model_copy(update={"n_init": 1}) if settings.init == "hashed" else settings
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from stages import candidates, sample
 from stages.cluster import CLUSTERS
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.selection.partitions import count_partitions, named, with_partitions
 from stages.ppl import PPL
 
 
@@ -32,15 +33,22 @@ def write_clusters(
     clusters: list[int],
     length_groups: list[int] | None = None,
     distances: list[float] | None = None,
+    others: list[list[int]] | None = None,
 ) -> Path:
-    """Write clusters.parquet, by default with one length group and every row at its centroid."""
+    """Write clusters.parquet, by default with one length group and every row at its centroid.
+
+    `others` has the clusters of other partitions, with every row at distance 1, 2, ... of partition 1, 2, ...
+    """
     cells = {
         "id": ids,
         "length_group": length_groups or [0] * len(ids),
         "cluster": clusters,
         "distance": distances or [0.0] * len(ids),
     }
-    write_table(path, cells, CLUSTERS)
+    for number, partition in enumerate(others or [], 1):
+        own = {"cluster": partition, "distance": [float(number)] * len(ids)}
+        cells |= {column: own[name] for name, column in named(number).items()}
+    write_table(path, cells, with_partitions(CLUSTERS, 1 + len(others or [])))
     return path
 
 
@@ -52,7 +60,8 @@ def make_candidates(folder: Path, raw: Path, ppl: Path, clusters: Path, leaks: P
 
 def select_rows(folder: Path, raw: Path, candidates: Path, arms: dict, arm: str = "ours") -> Selected:
     """Run `sample` with an arm as its own control."""
-    params = sample.Params.model_validate({"arms": arms, "control": arm})
+    seeds = list(range(count_partitions(read_table(candidates))))
+    params = sample.Params.model_validate({"cluster": {"seeds": seeds}, "arms": arms, "control": arm})
     samples, sample_parquet = folder / f"{arm}.jsonl", folder / f"{arm}.parquet"
     sample.sample(params, arm=arm, raw=raw, candidates=candidates, samples=samples, sample_parquet=sample_parquet)
     return Selected(read_table(raw), read_jsonl(samples), read_table(sample_parquet))

@@ -160,7 +160,7 @@ def more_topics_than_rows(world):
         "algorithm": "lloyd",
         "init": "hashed",
         "n_init": 1,
-        "seed": 1,
+        "seeds": [1],
     }
     vectors = world.write_vectors(["row0", "row1", "row2"], np.eye(3))
     params = cluster.Params.model_validate({"threads": 1, "cluster": settings})
@@ -172,7 +172,7 @@ def an_arm_without_rows(world):
     columns = {"id": ids, "source": ["life"] * 3, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
     scores = {"tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3, "characters": [2] * 3, "reason": [None] * 3}
     write_table(world.inputs / "candidates", columns | scores, CANDIDATES)
-    params = sample.Params.model_validate({"arms": arms, "control": "tiny"})
+    params = sample.Params.model_validate({"cluster": {"seeds": [1]}, "arms": arms, "control": "tiny"})
     outs = world.out / "tiny.jsonl", world.out / "tiny.parquet"
     sample.sample(params, "tiny", world.raw, world.inputs / "candidates", *outs)
 

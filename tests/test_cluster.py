@@ -22,7 +22,7 @@ from tests.koquality import groups
 SPREADS = (0.5, 2.0, 6.0)
 """Standard deviations of a blob, which make the blobs lie apart, touch, or form one cloud."""
 SETTINGS = {"length_groups": 3, "clusters": 4, "small_groups": "stop", "algorithm": "lloyd", "init": "hashed"}
-SETTINGS |= {"n_init": 2, "seed": 1}
+SETTINGS |= {"n_init": 2, "seeds": [1]}
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 20))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,12 +77,12 @@ def write_losses(path, nll, ids=("h0", "h1", "h2")):
     write_table(path, columns | {"nll_base": [40.0, 90.0, 80.0][: len(ids)], "nll": nll}, HELD_OUT)
 
 
-def write_arm(data, arm, predictions, nll, gold=GOLD):
+def write_arm(data, arm, predictions, nll, gold=GOLD, selected=(True, False, True, False)):
     """Write all that `compare` reads of an arm."""
     write_items(data / "eval" / arm, predictions, gold)
     write_losses(data / "train" / f"{arm}.parquet", nll)
     write_json(data / "train" / f"{arm}.json", TRAINING)
-    write_table(data / "samples" / f"{arm}.parquet", ROWS, SAMPLE)
+    write_table(data / "samples" / f"{arm}.parquet", ROWS | {"selected": list(selected)}, SAMPLE)
 
 
 @pytest.fixture
@@ -433,7 +434,7 @@ def test_the_same_inputs_give_the_same_bytes(report, compared):
 RUNS = {
     "spread": {"method": "spread", "fraction": 0.1, "seed": 1},
     "random": {"method": "random", "fraction": 0.1, "seed": 1},
-    "spread_2": {"method": "spread", "fraction": 0.1, "seed": 2, "replicate": "spread"},
+    "spread_2": {"method": "spread", "fraction": 0.1, "seed": 2, "partition": 1, "replicate": "spread"},
     "random_2": {"method": "random", "fraction": 0.1, "seed": 2, "replicate": "random"},
 }
 """Two runs of a method and of the control."""
@@ -452,15 +453,20 @@ def runs_of_two_methods(compare, data):
 
     write_items(data / "eval" / "base", with_errors(2, 0), LONG_GOLD)
     runs = {"random": (4, 0, 40.0), "spread": (10, 0, 30.0), "spread_2": (10, 3, 31.0), "random_2": (4, 1, 41.0)}
-    for arm, (every, first, nll) in runs.items():
-        write_arm(data, arm, with_errors(every, first), [nll, 2 * nll + first, nll], LONG_GOLD)
+    for pair, (arm, (every, first, nll)) in zip(combinations(range(4), 2), runs.items(), strict=False):
+        rows = [n in pair for n in range(4)]
+        write_arm(data, arm, with_errors(every, first), [nll, 2 * nll + first, nll], LONG_GOLD, rows)
     return {arm: compare(arm) for arm in runs}
 
 
 def test_replicates_give_an_interval_over_runs_and_items(report, runs_of_two_methods):
     found = report(RUNS, "random").summary["methods"]
     assert list(found) == ["spread"]
-    assert (found["spread"]["runs"], found["spread"]["control_runs"], found["spread"]["draws_rows"]) == (2, 2, 0)
+    varied = {"runs": 2, "seeds": 2, "shared_rows": 0.5, "shared_by_chance": 2 / 3}
+    control = {f"control_{name}": value for name, value in varied.items()}
+    assert {key: value for key, value in found["spread"].items() if key != "vs_control"} == varied | control | {
+        "draws_rows": 0
+    }
     scores = found["spread"]["vs_control"]["scores"]["2-shot"]
     assert scores["copa"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
     assert scores["mean"]["accuracy"]["est"] == pytest.approx(0.9 - 0.75)
@@ -567,7 +573,7 @@ def test_only_runs_and_items_together_say_that_the_method_beats_the_control(repo
         report({name: RUNS[name] for name in ("spread", "random")}, "random")
     assert "spread minus random, 0-shot mean macro-F1" in several
     assert "over 2 and 2 runs and items: the method beats the control" in several
-    assert "spread: a seed changes only its training, because spread draws no rows" in several
+    assert "its runs share" not in several
     assert "about one in twenty misses the true difference" in several
     assert "beats" not in caplog.text
     assert "over items only: these two models differ; the noise of training is not in the interval" in caplog.text
@@ -607,10 +613,66 @@ def test_runs_that_answered_other_items_stop_the_report(report, runs_of_two_meth
     ("lo", "hi", "verdict"), [(0.1, 0.2, "the method"), (-0.1, 0.1, "no finding"), (-0.2, -0.1, "the control")]
 )
 def test_a_verdict_follows_the_interval_and_a_lower_loss_is_better(lo, hi, verdict):
-    assert reporting.verdict({"lo": lo, "hi": hi}, 1, True).startswith(verdict)
-    assert reporting.verdict({"lo": -hi, "hi": -lo}, -1, True).startswith(verdict)
-    assert "method" not in reporting.verdict({"lo": lo, "hi": hi}, 1, False)
-    assert "too few" in reporting.verdict({"lo": lo, "hi": hi, "too_few": 1}, 1, True)
+    sides = ("the method", "the control")
+    assert reporting.verdict({"lo": lo, "hi": hi}, 1, sides).startswith(verdict)
+    assert reporting.verdict({"lo": -hi, "hi": -lo}, -1, sides).startswith(verdict)
+    assert "method" not in reporting.verdict({"lo": lo, "hi": hi}, 1, None)
+    assert "too few" in reporting.verdict({"lo": lo, "hi": hi, "too_few": 1}, 1, sides)
+
+
+SHARED = {
+    "one selection": (
+        {},
+        {"spread_2": "spread"},
+        "this selection, trained 2 times, beats the control",
+        "spread: its runs share 100 % of their rows (66.7 % by chance), and the interval does not contain the luck",
+    ),
+    "one selection in one partition": (
+        {"spread_2": {"partition": 0}},
+        {"spread_2": "spread"},
+        "this selection, trained 2 times, beats the control",
+        "of these; give every run a `partition` of its own",
+    ),
+    "one training seed": (
+        {"spread_2": {"seed": 1}},
+        {},
+        "this set of 2 selections, trained with one seed, beats the control",
+        "spread: 2 runs, but training seeds: 1; give every run a `seed` of its own",
+    ),
+    "one selection of the control": (
+        {},
+        {"random_2": "random"},
+        "the method beats the control's selection, trained 2 times",
+        "random: its runs share 100 % of their rows (66.7 % by chance)",
+    ),
+}
+"""What the runs share: changes to the arms, whose rows an arm has, the verdict, and the line that explains it."""
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_runs_that_share_rows_or_a_seed_are_not_called_the_method(
+    shared, report, runs_of_two_methods, tmp_path, caplog
+):
+    changes, same_rows, verdict, line = SHARED[shared]
+    for arm, other in same_rows.items():
+        path, theirs = (tmp_path / f"metrics/items/{name}.json" for name in (arm, other))
+        write_json(path, read_json(path) | {"selection": read_json(theirs)["selection"]})
+    with caplog.at_level(logging.INFO, logger="stages"):
+        report({name: arm | changes.get(name, {}) for name, arm in RUNS.items()}, "random")
+    assert f"over 2 and 2 runs and items: {verdict}" in caplog.text
+    assert line in caplog.text
+    assert "the method beats the control\n" not in caplog.text
+
+
+def test_a_selection_is_known_by_its_rows_and_not_by_what_they_scored(compare, data, tmp_path):
+    def selection(selected, nll):
+        write_arm(data, "spread", ARM, nll, selected=selected)
+        compare("spread")
+        return read_json(tmp_path / "metrics/items/spread.json")["selection"]
+
+    first = selection((True, False, True, False), [30.0, 60.0, 50.0])
+    assert selection((True, False, True, False), [31.0, 61.0, 51.0]) == first
+    assert selection((True, True, False, False), [30.0, 60.0, 50.0]) != first
 
 
 def test_unequal_samples_and_budgets_are_in_the_log(report, runs_of_two_methods, tmp_path, caplog):

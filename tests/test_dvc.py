@@ -49,6 +49,16 @@ def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) ->
     assert planned == {"stability", "profile", "train@spread", *each("compare")}
 
 
+def test_another_partition_retrains_no_arm_and_an_arm_moved_into_it_retrains_alone(project: Path) -> None:
+    change_params(project, cluster__seeds=[1, 2])
+    assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", "candidates", *each("sample")}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile"}
+    change_params(project, arms__spread__partition=1)
+    assert ran(run(project, "dvc", "repro", "sample@spread")) == {"sample@spread"}
+    below = {"train@spread", "compare@spread", "report"}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", *below}
+
+
 def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}

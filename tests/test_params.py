@@ -13,6 +13,7 @@ from tools import check
 
 TRAIN = """\
 threads: 1
+cluster: {seeds: [1, 2]}
 arms:
   spread: {method: spread, fraction: 0.1, seed: 1}
   random: {method: random, fraction: 0.1, seed: 2}
@@ -124,6 +125,25 @@ MISTAKES = {
         f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 3, replicate: random}}\ncontrol: random_2",
         "random_2 is a replicate",
     ),
+    "a replicate of the same rows and seed": (
+        sample,
+        LAST,
+        f"{LAST}\n  random_2: {{method: random, fraction: 0.1, seed: 2, partition: 1, replicate: random}}",
+        "arms.random_2: random has seed 2 too, and the same rows: one run, not two",
+    ),
+    "a replicate of the same partition and seed": (
+        sample,
+        LAST,
+        f"{LAST}\n  spread_2: {{method: spread, fraction: 0.1, seed: 1, replicate: spread}}",
+        "arms.spread_2: spread has seed 1 too, and the same rows: one run, not two",
+    ),
+    "a partition that is none": (
+        sample,
+        LAST,
+        "seed: 2, partition: 2}",
+        "arms.random.partition: 2, but cluster.seeds has 2 seeds, so the last partition is 1; add a seed",
+    ),
+    "a partition below 0": (sample, LAST, "seed: 2, partition: -1}", "arms.random.partition", "-1"),
     "no thread": (train, "threads: 1", "threads: 0", "threads", "0"),
 }
 
@@ -143,6 +163,12 @@ def test_a_replicate_of_another_seed_is_an_arm(read):
     assert read(sample.Params, text).arms["random_2"].replicate == "random"
 
 
+@pytest.mark.parametrize("settings", ["seed: 1, partition: 1", "seed: 3", "seed: 3, partition: 1"])
+def test_a_replicate_differs_in_seed_in_partition_or_in_both(settings, read):
+    text = TRAIN.replace(LAST, f"{LAST}\n  spread_2: {{method: spread, fraction: 0.1, {settings}, replicate: spread}}")
+    assert read(sample.Params, text).arms["spread_2"].replicate == "spread"
+
+
 def test_all_mistakes_are_named_at_once(complaint):
     text = TRAIN.replace("batch: 8", "batch: -1").replace("schedule: linear", "schedule: steep")
     message = complaint(train.Params, text.replace("  warmup: 0\n", ""))
@@ -157,7 +183,8 @@ def test_a_message_does_not_repeat_the_whole_file(complaint):
 
 
 CLUSTER = (
-    "cluster: {length_groups: 3, clusters: 8, small_groups: stop, algorithm: lloyd, init: hashed, n_init: 1, seed: 1}\n"
+    "cluster: {length_groups: 3, clusters: 8, small_groups: stop, algorithm: lloyd, init: hashed, n_init: 1, "
+    "seeds: [1]}\n"
 )
 NUMBERS = {
     "ppl.max_tokens": (ppl, "ppl: {max_tokens: 0, add_bos: false, batch_tokens: 64, dtype: fp32}"),
@@ -166,6 +193,9 @@ NUMBERS = {
         cluster,
         CLUSTER.replace("clusters: 8", "clusters: 0"),
     ),
+    "cluster.seeds.1": (cluster, CLUSTER.replace("seeds: [1]", "seeds: [1, -1]")),
+    "cluster.seeds.0": (cluster, CLUSTER.replace("seeds: [1]", "seeds: [one]")),
+    "cluster.seeds": (cluster, CLUSTER.replace("seeds: [1]", "seeds: []")),
     "merge.held_out.share": (
         merge,
         "merge: {sources: [], drop: {empty: true, duplicate: true, max_characters: null, min_hangul: null, "
@@ -192,7 +222,10 @@ def test_small_settings_go_with_a_small_model_only(complaint):
 
 
 def test_one_stage_does_not_look_at_the_section_of_another(read):
-    assert set(read(cluster.Params, TRAIN + CLUSTER).model_fields_set) == {"threads", "cluster"}
+    assert set(read(cluster.Params, TRAIN.replace("cluster: {seeds: [1, 2]}\n", CLUSTER)).model_fields_set) == {
+        "threads",
+        "cluster",
+    }
 
 
 BROKEN = {

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.lib.core.artifacts import write_jsonl, write_table
+from stages.candidates import CANDIDATES
+from stages.lib.core.artifacts import read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
+from stages.lib.selection.partitions import with_partitions
 from stages.merge import DROPPED, RAW
 from tests.corpus import CELLS, IDS, PPLS, SIZES, SOURCES, run_profile, write_candidates, write_corpus
 
@@ -75,6 +77,15 @@ def test_perplexities_are_quantiles_of_the_rows_that_have_one(profile):
 
 def test_cells_are_described_by_their_sizes(profile):
     assert profile()["cells"] == {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3, "mean_distance": 0.5}
+
+
+def test_the_cells_of_other_partitions_are_described_beside_those_of_the_first(profile, corpus, tmp_path):
+    table, alone = read_table(corpus["candidates"]), profile()["cells"]
+    other = {"cluster_1": [0] * 9 + [1], "distance_1": [1.5] * 10}
+    write_table(tmp_path / "two", table.assign(**other), with_partitions(CANDIDATES, 2))
+    found = profile(candidates=tmp_path / "two")["cells"]
+    assert found.pop("partition_1") == {"cells": 3, "smallest": 1, "median": 4, "largest": 5, "mean_distance": 1.5}
+    assert found == alone
 
 
 def selection_cost(tokens):

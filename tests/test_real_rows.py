@@ -186,7 +186,7 @@ def figures(real: Path, write_leaks) -> dict[str, dict]:
 def report_stability(folder: Path, candidates: Path, init: str) -> dict:
     cells = {"length_groups": 5, "clusters": 20, "small_groups": "stop", "algorithm": "lloyd", "init": init}
     settings = {"methods": METHODS, "fraction": 0.05, "seed": 1, "variants": {}, "added": [2, 0.01, 0.1]}
-    params = {"threads": 1, "cluster": cells | {"n_init": 2, "seed": 1}, "stability": settings}
+    params = {"threads": 1, "cluster": cells | {"n_init": 2, "seeds": [1]}, "stability": settings}
     path = folder / f"{init}.json"
     stability.stability(
         stability.Params.model_validate(params),

@@ -468,6 +468,7 @@ def test_a_new_method_is_one_entry_of_the_table(new_folder, write_raw, monkeypat
 def test_a_replicate_selects_by_the_score_of_its_arm():
     first = {"method": "spread", "by": "tokens", "fraction": 0.1, "seed": 1}
     again = first | {"seed": 2, "replicate": "ours"}
-    assert Params.model_validate({"arms": {"ours": first, "again": again}, "control": "ours"})
+    others = {"cluster": {"seeds": [1]}, "control": "ours"}
+    assert Params.model_validate({"arms": {"ours": first, "again": again}} | others)
     with pytest.raises(ValueError, match=r"arms\.again: a replicate of ours needs its by too"):
-        Params.model_validate({"arms": {"ours": first, "again": again | {"by": "ppl"}}, "control": "ours"})
+        Params.model_validate({"arms": {"ours": first, "again": again | {"by": "ppl"}}} | others)

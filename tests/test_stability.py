@@ -21,7 +21,7 @@ from tests.project import ROOT
 from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
 
 CELLS = {"length_groups": 3, "clusters": 4, "small_groups": "stop", "algorithm": "lloyd", "init": "hashed"}
-CELLS |= {"n_init": 2, "seed": 1}
+CELLS |= {"n_init": 2, "seeds": [1]}
 SETTINGS = {
     "methods": ["spread", "steady", "random", "longest"],
     "fraction": 0.1,
@@ -29,7 +29,7 @@ SETTINGS = {
     "variants": {},
     "added": [],
 }
-VARIANTS = {"seed": {"seed": 2}, "more_clusters": {"clusters": 7}, "more_groups": {"length_groups": 5}}
+VARIANTS = {"seed": {"seeds": [2]}, "more_clusters": {"clusters": 7}, "more_groups": {"length_groups": 5}}
 
 
 def parameters(**settings):
@@ -191,7 +191,8 @@ def test_adding_all_rows_and_selecting_less_than_one_row_stop_the_stage(figures)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seeds": 2}, "variants.x.seeds: unknown key"),
+        ({"seed": 2}, "variants.x.seed: unknown key"),
+        ({"seeds": [2, 3]}, r"variants.x.seeds: a variant is one partition \(got \[2, 3\]\)"),
         ({"clusters": 0}, "variants.x.clusters"),
         ({"init": "random"}, "init"),
     ],

@@ -12,13 +12,14 @@ ARMS = {
     "low": {"method": "spread", "fraction": 0.2, "seed": 1},
     "long": {"method": "highest", "fraction": 0.2, "seed": 1, "by": "characters"},
     "full": {"method": "all", "seed": 1},
+    "low_2": {"method": "spread", "fraction": 0.2, "seed": 2, "partition": 1},
 }
 TEXTS = [f"{n}번째 한라산 질문" for n in range(20)]
 
 
 @pytest.fixture(scope="module")
 def data(new_folder, write_leaks):
-    """Twenty rows in two cells: row 3 has no perplexity, row 4 leaked, row 5 has a leak that is kept."""
+    """Twenty rows in two cells of two partitions: row 3 has no perplexity, row 4 leaked, a leak of row 5 is kept."""
     folder, ids = new_folder(), [f"{n:016x}" for n in range(20)]
     table = {"id": ids, "source": ["life"] * 20, "instruction": TEXTS, "output": ["답" * (n + 1) for n in range(20)]}
     write_table(folder / "raw.parquet", table, RAW)
@@ -27,7 +28,9 @@ def data(new_folder, write_leaks):
     write_table(folder / "dropped.parquet", dropped | {"text": ["빈 질문", '{"cut']}, DROPPED)
     nll = [None if n == 3 else 2.0 + n for n in range(20)]
     ppl = write_ppl(folder / "ppl", ids, nll)
-    clusters = write_clusters(folder / "clusters", ids, [n % 2 for n in range(20)], distances=[0.25] * 20)
+    halves = [[n // 10 for n in range(20)]]
+    cells = [n % 2 for n in range(20)]
+    clusters = write_clusters(folder / "clusters", ids, cells, distances=[0.25] * 20, others=halves)
     leaks = write_leaks((ids[4], "copa", "test", 7, "exact", True), (ids[5], "wic", "train", 8, "near", False))
     leaks.rename(folder / "leaks.parquet")
     files = {"raw": folder / "raw.parquet", "ppl": ppl, "clusters": clusters, "leaks": folder / "leaks.parquet"}
@@ -56,14 +59,19 @@ def ask(data, tmp_path, monkeypatch, capsys):
 def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, data):
     samples = {arm: read_table(data / f"samples/{arm}.parquet").loc[19] for arm in ARMS}
     assert (samples["long"]["selected"], samples["low"]["selected"]) == (True, False)
+    assert (samples["low"]["rank"], samples["low_2"]["rank"]) == (
+        8,
+        9,
+    )  # the last of nine in one cell, of ten in another
     assert ask(f"{19:016x}") == (
         0,
         [
             f"{19:016x} [life] 19번째 한라산 질문",
-            "  cell 0.1, distance 0.25, tokens 9, nll 21, ppl 21, characters 20",
+            "  cell 0.1, cell 0.1 in partition 1, distance 0.25, tokens 9, nll 21, ppl 21, characters 20",
             f"  low: out (outside the quota; rank {samples['low']['rank']:.0f} of its cell by ppl)",
             f"  long: IN (selected; rank {samples['long']['rank']:.0f} of its cell by characters)",
             f"  full: IN (selected; rank {samples['full']['rank']:.0f} of its cell by ppl)",
+            f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
         ],
         "",
     )
@@ -71,7 +79,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
 
 def test_a_row_that_is_not_a_candidate_has_its_reason_and_no_rank(ask):
     _, lines, _ = ask(f"{3:016x}")
-    assert lines[1] == "  cell 0.1, distance 0.25, tokens 9, characters 4"
+    assert lines[1] == "  cell 0.1, cell 0.0 in partition 1, distance 0.25, tokens 9, characters 4"
     assert lines[2:] == [f"  {arm}: out (no perplexity)" for arm in ARMS]
 
 

@@ -95,7 +95,7 @@ PARAMS = {
         "algorithm": "lloyd",
         "init": "hashed",
         "n_init": 1,
-        "seed": 1,
+        "seeds": [1],
     },
     "arms": ARMS,
     "control": "random",
@@ -210,7 +210,7 @@ def compared(world):
     """The answers and held-out losses of every arm, after all arms were compared."""
     for one in sorted(ARMS, key=lambda one: (ARMS[one]["seed"], "middle" in one)):  # the control of a seed first
         run_arm(world, one)
-    return {one: report.read_run(world / f"metrics/items/{one}.json") for one in ARMS}
+    return {one: report.read_run(read_json(world / f"metrics/items/{one}.json")) for one in ARMS}
 
 
 def noise(world, one):

@@ -37,6 +37,7 @@ PLAIN = [
     (r" \| ", " or "),
     (r"dict\[.*\]", "mapping"),
     (r"list\[(.*)\]", r"list of \1"),
+    (r"\bSeeds\b", "list of integers from 0"),
     (r"'", ""),
 ]
 

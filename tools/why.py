@@ -15,6 +15,7 @@ from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.selection.candidates import CELL
+from stages.lib.selection.partitions import count_partitions, take_partition
 from tools.output import print_lines
 
 MAX_ROWS = 10
@@ -43,19 +44,25 @@ def matches(rows: pd.DataFrame, query: str) -> pd.Series:
 
 
 def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
-    """Yield the cell and scores of each of these rows of raw, its leaks, and what every arm did with it."""
+    """Yield the cells and scores of each of these rows of raw, its leaks, and what every arm did with it."""
     candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
     arms = read_yaml(PARAMS)["arms"]
     samples = {arm: read_table(data / f"samples/{arm}.parquet", "rank", "selected", "reason") for arm in arms}
-    scores = candidates.select_dtypes("number").drop(columns=CELL)
+    first, *others = (take_partition(candidates, partition) for partition in range(count_partitions(candidates)))
+    scores = first.select_dtypes("number").drop(columns=CELL)
     for number, row in rows.iterrows():
-        group, cluster = candidates.loc[number, CELL]
+        cells = [f"cell {name_cell(first.loc[number])}"]
+        cells += [f"cell {name_cell(table.loc[number])} in partition {p}" for p, table in enumerate(others, 1)]
         values = [f"{name} {value:.4g}" for name, value in scores.loc[number].dropna().items()]
-        lines = [title(row.to_dict()), "  " + ", ".join([f"cell {group}.{cluster}", *values])]
+        lines = [title(row.to_dict()), "  " + ", ".join([*cells, *values])]
         lines += [f"  {describe_leak(leak)}" for leak in leaks[leaks["id"] == row["id"]].to_dict("records")]
         for arm, settings in arms.items():
-            lines.append(f"  {arm}: {describe_selection(samples[arm].loc[number], settings.get('by', 'ppl'))}")
+            lines.append(f"  {arm}: {describe_selection(samples[arm].loc[number], settings)}")
         yield "\n".join(lines)
+
+
+def name_cell(row: pd.Series) -> str:
+    return f"{row['length_group']}.{row['cluster']}"
 
 
 def describe_leak(leak: dict[str, Any]) -> str:
@@ -63,8 +70,9 @@ def describe_leak(leak: dict[str, Any]) -> str:
     return f"leak ({leak['kind']}): {item}, {leak['item_text']}{'' if leak['drop'] else '; kept'}"
 
 
-def describe_selection(sample: pd.Series, by: str) -> str:
-    rank = "" if pd.isna(sample["rank"]) else f"; rank {int(sample['rank'])} of its cell by {by}"
+def describe_selection(sample: pd.Series, arm: dict[str, Any]) -> str:
+    cell = f"its cell in partition {arm['partition']}" if arm.get("partition") else "its cell"
+    rank = "" if pd.isna(sample["rank"]) else f"; rank {int(sample['rank'])} of {cell} by {arm.get('by', 'ppl')}"
     return f"{'IN' if sample['selected'] else 'out'} ({sample['reason']}{rank})"
 
 

@@ -9,20 +9,23 @@ over all rows of raw, so that another scorer moves no cell.
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_arrow, require_same_rows
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Positive, Section
+from stages.lib.core.params import Count, Positive, Section
 from stages.lib.selection.kmeans import Algorithm, Init, fit_clusters
+from stages.lib.selection.partitions import named
 
 log = logging.getLogger("stages")
+Seeds = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
 
 class Cluster(Section):
@@ -38,15 +41,35 @@ class Cluster(Section):
     """`hashed` starts from hashes of the ids, so that added rows move few others; `k-means++` from random rows."""
     n_init: Positive
     """Random starts of `k-means++`, of which the best is kept; `hashed` has only one."""
-    seed: int
-    """Seed of the starts."""
+    seeds: Seeds
+    """Seeds of the starts. The corpus is cut once for each: the first gives partition 0, the next one partition 1."""
+
+    @model_validator(mode="after")
+    def partitions_differ(self) -> "Cluster":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} has a seed twice, which would give one partition twice")
+        if self.clusters == 1 and len(self.seeds) > 1:
+            raise ValueError(f"seeds: with clusters: 1, {len(self.seeds)} seeds give one partition; keep one seed")
+        return self
 
 
-def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
+def find_partitions(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
+    """Return `id`, `length_group` and the columns of every partition for each row of `corpus`."""
+    found = find_cells(corpus, vectors_ND, settings)
+    for partition in range(1, len(settings.seeds)):
+        cells = find_cells(corpus, vectors_ND, settings, partition)
+        found = found.assign(**{column: cells[name] for name, column in named(partition).items()})
+    return found
+
+
+def find_cells(
+    corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster, partition: int = 0
+) -> pd.DataFrame:
     """Return `id`, `length_group`, `cluster` and the Euclidean `distance` to the centroid for each row of `corpus`.
 
     The index of `corpus` gives the row numbers of its vectors, so a subset of the corpus needs no copy of them.
     """
+    seed = settings.seeds[partition]
     cells = corpus[["id"]].assign(
         length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
     )
@@ -54,17 +77,11 @@ def find_cells(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: 
         require_rows(cells["length_group"], settings.clusters)
     for group, rows in cells.groupby("length_group"):
         k = min(settings.clusters, len(rows))
-        found = fit_clusters(
-            vectors_ND[rows.index],
-            list(rows["id"]),
-            k,
-            settings.algorithm,
-            settings.init,
-            settings.n_init,
-            settings.seed,
-        )
+        vectors, ids = vectors_ND[rows.index], list(rows["id"])
+        found = fit_clusters(vectors, ids, k, settings.algorithm, settings.init, settings.n_init, seed)
         cells.loc[rows.index, "cluster"], cells.loc[rows.index, "distance"] = found.label, found.distance
-        log.info("length group %d: %d rows, %d clusters, inertia %.2f", group, len(rows), k, found.inertia)
+        described = (partition, group, len(rows), k, found.inertia)
+        log.info("partition %d, length group %d: %d rows, %d clusters, inertia %.2f", *described)
     return cells
 
 
