@@ -1,4 +1,4 @@
-"""Run stages in one process: `python -m tests.one_process < commands`, such as `stages.merge --raw data/raw.parquet ...`.
+"""Run stages in one process: `python -m tests.one_process < commands`; a command is `stages.merge --raw ...`.
 
 An emulated CPU takes half a minute to import torch, so a process for each stage would take too long.
 """

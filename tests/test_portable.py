@@ -15,6 +15,7 @@ from stages.lib.core.portable import PORTABLE, cannot_be_portable
 from tests.project import ENVIRONMENT, ROOT, change_params, copy_project, run, shrink
 from tools.check import main
 
+ROLES = ("scorer", "encoder", "base")
 CPUS = ("Haswell-noTSX", "EPYC")
 VARIABLES = "import os, stages; print([os.environ.get(name) for name in ('MKL_CBWR', 'OPENBLAS_CORETYPE')])"
 
@@ -46,7 +47,7 @@ def test_the_variables_are_set_before_a_stage_is_imported_if_params_ask_for_it(
 
 def test_the_package_does_nothing_else_so_no_stage_needs_it_as_a_dep() -> None:
     code = (ROOT / "stages/__init__.py").read_text(encoding="utf-8").split('"""')[2]
-    assert code.split() == "from stages.lib.core.portable import set_environment set_environment()".split()
+    assert code.split() == ["from", "stages.lib.core.portable", "import", "set_environment", "set_environment()"]
 
 
 def test_check_names_what_keeps_a_machine_from_being_portable(
@@ -68,13 +69,10 @@ def commands(folder: Path) -> str:
 def small_project(folder: Path) -> Path:
     copy_project(folder)
     shrink(folder)
-    small = {"vocabulary": 1024, "width": 64, "steps": 3}
-    change_params(
-        folder,
-        **{f"fetch_model__{role}__small__{name}": size for role in ("scorer", "encoder", "base") for name, size in small.items()},
-        arms={name: {"method": name, "fraction": 0.1, "seed": 1} for name in ("spread", "random")},
-        evaluate__tasks=["copa"],
-    )
+    small = {"vocabulary": 1024, "width": 32, "steps": 3}
+    sizes = {f"fetch_model__{role}__small__{name}": small[name] for role in ROLES for name in small}
+    arms = {name: {"method": name, "fraction": 0.1, "seed": 1} for name in ("spread", "random")}
+    change_params(folder, **sizes, arms=arms, evaluate__tasks=["copa"])
     return folder
 
 
