@@ -17,6 +17,7 @@ from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import (
+    POOLER,
     Dtype,
     LoadConfig,
     check_length,
@@ -74,7 +75,8 @@ def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
     """Yield for every batch the indices of its texts and their unit vectors [n, D], zeros for an empty text."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)
-    model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel")
+    unused = () if settings.pooling == "pooler" else POOLER
+    model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel", unused)
 
     import torch
 
