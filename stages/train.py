@@ -28,6 +28,7 @@ from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, hash_file, short_hash
+from stages.lib.text.bos import added_bos
 from stages.lib.text.chat_format import Example, FormatName, chat_template, encode, format_file
 from stages.lib.training.budget import Budget, presented
 
@@ -37,6 +38,7 @@ CODE = [
     Path(__file__),
     LIB / "models/loading.py",
     LIB / "models/lora.py",
+    LIB / "text/bos.py",
     LIB / "text/chat_format.py",
     LIB / "training/budget.py",
     LIB / "training/collate.py",
@@ -165,7 +167,7 @@ def load_chat_tokenizer(base: Path, name: FormatName) -> Any:
     tokenizer = load_tokenizer(base)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
-    tokenizer.chat_template = chat_template(name)
+    tokenizer.chat_template = chat_template(name, begins_with_bos=bool(added_bos(tokenizer)))
     return tokenizer
 
 

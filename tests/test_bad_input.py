@@ -193,7 +193,8 @@ def evaluation(*tasks, spoil=None, **changes):
             spoil(world)
         settings = {"tasks": list(tasks), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
         params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
-        evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, world.out / "tiny")
+        outs = world.out / "checkpoints", world.out / "tiny"
+        evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, *outs)
 
     return case
 
