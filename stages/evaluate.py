@@ -22,14 +22,14 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from stages.lib.core.artifacts import atomic, read_arrow, remove, write_arrow
+from stages.lib.core.artifacts import atomic, read_arrow, remove, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.tasks import Task, find_task
-from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer
+from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import SETTINGS, load_network
 from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, digest, hash_file, short_hash
 from stages.lib.text.bos import added_bos
@@ -124,6 +124,8 @@ def evaluate(
 ) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
+    if settings.quantize:
+        require_bitsandbytes()
     checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, model, base, benchmark))
     from stages.lib.evaluation.lm_eval_model import SharedLM, cached_templates
 
@@ -140,7 +142,7 @@ def evaluate(
     if rank() != 0:
         return
     with atomic(evaluation) as folder:
-        write_arrow(folder / "items.parquet", found)
+        write_table(folder / "items.parquet", found, ITEMS)
     log_accuracy(arm, found.to_pandas())
     remove(checkpoints)
 
@@ -172,7 +174,7 @@ def complete(folder: Path, questions: list[Question], ask: Callable[[Question], 
         if part is None:
             part = ask(question)
             if rank() == 0:
-                write_arrow(path, part)
+                write_table(path, part, ITEMS)
         else:
             log.info("%s: the answers of an earlier run", path)
         parts.append(part)
