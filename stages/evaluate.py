@@ -138,7 +138,7 @@ def evaluate(
         network, tokenizer = load_network(model, base, settings.load_config(), params.threads), load_tokenizer(model)
         shared = SharedLM(network, tokenizer, settings.batch, added_bos(tokenizer))
         definitions = manager(Path(scratch))
-        found = complete(checkpoints, questions, lambda question: answers(arm, question, shared, definitions))
+        found = all_answers(checkpoints, questions, lambda question: answers(arm, question, shared, definitions))
     if rank() != 0:
         return
     with atomic(evaluation) as folder:
@@ -164,9 +164,9 @@ def hash_folder(folder: Path) -> str:
     return digest(f"{path.relative_to(folder)} {hash_file(path)}" for path in files)
 
 
-def complete(folder: Path, questions: list[Question], ask: Callable[[Question], pa.Table]) -> pa.Table:
+def all_answers(folder: Path, questions: list[Question], ask: Callable[[Question], pa.Table]) -> pa.Table:
     """Return the answers to all questions, in order; ask only those that have no answers in `folder`, and keep them."""
-    kept = from_first_process({path: read_if_intact(path) for path in (one.kept_in(folder) for one in questions)})
+    kept = from_first_process({path: kept_answers(path) for path in (one.kept_in(folder) for one in questions)})
     parts = []
     for question in questions:
         path = question.kept_in(folder)
@@ -181,7 +181,7 @@ def complete(folder: Path, questions: list[Question], ask: Callable[[Question], 
     return pa.concat_tables(parts)
 
 
-def read_if_intact(path: Path) -> pa.Table | None:
+def kept_answers(path: Path) -> pa.Table | None:
     if rank() > 0 or not path.is_file():
         return None
     try:
