@@ -126,7 +126,7 @@ def evaluate(
     tasks = [find_task(name) for name in settings.tasks]
     if settings.quantize:
         require_bitsandbytes()
-    checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, model, base, benchmark))
+    checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, arm, model, base, benchmark))
     from stages.lib.evaluation.lm_eval_model import SharedLM, cached_templates
 
     for name in ("evaluator", "models.huggingface"):  # they warn about every request that they cut
@@ -147,16 +147,13 @@ def evaluate(
     remove(checkpoints)
 
 
-def evaluation_fingerprint(params: Params, model: Path, base: Path, benchmark: Path) -> Fingerprint:
+def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, benchmark: Path) -> Fingerprint:
     """Return what the kept answers of an evaluation must have in common with this one."""
     libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if params.evaluate.quantize else [])]
-    return compute_fingerprint(
-        model,
-        {name: version(name) for name in libraries}
-        | {"settings": params.evaluate.model_dump_json(), "threads": params.threads}
-        | {"base": hash_folder(base) if (model / SETTINGS).is_file() else None, "benchmark": hash_folder(benchmark)},
-        CODE,
-    )
+    settings = {"settings": params.evaluate.model_dump_json(), "threads": params.threads, "arm": arm}
+    base_files = hash_folder(base) if (model / SETTINGS).is_file() else None  # whole weights need no base
+    inputs = {"base": base_files, "benchmark": hash_folder(benchmark)}
+    return compute_fingerprint(model, {name: version(name) for name in libraries} | settings | inputs, CODE)
 
 
 def hash_folder(folder: Path) -> str:

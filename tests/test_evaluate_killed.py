@@ -127,7 +127,7 @@ def test_the_fingerprint_has_everything_that_an_answer_depends_on(places, monkey
     inputs = {name: here[name] for name in ("model", "base", "benchmark")}
 
     def find(**changes):
-        return stage.evaluation_fingerprint(stage.Params.model_validate(settings(**changes)), **inputs)
+        return stage.evaluation_fingerprint(stage.Params.model_validate(settings(**changes)), "tiny", **inputs)
 
     def changed(now):
         return {name for name in before if now[name] != before[name]}
