@@ -13,10 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.lib.core.artifacts import read_table, write_arrow
+from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import (
+    POOLER,
     Dtype,
     LoadConfig,
     check_length,
@@ -62,7 +64,7 @@ def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embedding
     place, texts = pd.factorize(corpus["instruction"])
     settings = params.embed.model_dump() | params.model_dump(include={"threads", "portable"})
     fingerprint = compute_fingerprint(encoder, settings, CODE)
-    cache = Cache(checkpoints, fingerprint, vector_columns, ["vector"], embeddings)
+    cache = Cache(checkpoints, fingerprint, lambda found: vector_columns(found, encoder), ["vector"], embeddings)
     vectors = complete(cache, list(texts), lambda missing: embed_texts(missing, encoder, params))
     if vectors is None:
         return
@@ -76,7 +78,8 @@ def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
     """Yield for every batch the indices of its texts and their unit vectors [n, D], zeros for an empty text."""
     settings = params.embed
     tokenizer = load_tokenizer(encoder)
-    model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel")
+    unused = () if settings.pooling == "pooler" else POOLER
+    model = load_model(encoder, LoadConfig(dtype=settings.dtype), params.threads, "AutoModel", unused)
 
     import torch
 
@@ -95,7 +98,13 @@ def embed_texts(texts: list[str], encoder: Path, params: Params) -> Batches:
     yield from embed_batches(model, ids, settings.pooling, progress(batches, len(batches), "embeddings, batches"))
 
 
-def vector_columns(vectors_ND: NDArray[np.float32]) -> dict[str, pa.Array]:
+def vector_columns(vectors_ND: NDArray[np.float32], encoder: Path) -> dict[str, pa.Array]:
+    """Return the column that is kept. Raises UserError if a number is not finite."""
+    bad = int((~np.isfinite(vectors_ND).all(axis=1)).sum())
+    if bad:
+        raise UserError(
+            f"{encoder}: {bad} of {len(vectors_ND)} vectors are not finite in its dtype; try embed.dtype: fp32"
+        )
     return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])}
 
 

@@ -1,37 +1,54 @@
 """Evaluate one model on the benchmark, item by item.
 
-    models/<arm> (or models/hub/base), models/hub/base, data/benchmark -> data/eval/<arm>/items.parquet
+    models/<arm> (or models/hub/base), models/hub/base, data/benchmark
+        -> data/eval/<arm>/items.parquet (.checkpoints/evaluate: of killed evaluations)
 
 It calls the Python API of lm-evaluation-harness, offline, and loads the model once for all tasks and shots. The prompts
 are the harness's own (lm_eval/tasks); only the path of the data and an offline macro-F1 are ours. The model may be
-whole or an adapter on the base, and either may have its weights in 4 bits.
+whole or an adapter on the base, and either may have its weights in 4 bits. Each task is asked by itself, so its answers
+do not depend on the other tasks, and are kept as soon as it is finished.
 """
 
 import json
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from stages.lib.core.artifacts import atomic, write_table
+from stages.lib.core.artifacts import atomic, read_arrow, remove, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section
-from stages.lib.core.processes import rank
+from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.tasks import Task, find_task
-from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer
-from stages.lib.models.lora import load_network
+from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer, require_bitsandbytes
+from stages.lib.models.lora import SETTINGS, load_network
+from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, digest, hash_file, short_hash
+from stages.lib.text.bos import added_bos
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from stages.lib.evaluation.lm_eval_model import SharedLM
 
 log = logging.getLogger("stages")
+LIB = Path(__file__).parent / "lib"
+CODE = [
+    Path(__file__),
+    LIB / "evaluation/kobest.py",
+    LIB / "evaluation/lm_eval_model.py",
+    LIB / "evaluation/tasks.py",
+    LIB / "models/loading.py",
+    LIB / "models/lora.py",
+    LIB / "text/bos.py",
+]
+"""What an answer depends on."""
 HARNESS_METRICS = """\
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
@@ -91,21 +108,97 @@ class Params(Section):
     evaluate: Evaluate
 
 
-def evaluate(params: Params, arm: str, model: Path, base: Path, benchmark: Path, evaluation: Path) -> None:
+class Question(NamedTuple):
+    """One task with one number of shots."""
+
+    task: Task
+    shots: int
+    lines: list[int]
+    """The line of every item in the file of its split."""
+
+    def kept_in(self, folder: Path) -> Path:
+        return folder / f"{self.task.name}-{self.shots}.parquet"
+
+
+def evaluate(
+    params: Params, arm: str, model: Path, base: Path, benchmark: Path, checkpoints: Path, evaluation: Path
+) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
-    from stages.lib.evaluation.lm_eval_model import cached_templates
+    if settings.quantize:
+        require_bitsandbytes()
+    checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, arm, model, base, benchmark))
+    from stages.lib.evaluation.lm_eval_model import SharedLM, cached_templates
 
+    for name in ("evaluator", "models.huggingface"):  # they warn about every request that they cut
+        logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch, cached_templates():
         write_tasks(tasks, benchmark.resolve(), Path(scratch))
         lines = check_tasks(tasks, max(settings.shots), Path(scratch))
-        network = load_network(model, base, settings.load_config(), params.threads)
-        rows = pd.DataFrame(answers(settings, tasks, lines, network, model, Path(scratch)))
+        questions = [Question(task, shots, lines[task.name]) for shots in settings.shots for task in tasks]
+        network, tokenizer = load_network(model, base, settings.load_config(), params.threads), load_tokenizer(model)
+        shared = SharedLM(network, tokenizer, settings.batch, added_bos(tokenizer))
+        definitions = manager(Path(scratch))
+        found = all_answers(checkpoints, questions, lambda question: answers(arm, question, shared, definitions))
     if rank() != 0:
         return
     with atomic(evaluation) as folder:
-        write_table(folder / "items.parquet", rows, ITEMS)
-    log_accuracy(arm, rows)
+        write_table(folder / "items.parquet", found, ITEMS)
+    log_accuracy(arm, found.to_pandas())
+    remove(checkpoints)
+
+
+def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, benchmark: Path) -> Fingerprint:
+    """Return what the kept answers of an evaluation must have in common with this one."""
+    libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if params.evaluate.quantize else [])]
+    settings = {"settings": params.evaluate.model_dump_json(), "arm": arm}
+    settings |= params.model_dump(include={"threads", "portable"})
+    base_files = hash_folder(base) if (model / SETTINGS).is_file() else None  # whole weights need no base
+    inputs = {"base": base_files, "benchmark": hash_folder(benchmark)}
+    return compute_fingerprint(model, {name: version(name) for name in libraries} | settings | inputs, CODE)
+
+
+def hash_folder(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest(f"{path.relative_to(folder)} {hash_file(path)}" for path in files)
+
+
+def all_answers(folder: Path, questions: list[Question], ask: Callable[[Question], pa.Table]) -> pa.Table:
+    """Return the answers to all questions, in order; ask only those that have no answers in `folder`, and keep them."""
+    kept = from_first_process({path: kept_answers(path) for path in (one.kept_in(folder) for one in questions)})
+    parts = []
+    for question in questions:
+        path = question.kept_in(folder)
+        part = kept[path]
+        if part is None:
+            part = ask(question)
+            if rank() == 0:
+                write_table(path, part, ITEMS)
+        else:
+            log.info("%s: the answers of an earlier run", path)
+        parts.append(part)
+    return pa.concat_tables(parts)
+
+
+def kept_answers(path: Path) -> pa.Table | None:
+    if rank() > 0 or not path.is_file():
+        return None
+    try:
+        return read_arrow(path)
+    except UserError as error:
+        log.warning("damaged, so it is asked again: %s", error)
+        return None
+
+
+def from_first_process(kept: dict[Path, pa.Table | None]) -> dict[Path, pa.Table | None]:
+    """Return what the first process has, so that all ask the same questions."""
+    if world() == 1:
+        return kept
+    import torch.distributed as dist
+
+    box = [kept]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def write_tasks(tasks: list[Task], benchmark: Path, scratch: Path) -> None:
@@ -178,42 +271,33 @@ def manager(scratch: Path) -> Any:
     return TaskManager(include_path=str(scratch), include_defaults=False)
 
 
-def answers(
-    settings: Evaluate,
-    tasks: list[Task],
-    lines: dict[str, list[int]],
-    network: "PreTrainedModel",
-    model: Path,
-    scratch: Path,
-) -> Iterator[dict[str, Any]]:
-    """Yield a row of `ITEMS` for every item and number of shots; in several processes, only the first yields any."""
-    from lm_eval import simple_evaluate
+def answers(arm: str, question: Question, shared: "SharedLM", definitions: Any) -> pa.Table:
+    """Return the rows of `ITEMS` of one question. Raises UserError if a log-likelihood is not finite."""
+    from stages.lib.evaluation.lm_eval_model import ask
 
-    from stages.lib.evaluation.lm_eval_model import SharedLM
+    task, shots, lines = question
+    log.info("%s: %s, %d-shot", arm, task.name, shots)
+    rows = []
+    for sample in ask(shared, definitions, task.name, shots):
+        rows.append(item_row(question, lines[sample["doc_id"]], sample, shared.truncated))
+        check_finite(f"{arm}: {task.name}, {shots}-shot, item {rows[-1]['item']}", rows[-1]["log_likelihoods"])
+    return pa.Table.from_pylist(rows, ITEMS)
 
-    for name in ("evaluator", "models.huggingface"):  # they warn about every num_fewshot, and every request they cut
-        logging.getLogger(f"lm_eval.{name}").setLevel(logging.ERROR)
-    shared = SharedLM(network, load_tokenizer(model), settings.batch)
-    definitions = manager(scratch)
-    for shots in settings.shots:
-        log.info("%s: %d-shot", model, shots)
-        found = simple_evaluate(
-            shared, tasks=settings.tasks, num_fewshot=shots, task_manager=definitions, bootstrap_iters=0
+
+def check_finite(where: str, values: list[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise UserError(
+            f"{where}: the log-likelihoods are {', '.join(f'{value:.4g}' for value in values)}: the model computes "
+            "numbers that are not finite; try evaluate.dtype: fp32, or train again with a lower train.learning_rate"
         )
-        if rank() == 0:
-            for task in tasks:
-                for sample in found["samples"][task.name]:
-                    yield item_row(task, shots, lines[task.name][sample["doc_id"]], sample, shared.truncated)
 
 
-def item_row(
-    task: Task, shots: int, line: int, sample: dict[str, Any], truncated: set[tuple[str, str]]
-) -> dict[str, Any]:
+def item_row(question: Question, line: int, sample: dict[str, Any], truncated: set[tuple[str, str]]) -> dict[str, Any]:
     gold, prediction = sample["f1"]
     return {
-        "task": task.name,
-        "shots": shots,
-        "split": task.asked,
+        "task": question.task.name,
+        "shots": question.shots,
+        "split": question.task.asked,
         "item": line,
         "gold": int(gold),
         "prediction": int(prediction),

@@ -18,7 +18,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.runner import run
 from stages.lib.models.hub import snapshot
-from stages.lib.models.loading import check_folder, start_torch
+from stages.lib.models.loading import POOLER, REPORT, check_folder, check_weights, start_torch
 from stages.lib.models.toy import Small
 
 log = logging.getLogger("stages")
@@ -87,14 +87,21 @@ def fetch_hub_model(role: str, settings: Model, out: Path) -> None:
 
 
 def convert(role: str, local: Path, out: Path) -> None:
-    """Write a model saved as pytorch_model.bin as safetensors; transformers reads it with weights_only=True."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    """Write a model saved as pytorch_model.bin as safetensors; transformers reads it with weights_only=True.
 
-    loader = AutoModel if role == "encoder" else AutoModelForCausalLM
+    An encoder's missing pooler stays missing, because transformers would save random numbers in its place.
+    """
+    import transformers
+    from transformers import AutoTokenizer
+
+    auto, unused = ("AutoModel", POOLER) if role == "encoder" else ("AutoModelForCausalLM", ())
     try:
-        loader.from_pretrained(local, dtype="auto", use_safetensors=False).save_pretrained(out)
+        model, found = getattr(transformers, auto).from_pretrained(local, dtype="auto", use_safetensors=False, **REPORT)
     except (OSError, ValueError, UnpicklingError) as error:
         raise UserError(f"{local}: pytorch_model.bin could not be read with weights_only: {error}") from error
+    check_weights(local, model, found, auto, unused)
+    kept = {name: weight for name, weight in model.state_dict().items() if name not in found["missing_keys"]}
+    model.save_pretrained(out, state_dict=kept)
     AutoTokenizer.from_pretrained(local).save_pretrained(out)
     log.info("%s: converted to safetensors", role)
 

@@ -28,6 +28,7 @@ from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, hash_file, short_hash
+from stages.lib.text.bos import added_bos
 from stages.lib.text.chat_format import Example, FormatName, chat_template, encode, format_file
 from stages.lib.training.budget import Budget, presented
 
@@ -37,9 +38,11 @@ CODE = [
     Path(__file__),
     LIB / "models/loading.py",
     LIB / "models/lora.py",
+    LIB / "text/bos.py",
     LIB / "text/chat_format.py",
     LIB / "training/budget.py",
     LIB / "training/collate.py",
+    LIB / "training/finite.py",
 ]
 """The source files that trained weights depend on."""
 HELD_OUT = pa.schema(
@@ -168,7 +171,7 @@ def load_chat_tokenizer(base: Path, name: FormatName) -> Any:
     tokenizer = load_tokenizer(base)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
-    tokenizer.chat_template = chat_template(name)
+    tokenizer.chat_template = chat_template(name, begins_with_bos=bool(added_bos(tokenizer)))
     return tokenizer
 
 
@@ -218,7 +221,7 @@ def scoring_load_config(settings: Train) -> LoadConfig:
 
 
 def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
-    """Return the summed NLL, in nats, of every held-out answer [N]."""
+    """Return the summed NLL, in nats, of every held-out answer [N]. Raises UserError if one is not finite."""
     if not tests:
         return np.zeros(0)
     from stages.lib.scoring.log_likelihood import nll_sums
@@ -226,17 +229,25 @@ def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -
     network = load_network(folder, base, scoring_load_config(params.train), params.threads)
     check_length(network, params.train.max_tokens, "train.max_tokens")
     ids, starts = [test.ids for test in tests], [test.start for test in tests]
-    return nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
+    sums = nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
+    bad = np.flatnonzero(~np.isfinite(sums))
+    if len(bad):
+        raise UserError(
+            f"{folder}: the loss of {len(bad)} of {len(sums)} held-out answers is not finite, of the first in line "
+            f"{bad[0] + 1}: {sums[bad[0]]}; try train.dtype: fp32, or a lower train.learning_rate"
+        )
+    return sums
 
 
 def run_training(
     params: Params, base: Path, examples: list[Example], seed: int, checkpoints: Path, folder: Path
 ) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one; write the network into `folder`; return steps and losses."""
-    from transformers import PrinterCallback, Trainer, set_seed
+    from transformers import PrinterCallback, set_seed
 
     from stages.lib.training.callbacks import CheckpointCallback, ThroughputCallback, newest
     from stages.lib.training.collate import flattened, pack, padded, tokens
+    from stages.lib.training.finite import FiniteTrainer
 
     settings = params.train
     packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
@@ -248,7 +259,7 @@ def run_training(
     )  # ZeRO-3 needs this before a network is loaded
     saved = newest(checkpoints)
     set_seed(seed)
-    trainer = Trainer(
+    trainer = FiniteTrainer(
         model=load_for_training(params, base, saved),
         args=arguments,
         train_dataset=[pack for step in steps for pack in step + [[]] * (settings.batch - len(step))],
@@ -334,6 +345,7 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
         use_cpu=not torch.cuda.is_available(),
         logging_steps=LOG_STEPS,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # `FiniteTrainer` stops instead
         save_strategy="no",  # `CheckpointCallback` decides
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),

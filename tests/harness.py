@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ruamel.yaml import YAML
 
@@ -14,7 +15,10 @@ from stages.lib.evaluation.tasks import find_task
 def ask_the_harness(
     scratch: Path, model: Path, benchmark: Path, names: list[str], shots: list[int], batch: int
 ) -> dict[str, Any]:
-    """Return the results of `simple_evaluate` by shots, as {"<shots>-shot": results}."""
+    """Return what `simple_evaluate` answers to each task by itself: {"<shots>-shot": {"results": ..., "samples": ...}}.
+
+    Without what it writes about the machine, for which it calls pip each time.
+    """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -28,12 +32,14 @@ def ask_the_harness(
         YAML().dump(task, scratch / "tasks" / f"{name}.yaml")
     network = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch)
     manager = TaskManager(include_path=str(scratch / "tasks"), include_defaults=False)
-    return {
-        f"{count}-shot": lm_eval.simple_evaluate(
-            model=network, tasks=names, num_fewshot=count, task_manager=manager, bootstrap_iters=0
-        )
-        for count in shots
-    }
+
+    def of_each_task(count: int) -> dict[str, Any]:
+        options = {"num_fewshot": count, "task_manager": manager, "bootstrap_iters": 0}
+        asked = {name: lm_eval.simple_evaluate(model=network, tasks=[name], **options) for name in names}
+        return {part: {name: one[part][name] for name, one in asked.items()} for part in ("results", "samples")}
+
+    with patch("lm_eval.evaluator.add_env_info"):
+        return {f"{count}-shot": of_each_task(count) for count in shots}
 
 
 def lay_out(benchmark: Path, name: str, out: Path) -> None:

@@ -15,6 +15,7 @@ from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model
 from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
+from stages.lib.evaluation import tasks
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.models import loading
 from tests import training
@@ -74,9 +75,9 @@ def json_lines_in_another_encoding(world):
     world.merge({"life": (".jsonl", world.jsonl(GOOD).decode().encode("cp949"))})
 
 
-def get_benchmark(world, tasks=KOBEST):
+def get_benchmark(world, names=KOBEST):
     settings = {"from": "files", "inputs": "data", "revisions": {}}
-    params = {"fetch_benchmark": settings, "evaluate": {"tasks": list(tasks)}}
+    params = {"fetch_benchmark": settings, "evaluate": {"tasks": list(names)}}
     params = fetch_benchmark.Params.model_validate(params)
     fetch_benchmark.fetch_benchmark(params, world.benchmark, world.out / "benchmark")
 
@@ -187,13 +188,27 @@ def tune(world, rows, **changes):
     train.train(params, "ours", samples, held_out, world.model, world.out / "checkpoints", *outs)
 
 
-def evaluation(*tasks, spoil=None, **changes):
+def evaluation(*names, spoil=None, **changes):
     def case(world):
         if spoil:
             spoil(world)
-        settings = {"tasks": list(tasks), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
+        settings = {"tasks": list(names), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
         params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
-        evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, world.out / "tiny")
+        outs = world.out / "checkpoints", world.out / "tiny"
+        evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, *outs)
+
+    return case
+
+
+def benchmark_defined_as(**settings):
+    """Ask for a task that the harness defines with these settings."""
+
+    def case(world):
+        path = world.inputs / "mine.yaml"
+        known = {"output_type": "multiple_choice", "dataset_path": "org/mine"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tasks, "find_definition", lambda _: (path, known | settings))
+            get_benchmark(world, ["mine"])
 
     return case
 
@@ -306,6 +321,14 @@ CASES = {
     "a benchmark without choices": (
         lambda world: get_benchmark(world, ["kmmlu_direct_accounting"]),
         ["evaluate.tasks: kmmlu_direct_accounting: only multiple-choice tasks"],
+    ),
+    "a benchmark without scores": (
+        lambda world: get_benchmark(world, ["mmlu_anatomy_continuation"]),
+        ["evaluate.tasks: mmlu_anatomy_continuation", "has no metric_list", "take another task"],
+    ),
+    "a benchmark without items to ask": (
+        benchmark_defined_as(metric_list=[{"metric": "acc"}], training_split="train"),
+        ["evaluate.tasks: mine", "mine.yaml has no test_split or validation_split", "take another task"],
     ),
     "a benchmark that was not fetched": (
         evaluation("kmmlu_accounting"),

@@ -43,7 +43,7 @@ def with_template(tokenizer):
     before = tokenizer.chat_template
 
     def give(name):
-        tokenizer.chat_template = chat_template(name)
+        tokenizer.chat_template = chat_template(name, begins_with_bos=False)
         return tokenizer
 
     yield give
@@ -98,6 +98,6 @@ def test_a_new_file_in_formats_is_a_new_format(tmp_path, monkeypatch, base, rows
     budget = {"unit": "steps", "amount": 1}
     folder = train_here(prepare(tmp_path / "run", base, rows[:4]), format="mine", budget=budget)
     template = (folder / "model" / "chat_template.jinja").read_text(encoding="utf-8")
-    assert template == chat_template("mine")
+    assert template == chat_template("mine", begins_with_bos=False)
     assert json.dumps(NEW["before"], ensure_ascii=False) in template
     assert render("mine", "왜?", "<eos>") == "<eos>물음: 왜?\n대답: "

@@ -33,9 +33,10 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def run(new_folder, lm):
     def stage(benchmark, model=lm, base=lm, **changes):
-        params, folder = Params.model_validate(settings(**changes)), new_folder() / "base"
-        evaluate(params, arm="base", model=model, base=base, benchmark=benchmark, evaluation=folder)
-        return folder
+        params, folder = Params.model_validate(settings(**changes)), new_folder()
+        places = {"checkpoints": folder / "checkpoints", "evaluation": folder / "base"}
+        evaluate(params, arm="base", model=model, base=base, benchmark=benchmark, **places)
+        return folder / "base"
 
     return stage
 
@@ -153,7 +154,8 @@ def test_the_benchmark_may_stand_in_any_folder(benchmark, run, items, new_folder
 
 def test_several_processes_write_the_same_bytes_as_one(evaluated, benchmark, lm, tmp_path):
     YAML().dump(settings(), tmp_path / "params.yaml")
-    flags = {"arm": "base", "model": lm, "base": lm, "benchmark": benchmark, "evaluation": "out"}
+    flags = {"arm": "base", "model": lm, "base": lm, "benchmark": benchmark}
+    flags |= {"checkpoints": "checkpoints", "evaluation": "out"}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "stages.evaluate", *words]
     variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PET_NPROC_PER_NODE": "3"}

@@ -48,6 +48,7 @@ def test_the_scores_of_kobest_are_those_of_the_harness_itself(
         model=small_model,
         base=small_model,
         benchmark=tmp_path / "kobest",
+        checkpoints=tmp_path / "checkpoints",
         evaluation=tmp_path / "eval",
     )
     ours = scores_by_task(read_table(tmp_path / "eval/items.parquet"))

@@ -1,5 +1,6 @@
-"""The model that lm-evaluation-harness queries, in one process or several."""
+"""The model that lm-evaluation-harness queries, in one process or several, and how it is asked about one task."""
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,10 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from lm_eval import evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import env
 
@@ -28,11 +33,25 @@ class SharedLM(HFLM):  # type: ignore[misc]
 
     The batches are those that the harness builds in one process, so neither a bit nor a few-shot example depends on the
     number of processes. (The harness itself shares out items, and each process then draws other examples.)
+
+    The softmax is computed in fp32, because bf16 gives different choices equal likelihoods.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=False)
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int, bos: list[int]
+    ) -> None:
+        """`bos`: what the tokenizer begins every text with."""
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
         self.truncated: set[tuple[str, str]] = set()
+        self.bos = bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Return the tokens, with one BOS if the tokenizer adds it, but never with the end that some add too.
+
+        The harness would take that end of the context for a part of the answer.
+        """
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
+        return ids if add_special_tokens is False or ids[: len(self.bos)] == self.bos else self.bos + ids
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
         answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -57,6 +76,21 @@ class SharedLM(HFLM):  # type: ignore[misc]
                 )
             if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
                 self.truncated.add(texts)
+
+
+def ask(model: SharedLM, definitions: Any, task: str, shots: int) -> list[dict[str, Any]]:
+    """Return the harness's record of every item of a task, as `lm_eval.simple_evaluate` makes it.
+
+    That function also calls pip and other programs to describe the machine, which takes seconds each time.
+    """
+    random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle choices when they are loaded
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    loaded = definitions.load([task])
+    loaded["tasks"][task].set_config(key="num_fewshot", value=shots)
+    loaded["tasks"][task].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    records: list[dict[str, Any]] = evaluate(model, loaded, bootstrap_iters=0)["samples"][task]
+    return records
 
 
 @contextmanager

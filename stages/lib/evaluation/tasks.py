@@ -39,9 +39,16 @@ def find_task(name: str) -> Task:
         raise UserError(f"{where}: a group of tasks; list its tasks instead: {', '.join(map(str, settings['task']))}")
     if settings.get("output_type") != "multiple_choice" or "process_results" in settings:
         raise UserError(f"{where}: only multiple-choice tasks with one correct answer are supported")
+    asked = settings.get("test_split") or settings.get("validation_split")
+    needed = {"metric_list": settings.get("metric_list"), "test_split or validation_split": asked}
+    missing = [key for key, value in needed.items() if not value]
+    if missing or asked is None:
+        raise UserError(
+            f"{where}: {path} has no {', no '.join(missing)}, so its scores or items are unknown; take another task "
+            "of the harness, or remove it"
+        )
     splits = dict.fromkeys(settings[key] for key in SPLITS if settings.get(key))
     metrics = tuple(metric["metric"] for metric in settings["metric_list"])
-    asked = settings.get("test_split") or settings["validation_split"]
     return Task(name, path, settings["dataset_path"], settings.get("dataset_name"), tuple(splits), asked, metrics)
 
 

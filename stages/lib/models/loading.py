@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,17 @@ SLICE = 10_000
 """Texts per call of the tokenizer."""
 Dtype = Literal["fp32", "bf16"]
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$")
+"""Attention masks and rotary frequencies, which older versions of transformers saved with the weights."""
+
+
+CAUSAL_LM = "AutoModelForCausalLM"
+REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Arguments of `from_pretrained` that make it return, with the model, which weights it did not find where and how."""
+POOLER = ("pooler.",)
+"""How the weights begin that an encoder needs only for `pooling: pooler`."""
+MOST_NAMES = 6
+"""Of weights in an error."""
 
 
 class LoadConfig(Section):
@@ -72,10 +84,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(folder: Path, config: LoadConfig, threads: int, auto: str = "AutoModelForCausalLM") -> "PreTrainedModel":
+def load_model(
+    folder: Path,
+    config: LoadConfig,
+    threads: int,
+    auto: str = CAUSAL_LM,
+    unused: tuple[str, ...] = (),
+) -> "PreTrainedModel":
     """Return the model in `folder`, in eval mode, on the GPU if there is one; `auto` names its Auto class.
 
-    Raises UserError if the folder has no safetensors, or if transformers cannot load it as `config` asks.
+    Weights whose names begin with one of `unused` may be missing. Raises UserError if the folder has no safetensors, if
+    transformers cannot load it as `config` asks, or if its weights are not those of the model (`check_weights`).
     """
     import torch
     import transformers
@@ -87,13 +106,61 @@ def load_model(folder: Path, config: LoadConfig, threads: int, auto: str = "Auto
     if config.quantize:
         options |= {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
     try:
-        model: PreTrainedModel = getattr(transformers, auto).from_pretrained(folder, use_safetensors=True, **options)
+        model, found = getattr(transformers, auto).from_pretrained(folder, use_safetensors=True, **REPORT, **options)
     except (ImportError, ValueError) as error:
         raise UserError(f"{folder}: transformers cannot load it as params.yaml asks: {error}") from error
+    check_weights(folder, model, found, auto, unused)
+    if auto == CAUSAL_LM and type(model.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        check_decoder(folder, model)
     # under ZeRO-3 each process has a part of every tensor, and `ds_numel` is the size of the whole
     count = sum(getattr(tensor, "ds_numel", tensor.numel()) for tensor in model.parameters())
     log.info("%s: %s parameters, %s, on %s", folder, f"{count:,}", config.quantize or config.dtype, device)
-    return (model if config.quantize else model.to(device)).eval()
+    loaded: PreTrainedModel = (model if config.quantize else model.to(device)).eval()
+    return loaded
+
+
+def check_weights(
+    folder: Path, model: "PreTrainedModel", found: dict[str, Any], auto: str, unused: tuple[str, ...] = ()
+) -> None:
+    """Raise UserError unless `folder` has every weight of the model and, for a causal LM, no other weight.
+
+    `found` is what `from_pretrained` reports (REPORT). transformers fills what is missing or has another shape with
+    random numbers. Tied weights are not missing. An encoder may come from a model with a head; a causal LM may not: a
+    classifier whose embeddings are tied lacks nothing that a language model has.
+    """
+    name, saved = type(model).__name__, " or ".join(model.config.architectures or ["model without a name"])
+    hint = f"it was saved from a {saved}, and is loaded with {auto}; use a checkpoint of a {name}"
+    shapes = [
+        f"{key} ({size(ours)} in the file, {size(wanted)} by config.json)"
+        for key, ours, wanted in found["mismatched_keys"]
+    ]
+    if shapes:
+        raise UserError(f"{folder}: other shapes than {name} has: {listed(shapes)}; {hint}")
+    missing = [key for key in found["missing_keys"] if not key.startswith(unused)]
+    if missing:
+        if all(key.startswith(POOLER) for key in missing):
+            hint = "set embed.pooling to mean or cls, or use an encoder that was saved with its pooler"
+        raise UserError(f"{folder}: lacks {listed(missing)}, which would be random numbers in {name}; {hint}")
+    others = [key for key in found["unexpected_keys"] if not OLD_BUFFERS.search(key)]
+    if others and auto == CAUSAL_LM:
+        raise UserError(f"{folder}: has {listed(others)}, which {name} does not have; {hint}")
+
+
+def check_decoder(folder: Path, model: "PreTrainedModel") -> None:
+    """Raise UserError for BERT and its like, unless the config makes them decoders: every token would see itself."""
+    if not getattr(model.config, "is_decoder", False):
+        raise UserError(f"{folder}: {type(model).__name__} sees the tokens that it should predict; use a causal LM")
+
+
+def size(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names, sorted; of many, the first."""
+    ordered = sorted(names)
+    more = f", ... ({len(ordered)} in all)" if len(ordered) > MOST_NAMES else ""
+    return ", ".join(ordered[:MOST_NAMES]) + more
 
 
 def require_bitsandbytes() -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from stages.lib.core.artifacts import read_json, remove
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
-from stages.lib.models.loading import LoadConfig, load_model, start_torch
+from stages.lib.models.loading import LoadConfig, listed, load_model, start_torch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stages")
 SETTINGS = "adapter_config.json"
 """A folder with this file contains an adapter."""
+WEIGHTS = "adapter_model.safetensors"
 
 
 class Adapter(Section):
@@ -47,10 +48,34 @@ def load_network(folder: Path, base: Path, config: LoadConfig, threads: int) -> 
 def load_adapter(folder: Path, base: Path, config: LoadConfig, threads: int) -> "PeftModel":
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder}: it has {SETTINGS}, but no adapter_model.safetensors; run `dvc repro`")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder}: it has {SETTINGS}, but no {WEIGHTS}; run `dvc repro`")
     network = load_model(base, config, threads)
-    return PeftModel.from_pretrained(network, str(folder), torch_device=start_torch(threads)).eval()
+    try:
+        model = PeftModel.from_pretrained(network, str(folder), torch_device=start_torch(threads))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(f"{folder}: the adapter does not fit {base}: {error}; run `dvc repro`") from error
+    check_adapter(folder, base, model)
+    return model.eval()
+
+
+def check_adapter(folder: Path, base: Path, model: "PeftModel") -> None:
+    """Raise UserError unless `folder` has exactly the adapter's weights: peft fills and drops without an error."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, "np") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if wanted - saved:
+        raise UserError(f"{folder}: the adapter lacks {listed(wanted - saved)}; run `dvc repro`")
+    if saved - wanted:
+        raise UserError(
+            f"{folder}: the adapter has {listed(saved - wanted)}, which {base} does not have; it was trained on "
+            "another base: run `dvc repro`"
+        )
 
 
 def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:

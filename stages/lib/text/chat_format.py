@@ -3,7 +3,8 @@
 The benchmark has its own prompts. A format is one file, formats/<name>.json: the text that begins a conversation
 (`system`), the text `before` and `after` every instruction, and its `origin`. The formats are the originals' with one
 change: every answer ends with the tokenizer's own end of text. KoQuality writes no end, so its answers never stop;
-KoRAE writes `</s>`, which only Llama's tokenizers read as an end.
+KoRAE writes `</s>`, which only Llama's tokenizers read as an end. A prompt begins with BOS if the tokenizer adds it to
+every text.
 """
 
 import json
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import AfterValidator
+
+from stages.lib.core.errors import UserError
+from stages.lib.text.bos import added_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +54,7 @@ def read_format(name: FormatName) -> Format:
 
 class Example(NamedTuple):
     ids: list[int]
-    """Prompt, answer, end of text; cut at `max_tokens`."""
+    """BOS if there is one, prompt, answer, end of text; cut at `max_tokens`."""
     start: int
     """Where the labels begin: at the answer, or at 0 if the prompt is learned too."""
 
@@ -60,13 +64,13 @@ class Example(NamedTuple):
 
 
 def render(name: FormatName, instruction: str, end: str) -> str:
-    """Return the prompt; `end` is the tokenizer's end of text."""
+    """Return the prompt without BOS; `end` is the tokenizer's end of text."""
     system, before, after = (part.replace(END, end) for part in read_format(name))
     return system + before + instruction + after
 
 
-def chat_template(name: FormatName) -> str:
-    """Return the format as a Jinja template, which tokenizers carry; it renders the same bytes as `render`.
+def chat_template(name: FormatName, begins_with_bos: bool) -> str:
+    """Return the format as a Jinja template, which tokenizers carry; it renders the same bytes as `render`, after BOS.
 
     Its text, the message in it too, is part of every trained model: a changed word changes the models' hashes.
     """
@@ -74,8 +78,9 @@ def chat_template(name: FormatName) -> str:
         " + eos_token + ".join(json.dumps(text, ensure_ascii=False) for text in part.split(END))
         for part in read_format(name)
     )
+    bos = "{{- bos_token }}" if begins_with_bos else ""
     return (
-        f"{{{{- {system} }}}}{{%- for message in messages %}}{{%- if message['role'] == 'user' %}}"
+        f"{bos}{{{{- {system} }}}}{{%- for message in messages %}}{{%- if message['role'] == 'user' %}}"
         f"{{{{- {before} + message['content'] + {after} }}}}{{%- elif message['role'] == 'assistant' %}}"
         "{%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}{%- else %}"
         "{{- raise_exception('this format has user and assistant alone') }}{%- endif %}{%- endfor %}"
@@ -91,15 +96,22 @@ def encode(
 ) -> list[Example]:
     """Tokenize prompt and answer separately, so that the prompt's tokens are those of inference.
 
-    A row whose prompt fills `max_tokens` has no answer token: its start equals its length.
+    A row whose prompt fills `max_tokens` has no answer token: its start equals its length. Raises UserError if the
+    format begins with the BOS that the tokenizer adds too.
     """
     if not instructions:
         return []
+    bos = added_bos(tokenizer)
     rendered = [render(name, text, tokenizer.eos_token) for text in instructions]
     prompts = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    if bos and prompts[0][:1] == bos:
+        raise UserError(
+            f"{format_file(name)}: it begins with {tokenizer.bos_token}, which the tokenizer adds by itself, so there "
+            "would be two; take it out of the format"
+        )
     answers = tokenizer(list(outputs), add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     return [
-        Example((prompt + answer + end)[:max_tokens], min(len(prompt), max_tokens))
+        Example((bos + prompt + answer + end)[:max_tokens], min(len(bos + prompt), max_tokens))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
