@@ -83,7 +83,7 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
     with atomic(plots) as folder:
         folder.mkdir()
         tables = plot_tables(corpus["ppl_histogram"], found, references)
-        tables["differences"] = difference_table(str(params.control), differences(params, found, compared))
+        tables["differences"] = difference_table(str(params.control), method_differences(params, found, compared))
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     for line in sentences(params, found, compared):
@@ -221,7 +221,7 @@ def runs_of(params: Params) -> dict[str, list[str]]:
     return groups
 
 
-def differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[Difference]:
+def method_differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[Difference]:
     """Yield the differences of every method to the control: in held-out loss, and in mean macro-F1 by shots."""
     groups = runs_of(params)
     theirs = groups.pop(str(params.control), [])
@@ -236,7 +236,7 @@ def differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterato
 def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
     """Yield the result of every method, and what its interval does not contain."""
     groups, control = runs_of(params), str(params.control)
-    found = list(differences(params, arms, compared))
+    found = list(method_differences(params, arms, compared))
     for name, ours in groups.items():
         if name == control:
             continue
