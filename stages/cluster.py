@@ -24,6 +24,7 @@ CLUSTERS = pa.schema(
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     cluster: Cluster
 
 

@@ -55,13 +55,15 @@ class Embed(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     embed: Embed
 
 
 def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embeddings: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    fingerprint = compute_fingerprint(encoder, params.embed.model_dump() | {"threads": params.threads}, CODE)
+    settings = params.embed.model_dump() | params.model_dump(include={"threads", "portable"})
+    fingerprint = compute_fingerprint(encoder, settings, CODE)
     cache = Cache(checkpoints, fingerprint, lambda found: vector_columns(found, encoder), ["vector"], embeddings)
     vectors = complete(cache, list(texts), lambda missing: embed_texts(missing, encoder, params))
     if vectors is None:

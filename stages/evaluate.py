@@ -104,6 +104,7 @@ class Evaluate(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     evaluate: Evaluate
 
 
@@ -150,7 +151,8 @@ def evaluate(
 def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, benchmark: Path) -> Fingerprint:
     """Return what the kept answers of an evaluation must have in common with this one."""
     libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if params.evaluate.quantize else [])]
-    settings = {"settings": params.evaluate.model_dump_json(), "threads": params.threads, "arm": arm}
+    settings = {"settings": params.evaluate.model_dump_json(), "arm": arm}
+    settings |= params.model_dump(include={"threads", "portable"})
     base_files = hash_folder(base) if (model / SETTINGS).is_file() else None  # whole weights need no base
     inputs = {"base": base_files, "benchmark": hash_folder(benchmark)}
     return compute_fingerprint(model, {name: version(name) for name in libraries} | settings | inputs, CODE)

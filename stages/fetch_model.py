@@ -45,6 +45,7 @@ class Model(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     fetch_model: dict[Literal["scorer", "encoder", "base"], Model]
 
 

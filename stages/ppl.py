@@ -50,13 +50,15 @@ class Ppl(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     ppl: Ppl
 
 
 def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    fingerprint = compute_fingerprint(scorer, params.ppl.model_dump() | {"threads": params.threads}, CODE)
+    settings = params.ppl.model_dump() | params.model_dump(include={"threads", "portable"})
+    fingerprint = compute_fingerprint(scorer, settings, CODE)
     cache = Cache(checkpoints, fingerprint, lambda scores: score_columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
     scores = complete(cache, list(texts), lambda missing: score(missing, scorer, params))
     if scores is None:

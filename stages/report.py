@@ -1,7 +1,7 @@
 """Summarise the corpus, the arms and their differences, and write the tables behind the plots.
 
 metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
-    -> metrics/summary.json, metrics/plots/{ppl,cells,loss,scores}.csv
+    -> metrics/summary.json, metrics/plots/{differences,ppl,cells,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
 helps (`statistics.replicates`). This needs runs that differ in both rows and training seed (`statistics.evidence`):
@@ -9,10 +9,10 @@ runs of one selection show only whether that selection helps, and one run of eac
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -54,6 +54,17 @@ class Params(Section):
     train: AnyTrain
 
 
+class Difference(NamedTuple):
+    """A method's difference to the control in one score."""
+
+    name: str
+    score: str
+    estimate: dict[str, float]
+    scope: str
+    """What varies in the interval."""
+    verdict: str
+
+
 def report(params: Params, arms: Path, items: Path, profile: Path, stability: Path, summary: Path, plots: Path) -> None:
     warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
@@ -71,7 +82,9 @@ def report(params: Params, arms: Path, items: Path, profile: Path, stability: Pa
     references = {"base": base["scores"], "(majority baseline)": base["majority_baseline"]}
     with atomic(plots) as folder:
         folder.mkdir()
-        for name, table in plot_tables(corpus["ppl_histogram"], found, references).items():
+        tables = plot_tables(corpus["ppl_histogram"], found, references)
+        tables["differences"] = difference_table(str(params.control), method_differences(params, found, compared))
+        for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     for line in sentences(params, found, compared):
         log.info("%s", line)
@@ -151,6 +164,22 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     }
 
 
+def difference_table(control: str, found: Iterable[Difference]) -> pd.DataFrame:
+    """Return the table behind the forest plot, a row for every difference."""
+    rows = [
+        {
+            "difference": f"{one.name} - {control}, {one.scope}",
+            "score": one.score,
+            "est": one.estimate["est"],
+            "lo": one.estimate["lo"],
+            "hi": one.estimate["hi"],
+            "verdict": one.verdict,
+        }
+        for one in found
+    ]
+    return pd.DataFrame(rows, columns=["difference", "score", "est", "lo", "hi", "verdict"])
+
+
 def compared_methods(params: Params, arms: Arms, answers: dict[str, Any]) -> dict[str, Any]:
     """Return the comparison with the control over runs and items, for each method if both have two or more runs.
 
@@ -192,34 +221,43 @@ def runs_of(params: Params) -> dict[str, list[str]]:
     return groups
 
 
+def method_differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[Difference]:
+    """Yield the differences of every method to the control: in held-out loss, and in mean macro-F1 by shots."""
+    groups = runs_of(params)
+    theirs = groups.pop(str(params.control), [])
+    for name, ours in groups.items():
+        found = compared.get(name) or arms[name]
+        sides = subjects(found) if name in compared else None
+        scope = f"over {len(ours)} and {len(theirs)} runs and items" if name in compared else "over items only"
+        for score, estimate, better in headlines(found["vs_control"]):
+            yield Difference(name, score, estimate, scope, verdict(estimate, better, sides))
+
+
 def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
-    """Yield the result of every method, in mean macro-F1 by shots and in held-out loss."""
+    """Yield the result of every method, and what its interval does not contain."""
     groups, control = runs_of(params), str(params.control)
+    found = list(method_differences(params, arms, compared))
     for name, ours in groups.items():
         if name == control:
             continue
-        found = compared.get(name) or arms[name]
-        both = f"over {len(ours)} and {len(groups[control])} runs and items"
-        scope = both if name in compared else "over items only"
-        sides = subjects(found) if name in compared else None
-        for score, estimate, better in headlines(found["vs_control"]):
-            interval = f"{estimate['est']:+.4f} [{estimate['lo']:+.4f}, {estimate['hi']:+.4f}] {scope}"
-            yield f"{name} minus {control}, {score}: {interval}: {verdict(estimate, better, sides)}"
+        for one in (one for one in found if one.name == name):
+            interval = "{est:+.4f} [{lo:+.4f}, {hi:+.4f}]".format(**one.estimate)
+            yield f"{name} minus {control}, {one.score}: {interval} {one.scope}: {one.verdict}"
         yield from unequal_training(name, arms[name], control, arms[control])
         if name in compared:
-            yield from missing_chance(params, ours, varied_in(found))
-    for found in list(compared.values())[:1]:
-        yield from missing_chance(params, groups[control], varied_in(found, "control_"))
+            yield from missing_chance(params, ours, varied_in(compared[name]))
+    for method in list(compared.values())[:1]:
+        yield from missing_chance(params, groups[control], varied_in(method, "control_"))
     if len(groups) > 1:
         yield "these are 95 % intervals: about one in twenty misses the true difference"
 
 
 def headlines(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, float], int]]:
     """Yield the name of a score, its estimate, and the sign of a better one."""
-    for shots, tasks in found["scores"].items():
-        yield f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1
     if "all" in found["held_out_loss"]:
         yield "held-out loss", found["held_out_loss"]["all"], -1
+    for shots, tasks in found["scores"].items():
+        yield f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1
 
 
 def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:

@@ -54,6 +54,7 @@ class Stability(Section):
 
 class Params(Section):
     threads: Positive
+    portable: bool = False
     cluster: Cluster
     stability: Stability
 

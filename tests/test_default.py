@@ -56,7 +56,7 @@ def of_kind(raw: pd.DataFrame, composed: list[BundledRow], kind: str) -> pd.Data
 def test_the_committed_data_are_what_make_default_writes(tmp_path: Path) -> None:
     write_all(tmp_path)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(written) == 23
+    assert len(written) == 24
     for path in written:
         assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes(), path
 
@@ -71,10 +71,15 @@ def test_no_instruction_of_pretrain_is_in_the_inputs(composed: list[BundledRow])
     assert not pretrain & {row.text.strip() for row in composed}
 
 
-def test_the_bundled_rows_are_about_a_thousand_in_five_schemas_and_many_lengths(composed: list[BundledRow]) -> None:
+def test_the_bundled_rows_are_in_six_schemas_and_many_lengths_and_a_third_are_scraped(
+    composed: list[BundledRow],
+) -> None:
     clean = [row for row in composed if row.kind == "clean"]
-    assert 900 <= len(composed) <= 1100
-    assert len({row.source for row in composed}) == 5
+    scraped = [row for row in composed if row.source == "scraped"]
+    assert 900 <= len(composed) - len(scraped) <= 1100
+    assert 0.3 <= len(scraped) / len(composed) <= 0.35
+    assert {row.kind for row in scraped} == {"scraped"}
+    assert len({row.source for row in composed}) == 6
     assert len({row.topic for row in clean}) == TOPICS
     lengths = np.array([len(row.text) for row in clean])
     assert np.quantile(lengths, 0.05) < 20 < 60 < np.quantile(lengths, 0.97)
@@ -84,28 +89,47 @@ def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
     of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "cost"}
     assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
-    assert set(summary["arms"]) == {"spread", "steady", "random", "full"}
+    assert set(summary["arms"]) == {"middle", "middle_2", "again", "again_2", "random", "random_2"}
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():
             assert set(by_shots) == {"boolq", "copa", "hellaswag", "sentineg", "wic", "mean"}
         assert ("vs_control" in arm) == (name != "random")
-        assert arm["vs_base"]["held_out_loss"]["all"]["est"] < 0
 
 
-def test_arms_of_one_fraction_have_one_size_and_one_budget(default: Path) -> None:
-    arms = json.loads((default / "metrics/summary.json").read_text())["arms"]
-    assert len({arms[name]["sample"]["rows"] for name in ("spread", "steady", "random")}) == 1
-    assert len({arm["train"]["steps"] for arm in arms.values()}) == 1
+def test_all_arms_have_one_size_and_one_budget(default: Path) -> None:
+    arms = json.loads((default / "metrics/summary.json").read_text())["arms"].values()
+    assert len({arm["sample"]["rows"] for arm in arms}) == 1
+    assert len({arm["train"]["steps"] for arm in arms}) == 1
+
+
+def test_the_default_finds_the_planted_noise_and_no_difference_of_random_to_itself(default: Path) -> None:
+    methods = json.loads((default / "metrics/summary.json").read_text())["methods"]
+    middle, again = (methods[name]["vs_control"]["held_out_loss"]["all"] for name in ("middle", "again"))
+    assert middle["hi"] < 0
+    assert again["lo"] <= 0 <= again["hi"]
+
+
+def test_middle_avoids_the_scraped_rows_and_random_takes_its_share(default: Path, raw: pd.DataFrame) -> None:
+    share = (raw["source"] == "scraped").mean()
+    found = {arm: shares_of(default, arm)["scraped"] for arm in ("middle", "middle_2", "random", "random_2")}
+    print(f"of raw {share:.2f}", found)
+    assert all(found[arm] < share / 2 for arm in ("middle", "middle_2"))
+    assert all(abs(found[arm] - share) < 0.1 for arm in ("random", "random_2"))
+
+
+def shares_of(default: Path, arm: str) -> dict[str, float]:
+    sources = [row["source"] for row in read_jsonl(default / f"data/samples/{arm}.jsonl")]
+    return {source: count / len(sources) for source, count in Counter(sources).items()}
 
 
 def test_dag_metrics_and_plots_can_be_shown(default: Path) -> None:
-    assert "sample@spread" in run(default, "dvc", "dag")
+    assert "sample@middle" in run(default, "dvc", "dag")
     assert "held_out_loss" in run(default, "dvc", "metrics", "show")
     run(default, "dvc", "plots", "show")
     page = (default / "dvc_plots/index.html").read_text()
-    assert all(
-        title in page for title in ("Perplexity of the instructions", "Cells before", "Training loss", "Macro-F1")
-    )
+    titles = ("Differences to the control", "Perplexity of the instr", "Cells before", "Training loss", "Macro-F1")
+    places = [page.index(title) for title in titles]
+    assert places[0] == min(places)
 
 
 def test_every_row_read_is_in_raw_or_held_out_or_dropped(default: Path, composed: list[BundledRow]) -> None:
@@ -116,6 +140,7 @@ def test_every_row_read_is_in_raw_or_held_out_or_dropped(default: Path, composed
             "assistant": len((data / "inputs/assistant.jsonl").read_bytes().splitlines()),
             "chat": pq.read_table(data / "inputs/chat.parquet").num_rows,
             "faq": len(list(csv.reader((data / "inputs/faq.csv").read_text(encoding="cp949").splitlines()))) - 1,
+            "scraped": len((data / "inputs/scraped.jsonl").read_bytes().splitlines()),
             "knowledge": len(json.loads((data / "inputs/knowledge.json").read_text(encoding="utf-8-sig"))),
         }
     )
@@ -133,7 +158,7 @@ def test_every_planted_row_is_dropped_for_its_reason_and_no_clean_row_is(default
     }
     with (ROOT / "tests/planted.csv").open(encoding="utf-8") as file:
         planted = {(row["source"], int(row["line"])): row["kind"] for row in csv.DictReader(file)}
-    assert found == {place: kind for place, kind in planted.items() if kind != "shuffled"}
+    assert found == {place: kind for place, kind in planted.items() if kind not in ("shuffled", "scraped")}
 
 
 def test_held_out_rows_are_in_no_arm_and_share_no_instruction(default: Path, raw: pd.DataFrame) -> None:
@@ -223,8 +248,9 @@ def test_why_explains_selected_dropped_and_held_out_rows(
     explained = "\n".join(why(raw["id"][0]))
     assert raw["instruction"][0][:40] in explained
     assert f"ppl {raw['ppl'][0]:.4g}" in explained
-    assert all(f"  {arm}: " in explained for arm in ("spread", "steady", "random"))
-    assert "  full: IN (selected; rank " in explained
+    assert all(f"  {arm}: " in explained for arm in ("middle", "again", "random_2"))
+    chosen = read_jsonl(default / "data/samples/middle_2.jsonl")[0]
+    assert "  middle_2: IN (selected; rank " in "\n".join(why(chosen["id"]))
     held = read_jsonl(default / "data/held_out.jsonl")[0]
     assert list(why(held["id"])) == [f"{held['id']} [{held['source']}] {held['instruction']}\n  held out: in no arm"]
     assert "dropped by merge: not_korean, row" in "\n".join(why("How do I make a good cup of coffee"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_params, read_yaml
+from stages.lib.core.portable import asks_to_be_portable, cannot_be_portable
 from tools.wire import misnamed_flags, read_stages
 
 STAGES = sorted(path.stem for path in (Path(__file__).parent.parent / "stages").glob("[a-z]*.py"))
@@ -43,6 +44,9 @@ def main(paths: list[str]) -> int:
     wrong = {path: problems for path, problems in checked.items() if problems}
     for path, problems in wrong.items():
         print(f"{path}: {len(problems)} to correct", *problems, sep="\n  ", file=sys.stderr)
+    for path in paths:
+        if asks_to_be_portable(Path(path)) and (reason := cannot_be_portable()):
+            print(f"{path}: portable: true does not hold on this machine: {reason}; its numbers differ in last digits")
     return 1 if wrong else 0
 
 

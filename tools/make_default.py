@@ -4,8 +4,8 @@
     tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
 
 Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
-that is planted in the inputs: duplicates, empty rows, garbage, other languages, rows that are too long, and rows with
-shuffled words.
+that is planted in the inputs: duplicates, empty rows, garbage, other languages, rows that are too long, rows with
+shuffled words, and a whole source, `scraped`, of shuffled questions with boilerplate for answers.
 """
 
 import csv
@@ -44,6 +44,8 @@ SUMMARIZE = (
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
+SCRAPED = 450
+"""Rows of the source `scraped`."""
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
 
 
@@ -55,7 +57,7 @@ class BundledRow:
     output: str
     input: str = ""
     kind: str = "clean"
-    """`clean`, `shuffled`, or the reason that the row must have in dropped.parquet."""
+    """`clean`, `shuffled`, `scraped`, or the reason that the row must have in dropped.parquet."""
     broken: bytes = b""
     """The whole line, if it must be unreadable."""
 
@@ -107,7 +109,8 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     order = list(range(len(inputs)))
     rng.shuffle(order)
     rng.shuffle(pretrain)
-    return duplicates_last([inputs[i] for i in order]), pretrain, documents
+    inputs = [inputs[i] for i in order]
+    return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents
 
 
 def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
@@ -180,13 +183,25 @@ def other_noise(rng: random.Random, rows: list[BundledRow], documents: list[str]
     yield BundledRow("assistant", "", "", "", kind="unreadable", broken=b'{"id": "science_0", "instruction": ')
 
 
+def scraped(rows: list[BundledRow]) -> Iterator[BundledRow]:
+    """Yield noise that `merge` keeps: questions whose words are shuffled, answered with the boilerplate of a web page.
+
+    An arm should avoid it: its perplexities are high, and what it teaches is wrong.
+    """
+    rng, noise = random.Random(20240503), YAML(typ="safe").load(PARTS / "noise.yaml")
+    clean = [row for row in rows if row.kind == "clean" and not row.input and len(row.instruction.split()) > 3]
+    for row in rng.sample(clean, SCRAPED):
+        question, answer = shuffle_words(rng, row.instruction), rng.choice(noise["boilerplate"])
+        yield replace(row, source="scraped", instruction=question, output=answer, kind="scraped")
+
+
 def duplicates_last(rows: list[BundledRow]) -> list[BundledRow]:
     """Return the rows with all duplicates last, so that `merge` keeps the clean row and drops the duplicate."""
     return [row for row in rows if row.kind != "duplicate"] + [row for row in rows if row.kind == "duplicate"]
 
 
 def write_inputs(rows: list[BundledRow], folder: Path) -> Iterator[dict[str, Any]]:
-    """Write the five files, and yield an entry of planted.csv for each planted row."""
+    """Write the six files, and yield an entry of planted.csv for each planted row."""
     by_source = {source: [row for row in rows if row.source == source] for source in SOURCES}
     for source, write in SOURCES.items():
         write(folder, by_source[source])
@@ -235,12 +250,18 @@ def write_knowledge(folder: Path, rows: list[BundledRow]) -> None:
     (folder / "knowledge.json").write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8-sig")
 
 
+def write_scraped(folder: Path, rows: list[BundledRow]) -> None:
+    records = (to_json({"prompt": row.instruction, "completion": row.output}) for row in rows)
+    (folder / "scraped.jsonl").write_bytes(join_lines(records))
+
+
 SOURCES = {
     "life": write_life,
     "assistant": write_assistant,
     "chat": write_chat,
     "faq": write_faq,
     "knowledge": write_knowledge,
+    "scraped": write_scraped,
 }
 
 

@@ -16,6 +16,8 @@ from stages.lib.core.errors import UserError
 
 ROW_GROUP = 2**17
 """Rows converted to Arrow at a time, because an Arrow text array holds at most 2 GiB."""
+DIGITS = 10
+"""Significant digits of numbers in JSON; those after them depend on the CPU."""
 
 
 @contextmanager
@@ -87,22 +89,24 @@ def require_same_rows(**ids: Iterable[str]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys. Raises UserError if a number is not finite."""
-    require_finite(content, path.name)
+    """Write JSON with sorted keys and rounded numbers. Raises UserError if a number is not finite."""
+    content = rounded(content, path.name)
     with atomic(path) as scratch:
         text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
-def require_finite(content: Any, where: str) -> None:
+def rounded(content: Any, where: str) -> Any:
+    """Return the content with every float rounded to DIGITS. Raises UserError if one is not finite."""
     if isinstance(content, dict):
-        for key, value in content.items():
-            require_finite(value, f"{where}: {key}")
-    elif isinstance(content, list):
-        for value in content:
-            require_finite(value, where)
-    elif isinstance(content, float) and not math.isfinite(content):
+        return {key: rounded(value, f"{where}: {key}") for key, value in content.items()}
+    if isinstance(content, list):
+        return [rounded(value, where) for value in content]
+    if not isinstance(content, float):
+        return content
+    if not math.isfinite(content):
         raise UserError(f"{where} is {content}; look at the log of the stage that computed it")
+    return float(f"{content:.{DIGITS}g}")
 
 
 def read_json(path: Path) -> Any:
