@@ -175,6 +175,20 @@ def test_a_near_copy_of_a_short_item_is_found_if_a_sentence_is_similar_to_it(cop
     assert list(leaks["id"]) == ["row0"] * found
 
 
+@pytest.mark.parametrize("text", ["비가 와서, 집에 있었다.", "비가 와서 [집]에 있었다.", "[비]가 와서 집에 있었다."])
+@pytest.mark.parametrize(
+    "copy", ["비가 와서, 집에 잇었다", "비가 와서 [집]에 잇었다", "비가 와서 집에 잇었다", "비가... 와서 집에 잇었다"]
+)
+def test_punctuation_inside_a_short_item_or_its_near_copy_hides_nothing(text, copy, check, make_benchmark):
+    benchmark = make_benchmark({"wic": [{"context_1": text}]})
+    rows = [
+        (copy, "답"),
+        ("무슨 뜻일까?", f"'{copy}!' 하고 말했다."),
+        ("일기", "비가 와서, 참 좋은 날에, 집에 잇었다."),
+    ]
+    assert list(check(rows, benchmark)["id"]) == ["row0", "row1"]
+
+
 def test_a_sentence_that_is_similar_to_a_text_of_six_syllables_is_no_leak(check, make_benchmark):
     assert check([("별로예요?", "완전 별로네요.")], make_benchmark({"sentineg": [SHORT]})).empty
 

@@ -34,7 +34,9 @@ SIMILAR = 0.85
 SYLLABLES = 7
 """... if the text has at least this many syllables. In a shorter one, a changed syllable leaves less similarity."""
 SENTENCE = re.compile(r"[^\w\s]+|\n")
-"""What ends a sentence, a line or a quotation."""
+"""What ends a sentence, a line or a quotation, or is inside one, as a comma is."""
+JOINED = 3
+"""Most neighbouring pieces between punctuation that are compared as one sentence: `소들이 [풀]을 뜯는다` has three."""
 REACH = 1.5
 """Width, in lengths of the text, of the place that a near copy is in. N-grams scattered over a long row are no copy."""
 
@@ -215,8 +217,13 @@ def similarity(text: str, instruction: str, output: str) -> float:
 
 @lru_cache(maxsize=1)  # a row is compared with many texts in turn
 def split_sentences(instruction: str, output: str) -> list[str]:
-    """Return the row's sentences, lines and quotations, normalised."""
-    return [normalise(part) for part in SENTENCE.split(fold(f"{instruction}\n{output}"))]
+    """Return the row's distinct sentences, normalised: pieces between punctuation or line ends, and `JOINED` together.
+
+    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined.
+    """
+    pieces = [piece for part in SENTENCE.split(fold(f"{instruction}\n{output}")) if (piece := normalise(part))]
+    runs = [pieces[first : first + count] for first in range(len(pieces)) for count in range(1, JOINED + 1)]
+    return list(dict.fromkeys(map("".join, runs)))
 
 
 def is_separate(text: str, instruction: str, output: str) -> bool:
