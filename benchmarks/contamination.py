@@ -1,11 +1,10 @@
 """How many altered copies of KoBEST's test items the contamination check finds, and how many clean rows it lists.
 
-    python -m benchmarks.contamination KOBEST [RAW]
+    python -m benchmarks.contamination [data/benchmark data/raw.parquet]
 
-KOBEST is a folder of <task>/<split>.jsonl. Every text that identifies a test item is copied as it stands, spaces and
-punctuation included, once with one letter replaced and once with one word left out. A row has the copy as its whole
-instruction, or quoted in a sentence. RAW is a raw.parquet whose rows contain no item: whatever is listed there is a
-false hit.
+The folder has KoBEST's <task>/<split>.jsonl; the rows should contain none of its items. Every text that identifies a
+test item is copied as it stands, spaces and punctuation included, once with one letter replaced and once with one word
+left out. A row has the copy as its whole instruction, or quoted in a sentence.
 """
 
 import re
@@ -25,6 +24,7 @@ from stages.lib.core.params import read_params
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text.overlap import normalise
 
+DEFAULT = ["data/benchmark", "data/raw.parquet"]
 FRAMES = {"alone": "{}", "quoted": "친구가 '{}'라고 했는데, 무슨 뜻인지 설명해 주세요."}
 SYLLABLES = "가나다라마바사아자차카타파하고는도를에의이기지리시"
 LENGTHS = [5, 7, 10, 13, 21, 10**6]
@@ -32,11 +32,10 @@ LENGTHS = [5, 7, 10, 13, 21, 10**6]
 
 
 def main(arguments: list[str]) -> None:
-    folder, *raw = map(Path, arguments)
+    folder, raw = map(Path, arguments or DEFAULT)
     texts = read_benchmark(folder, read_params(Params).decontaminate)
     print(table(list(shares_found(identifying(folder), texts))))
-    for path in raw:
-        print(f"\n{table(list(clean_rows(read_table(path), texts)))}")
+    print(f"\n{table([clean_rows(read_table(raw), texts)])}")
 
 
 def identifying(folder: Path) -> pd.DataFrame:
@@ -93,13 +92,13 @@ Edit = Callable[[str, np.random.Generator], str]
 EDITS: dict[str, Edit] = {"a letter replaced": replace_a_letter, "a word left out": leave_a_word_out}
 
 
-def clean_rows(corpus: pd.DataFrame, texts: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield the clean rows that are listed, by kind, and the CPU seconds of the search."""
+def clean_rows(corpus: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:
+    """Return how many of the clean rows are listed, by kind, and the CPU seconds of the search."""
     started = process_time()
     hits = pd.DataFrame(search(corpus, texts), columns=FOUND)
     seconds = process_time() - started
     kinds = hits.groupby("kind")["row"].nunique().to_dict()
-    yield {"rows": len(corpus), "listed": hits["row"].nunique(), **kinds, "CPU seconds": seconds}
+    return {"rows": len(corpus), "listed": hits["row"].nunique(), **kinds, "CPU seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ SENTENCE = re.compile(r"[^\w\s]+|\n")
 """What ends a sentence, a line or a quotation, or is inside one, as a comma is."""
 JOINED = 3
 """Most neighbouring pieces between punctuation that are compared as one sentence: `소들이 [풀]을 뜯는다` has three."""
+PARTICLES = re.compile(
+    "에게서|에게|에서|한테|께서|까지|부터|처럼|보다|마다|조차|하고|이라도|라도|이란|[은는이가을를의에로으와과랑도만서께요란나]"
+)
+"""Syllables that are particles, or part of one, wherever they stand: without spaces, no word has an end."""
+CORE = 3
+"""Letters that must be left without particles. Otherwise too much of the text looked like them."""
 REACH = 1.5
 """Width, in lengths of the text, of the place that a near copy is in. N-grams scattered over a long row are no copy."""
 
@@ -94,6 +100,13 @@ def normalise(text: str) -> str:
 
 def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower()
+
+
+def without_particles(text: str) -> str:
+    """Return what two texts have in common that differ only in punctuation, spaces, case and particles."""
+    letters = normalise(text)
+    core = PARTICLES.sub("", letters)
+    return core if len(core) >= CORE else letters or text
 
 
 def overlapping(rows: Sequence[str], texts: Sequence[str], rule: Rule) -> Iterator[tuple[int, int]]:
