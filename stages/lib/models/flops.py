@@ -1,20 +1,20 @@
 """The cost of curation and of training in floating-point operations: counted from sizes, not measured.
 
 A forward pass multiplies every token by every weight matrix, one multiplication and one addition per weight, and in
-every layer by the keys and values of its own row (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Hoffmann et al.
+every layer by the keys and values of its sequence (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Hoffmann et al.
 2022, arXiv 2203.15556, appendix F):
 
     forward(T, P) = 2 N T + 4 L D P        T tokens, P token pairs, L layers, D width
     training = 3 forward                   the backward pass costs twice the forward pass
 
-P is the sum of the squared lengths of the sequences that attention is computed over. A sequence is a row; or, if rows are
-packed, all rows of a forward pass, because a mask only hides what has been computed. Flash attention computes nothing
-between packed rows.
+P is the sum of the squared lengths of the sequences that attention is computed over. A sequence is a row; or, if rows
+are packed, all rows of a forward pass, because a mask only hides what has been computed. Flash attention computes
+nothing between packed rows.
 
 N counts the output head, but not the table of input embeddings, which is looked up, not multiplied. An encoder's
 position embeddings and pooler are in N too, although not every token is multiplied by them: 1 % of a RoBERTa-base. The
-attention of a causal model counts in full, because it is computed in full. Softmax, norms, padding and the second forward
-pass of `gradient_checkpointing` are left out.
+attention of a causal model counts in full, because it is computed in full. Softmax, norms, padding and the second
+forward pass of `gradient_checkpointing` are left out.
 """
 
 from typing import Any
