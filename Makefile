@@ -48,6 +48,7 @@ bench: $(READY) ## Measure speed, memory and growth (an hour or two), on the mod
 	python -m benchmarks.embedding
 	python -m benchmarks.clusters
 	python -m benchmarks.growth
+	python -m benchmarks.contamination
 	python -m benchmarks.selection
 
 default: $(READY) ## Compose the bundled data again from tools/default

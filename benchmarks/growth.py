@@ -35,7 +35,7 @@ FLAGS = {
     "--dropped data/dropped.parquet",
     "cluster": "--raw data/raw.parquet --embeddings data/embeddings.parquet --clusters data/clusters.parquet",
     "candidates": "--raw data/raw.parquet --ppl data/ppl.parquet --clusters data/clusters.parquet "
-    "--leaks data/leaks.parquet --candidates data/candidates.parquet",
+    "--leaks data/leaks.parquet --held_out data/held_out.jsonl --candidates data/candidates.parquet",
     "sample": "--arm spread --raw data/raw.parquet --candidates data/candidates.parquet "
     "--samples data/spread.jsonl --sample_parquet data/spread.parquet",
 }

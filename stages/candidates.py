@@ -1,6 +1,7 @@
 """Collect the cells and the scores of each row in one table, with the reason if it is not a candidate.
 
-    data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet -> data/candidates.parquet
+    data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet, data/held_out.jsonl
+        -> data/candidates.parquet
 
 Each score is a column of the table, and an arm can select `by:` any of them.
 """
@@ -9,13 +10,15 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 
-from stages.lib.core.artifacts import read_table, require_same_rows, write_table
+from stages.lib.core.artifacts import read_jsonl, read_table, require_same_rows, write_table
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.selection.candidates import reasons
+from stages.lib.selection.candidates import mark_near, reasons
 from stages.lib.selection.partitions import count_partitions, with_partitions
+from stages.lib.text.overlap import without_particles
 
 log = logging.getLogger("stages")
 CANDIDATES = pa.schema(
@@ -45,11 +48,16 @@ class Params(Section):
     pass
 
 
-def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, candidates: Path) -> None:
+def candidates(
+    _params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, held_out: Path, candidates: Path
+) -> None:
     corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     leaked = read_table(leaks, "id", "drop").query("drop")["id"]
     reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked))
+    reason = mark_near(
+        reason, nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
+    )
     rows = cells.assign(
         source=corpus["source"],
         characters=corpus["output"].str.len(),
@@ -59,6 +67,14 @@ def candidates(_params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Pat
     write_table(candidates, rows, with_partitions(CANDIDATES, count_partitions(cells)))
     others = dict(sorted(Counter(reason.dropna()).items()))
     log.info("%s of %s rows are candidates; others: %s", f"{reason.isna().sum():,}", f"{len(rows):,}", others or "none")
+
+
+def nearly_equal(instructions: pd.Series, held_out: list[str]) -> pd.Series:
+    """Return whether each instruction differs from a held-out one only in punctuation, spaces, case and particles.
+
+    Trained on such a row, a model would know the answer that held-out loss asks for.
+    """
+    return instructions.map(without_particles).isin({without_particles(text) for text in held_out})
 
 
 if __name__ == "__main__":

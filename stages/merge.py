@@ -33,6 +33,7 @@ DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
 HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
+NOT_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 CHUNK = 100_000
 """Most rows that are Python objects at once."""
 
@@ -142,7 +143,7 @@ def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
     """Return the rows of one source, with the fields of `Row` as columns."""
     path = next(path for path in folder.iterdir() if path.stem == source.name)
     columns: set[str] = set()
-    rows = rows_table(to_row(record, source, columns) for record in read_records(path, source.encoding))
+    rows = rows_table(to_row(path, record, source, columns) for record in read_records(path, source.encoding))
     bad = rows[~rows["readable"]]
     if len(bad) > drop.max_unreadable * len(rows):
         raise UserError(
@@ -162,18 +163,18 @@ def rows_table(rows: Iterator[Row]) -> pd.DataFrame:
 
 def check_columns(path: Path, source: MergeSource, columns: set[str]) -> None:
     """Raise UserError unless the file has the columns that merge.sources names."""
-    needed = [*source.instruction, source.output, *([source.source] if source.source else [])]
-    missing = [column for column in needed if column not in columns]
+    missing = [column for column in used_columns(source) if column not in columns]
     if missing:
         listed = ", ".join(sorted(columns))
         raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
 
 
-def to_row(record: Record, source: MergeSource, columns: set[str]) -> Row:
-    """Return a record as a row, and add its columns to `columns`."""
+def to_row(path: Path, record: Record, source: MergeSource, columns: set[str]) -> Row:
+    """Return a record of the file as a row, and add its columns to `columns`."""
     name, instruction, output = source.name, "", ""
     if record.values is not None:
         columns.update(record.values)
+        require_text(path, record, source)
         parts = [clean_text(record.values.get(column, "")) for column in source.instruction]
         instruction = " ".join(part for part in parts if part)
         output = clean_text(record.values.get(source.output, ""))
@@ -181,6 +182,23 @@ def to_row(record: Record, source: MergeSource, columns: set[str]) -> Row:
             name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
     own_hash = text_hash(name, instruction, output)
     return Row(name, record.line, instruction, output, own_hash, record.values is not None, record.raw)
+
+
+def require_text(path: Path, record: Record, source: MergeSource) -> None:
+    """Raise UserError if a column that merge.sources names has a list, an object or bytes in this row."""
+    values = record.values or {}
+    for column in used_columns(source):
+        value = values.get(column, "")
+        if not isinstance(value, str):
+            raise UserError(
+                f"{path}, row {record.line}: expected text in the column {column}, got {NOT_TEXT[type(value)]}: "
+                f"{str(value)[:80]}; {source.name} in merge.sources must name columns of text. Write question and "
+                "answer into columns of their own; docs/data.md shows how"
+            )
+
+
+def used_columns(source: MergeSource) -> list[str]:
+    return [*source.instruction, source.output, *([source.source] if source.source else [])]
 
 
 def clean_text(text: str) -> str:

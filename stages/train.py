@@ -246,7 +246,7 @@ def run_training(
     from transformers import PrinterCallback, set_seed
 
     from stages.lib.training.callbacks import CheckpointCallback, ThroughputCallback, newest
-    from stages.lib.training.collate import flattened, pack, padded, tokens
+    from stages.lib.training.collate import flattened, pack, padded, token_pairs, tokens
     from stages.lib.training.finite import FiniteTrainer
 
     settings = params.train
@@ -269,11 +269,13 @@ def run_training(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     write_network(trainer, folder)
+    across_rows = settings.packing and settings.attn_implementation != "flash_attention_2"
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": len(steps),
         "epochs": sum(map(len, steps)) / len(packs),
         "tokens": sum(spent),
+        "token_pairs": sum(token_pairs(step, settings.micro_batch if across_rows else None) for step in steps),
         "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
     }
 

@@ -1,9 +1,12 @@
 """A small corpus as `profile` reads it: ten rows of two sources, three held out, four dropped."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages import profile as profiling
 from stages.candidates import CANDIDATES
@@ -16,6 +19,13 @@ IDS = [f"r{n}" for n in range(10)]
 SOURCES = ["life"] * 6 + ["faq"] * 4
 PPLS = [None, *(float(2**n) for n in range(1, 10))]
 CELLS = {"length_group": [0] * 5 + [1] * 5, "cluster": [0, 0, 1, 1, 1] * 2, "distance": [0.5] * 10}
+
+
+def parquet(rows: list[dict]) -> bytes:
+    """Return a Parquet file of these rows."""
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), out)
+    return out.getvalue()
 
 
 def write_corpus(folder: Path, leaks: Path) -> dict[str, Path]:

@@ -52,9 +52,11 @@ def write_clusters(
     return path
 
 
-def make_candidates(folder: Path, raw: Path, ppl: Path, clusters: Path, leaks: Path) -> Path:
-    path = folder / "candidates.parquet"
-    candidates.candidates(candidates.Params(), raw=raw, ppl=ppl, clusters=clusters, leaks=leaks, candidates=path)
+def make_candidates(folder: Path, held_out: Path | None = None, **tables: Path) -> Path:
+    """Write candidates.parquet of raw, ppl, clusters and leaks; without `held_out`, no row is held out."""
+    path, nothing = folder / "candidates.parquet", folder / "nothing_held_out.jsonl"
+    nothing.touch()
+    candidates.candidates(candidates.Params(), **tables, held_out=held_out or nothing, candidates=path)
     return path
 
 

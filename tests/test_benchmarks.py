@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from benchmarks import clusters, embedding, growth, lengths, scoring, selection
+from benchmarks import clusters, contamination, embedding, growth, lengths, scoring, selection
 from benchmarks.measure import Timed, alternate, ratio, table
 from benchmarks.scoring import Ours
 from benchmarks.synthetic import unit_vectors
+from stages.decontaminate import Params, read_benchmark
+from stages.lib.core.params import read_params
+from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.selection.kmeans import fit_clusters
 from tests.project import ENVIRONMENT, ROOT
 
@@ -143,6 +146,32 @@ def test_the_peak_and_the_cpu_time_of_a_command_are_measured(tmp_path):
 def test_a_command_that_fails_stops_the_benchmark_with_its_log(tmp_path):
     with pytest.raises(SystemExit, match="no such file as this"):
         growth.run_measured(tmp_path, [sys.executable, "-c", "raise SystemExit('no such file as this')"])
+
+
+def test_contamination_counts_the_copies_found_by_length_and_punctuation(tmp_path, jsonl):
+    sentences = ["너무 좋다", "정말 좋은, 물건이다", "정말 좋은 물건이었다", "한 낱말뿐인데도길다"]
+    items = {"sentineg": [{"sentence": sentence, "label": 1} for sentence in sentences]}
+    for task in KOBEST:
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "test.jsonl").write_bytes(jsonl(items.get(task, [])))
+    texts = read_benchmark(tmp_path, read_params(Params, ROOT / "params.yaml").decontaminate)
+    rows = list(contamination.shares_found(contamination.identifying(tmp_path), texts))
+    assert [(row["syllables"], row["inner punctuation"], row["texts"]) for row in rows] == [
+        ("7 to 9", "no", 2), ("7 to 9", "yes", 1),
+    ]  # fmt: skip
+    assert {row[f"a letter replaced, {frame}"] for row in rows for frame in contamination.FRAMES} == {1.0}
+    clean = pd.DataFrame({"instruction": ["오늘 날씨는?", "정말 좋은 물건이었다!"], "output": ["맑다", "네"]})
+    found = contamination.clean_rows(clean, texts)
+    assert (found["rows"], found["listed"], found["exact"]) == (2, 1, 1)
+
+
+def test_an_altered_copy_has_one_other_letter_or_one_word_less():
+    text, dice = "비가 [많이] 왔다.", np.random.default_rng(1)
+    for _ in range(20):
+        letters = contamination.replace_a_letter(text, dice)
+        assert sum(a != b for a, b in zip(text, letters, strict=True)) == 1
+        assert contamination.normalise(letters) != contamination.normalise(text)
+        assert contamination.leave_a_word_out(text, dice) in ("[많이] 왔다.", "비가 왔다.", "비가 [많이]")
 
 
 @pytest.fixture

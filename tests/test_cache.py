@@ -1,6 +1,12 @@
 """The cache of scores: none is computed twice; they are found by text and fingerprint, and checked when read."""
 
+import hashlib
+import json
 import logging
+import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +47,7 @@ def score(tmp_path, scored, monkeypatch):
         def columns(values):
             return {"score": pa.array(values[:, 0].astype(np.float64))}
 
-        cache = Cache(tmp_path / "cache", fingerprint, columns, ["score"], tmp_path / "out.parquet")
+        cache = Cache(tmp_path / "cache", fingerprint, columns, ["score"], Path("out.parquet"))
         return complete(cache, texts, compute)["score"].to_pylist()
 
     return run
@@ -123,6 +129,97 @@ def test_a_repeated_key_is_kept_once(score, files):
     assert score(TEXTS) == [1, 2, 3, 4, 5]
     (path,) = files()
     assert len(pa.parquet.read_table(path)) == 6
+
+
+@pytest.fixture
+def committed(tmp_path, score, monkeypatch):
+    """Start a project whose last commit has the scores of TEXTS in DVC's cache or in a remote; `url` is its remote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "ppl")
+
+    def start(url, cached=False, locked=True):
+        score(TEXTS)
+        (kept,) = (tmp_path / "cache").iterdir()
+        content, name = kept.read_bytes(), "out.parquet"
+        kept.unlink()
+        md5 = hashlib.md5(content).hexdigest()
+        stage = {"cmd": "true", "outs": [{"path": name, "hash": "md5", "md5": md5, "size": len(content)}]}
+        remote = f"[core]\nremote = far\n['remote \"far\"']\nurl = {url}\n" if url else ""
+        files = {
+            ".dvc/config": remote,
+            "dvc.yaml": json.dumps({"stages": {"ppl": {"cmd": "true", "outs": [name]}}}),
+            "dvc.lock": json.dumps({"schema": "2.0", "stages": {"ppl": stage} if locked else {}}),
+        }
+        for path, text in files.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(text)
+        for command in ("init -q", "add .dvc/config dvc.yaml dvc.lock", "-c user.name=a -c user.email=a commit -qm a"):
+            subprocess.run(["git", *command.split()], check=True)
+        place = Path(".dvc/cache") if cached else tmp_path / "remote"
+        (place / "files/md5" / md5[:2]).mkdir(parents=True)
+        (place / "files/md5" / md5[:2] / md5[2:]).write_bytes(content)
+
+    return start
+
+
+@pytest.fixture
+def server():
+    """The address of a remote that answers every request with 403."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(403)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/remote"
+        http.shutdown()
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["in the cache", "in the remote"])
+def test_scores_of_the_last_commit_are_not_computed_again(cached, committed, score, scored, tmp_path, caplog):
+    committed(str(tmp_path / "remote"), cached)
+    scored.clear()
+    assert score([*TEXTS, "바"]) == [1, 2, 3, 4, 5, 1]
+    assert scored == ["바"]
+    assert not caplog.records
+
+
+NONE = {"no commit": None, "no output": {"url": None, "locked": False}, "no remote": {"url": None}}
+
+
+@pytest.mark.parametrize("why", NONE)
+def test_without_scores_in_the_last_commit_there_is_no_warning(why, committed, score, scored, caplog):
+    if NONE[why]:
+        committed(**NONE[why])
+    scored.clear()
+    assert score(TEXTS) == [1, 2, 3, 4, 5]
+    assert scored == TEXTS
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("why", ["refused", "unreachable", "not pushed", "damaged"])
+def test_scores_of_the_last_commit_that_cannot_be_read_are_a_warning_with_the_reason_and_what_it_costs(
+    why, committed, score, scored, server, tmp_path, caplog
+):
+    places = {"refused": server, "unreachable": "http://127.0.0.1:9/remote", "not pushed": str(tmp_path / "empty")}
+    committed(places.get(why, str(tmp_path / "remote")))
+    if why == "damaged":
+        (path,) = (path for path in (tmp_path / "remote").rglob("*") if path.is_file())
+        path.write_bytes(path.read_bytes()[:-1])
+    scored.clear()
+    score(TEXTS[:1])
+    assert score(TEXTS) == [1, 2, 3, 4, 5]
+    reasons = {"refused": "403", "unreachable": "Cannot connect", "not pushed": "No such file", "damaged": "is damaged"}
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "out.parquet of the last commit cannot be read, so 4 texts are scored anew: " in texts[-1]
+    assert reasons[why] in texts[-1]
+    assert scored == TEXTS
 
 
 @pytest.fixture

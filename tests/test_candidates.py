@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.candidates import CANDIDATES
-from stages.lib.core.artifacts import read_arrow, read_table, write_table
+from stages.lib.core.artifacts import read_arrow, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.selection.candidates import allow_repeated, mark_repeated, rank_in_cell, reasons
+from stages.lib.selection.candidates import allow_repeated, mark_near, mark_repeated, rank_in_cell, reasons
 from stages.merge import RAW
 from tests.selecting import make_candidates, write_clusters, write_ppl
 
@@ -58,6 +58,17 @@ def test_in_a_subset_of_the_rows_another_row_can_be_the_first_of_its_instruction
     kept = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True).map(sorted)) if rows else []
     subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked).iloc[kept])
     assert listed(subset) == plain_reasons([rows[n] for n in kept])
+
+
+@given(ROWS, st.sets(st.integers(0, 6)))
+def test_a_near_row_says_so_unless_it_leaked_or_has_no_perplexity(rows, near):
+    instruction, ppl, leaked = columns(rows)
+    is_near = pd.Series([text in near for text, _, _ in rows], dtype=bool)
+    expected = [
+        "near held out" if text in near and scored and not leaked else reason
+        for (text, scored, leaked), reason in zip(rows, plain_reasons(rows), strict=True)
+    ]
+    assert listed(mark_near(reasons(instruction, ppl, leaked), is_near)) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))
@@ -119,6 +130,29 @@ def test_a_row_without_perplexity_says_so(files, tmp_path, write_leaks):
         "repeated instruction",
         None,
     ]
+
+
+HELD_OUT = ["서울에서 부산까지 얼마나 걸리나요?", "너무 힘들다."]
+NEAR = [
+    "서울에서 부산까지 얼마나 걸리나요",
+    "서울서 부산까지는 얼마나 걸리나?",
+    "『서울』에서 부산 까지 얼마나걸리나요?!",
+    "너무 힘들다",
+]
+OTHERS = ["서울에서 대전까지 얼마나 걸리나요?", "서울에서 부산까지 왜 오래 걸리나요?", "너무 힘드네", "힘들다"]
+
+
+def test_a_row_that_differs_from_a_held_out_one_only_in_punctuation_spaces_or_particles_is_no_candidate(
+    tmp_path, write_raw, write_leaks, caplog
+):
+    raw, ids = write_raw(NEAR + OTHERS), [f"row{n}" for n in range(8)]
+    write_jsonl(tmp_path / "held_out", [{"instruction": text} for text in HELD_OUT])
+    ppl, clusters = write_ppl(tmp_path / "ppl", ids, [1.0] * 8), write_clusters(tmp_path / "clusters", ids, [0] * 8)
+    tables = {"raw": raw, "ppl": ppl, "clusters": clusters, "leaks": write_leaks()}
+    with caplog.at_level("INFO", logger="stages"):
+        table = read_table(make_candidates(tmp_path, held_out=tmp_path / "held_out", **tables))
+    assert listed(table["reason"]) == ["near held out"] * 4 + [None] * 4
+    assert "4 of 8 rows are candidates; others: {'near held out': 4}" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["ppl", "clusters"])

@@ -35,6 +35,7 @@ TRAINING = {
     "rows_without_answer": 0,
     "steps": 2,
     "tokens": 50,
+    "token_pairs": 1300,
     "loss": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}],
 }
 ROWS = {
@@ -46,7 +47,7 @@ ROWS = {
     "selected": [True, False, True, False],
     "reason": ["selected", "outside the quota", "selected", "no perplexity"],
 }
-FLOPS = 3 * (2 * SIZES["base"] * 50 + 4 * 2 * 4 * 50**2 // 2)
+FLOPS = 3 * (2 * SIZES["base"] * 50 + 4 * 2 * 4 * 1300)
 """Of training on fifty tokens in two rows."""
 
 

@@ -18,7 +18,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text import overlap
-from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping
+from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping, without_particles
 from stages.merge import RAW
 from stages.sample import SAMPLE
 from tests.conftest import BENCHMARK
@@ -72,6 +72,24 @@ def test_a_text_that_is_part_of_a_row_is_contained_in_full(before, text, after):
 @pytest.mark.parametrize("written", ["ＡＢＣ 은행에\n갔다!", "abc은행에 갔다", "「ABC」 은행에… 갔_다."])
 def test_spaces_punctuation_width_and_case_make_no_difference(written):
     assert normalise(written) == "abc은행에갔다"
+
+
+NOUNS = st.lists(st.sampled_from(["한라산", "기온", "서울", "날씨", "병원", "2024년"]), min_size=3, max_size=5)
+ENDS = st.lists(
+    st.sampled_from(["", "은", "가", "의", "에서", "까지는", " ", ", ", "! ", "를 "]), min_size=5, max_size=5
+)
+
+
+@given(NOUNS, ENDS, ENDS)
+def test_particles_spaces_and_punctuation_make_no_difference_to_near_equality_and_words_do(nouns, ends, others):
+    one, other = ("".join(map("".join, zip(nouns, ending, strict=False))) for ending in (ends, others))
+    assert without_particles(one) == without_particles(other)
+    assert without_particles(one) != without_particles(one + "물")
+
+
+@pytest.mark.parametrize(("text", "other"), [("이 가을에", "그 가을에"), ("나도", "너도"), ("?!", "..."), ("나", "가")])
+def test_texts_of_little_but_particles_are_equal_only_as_they_are(text, other):
+    assert without_particles(text) != without_particles(other)
 
 
 @pytest.fixture
@@ -173,6 +191,20 @@ def test_a_near_copy_of_a_short_item_is_found_if_a_sentence_is_similar_to_it(cop
         [("무슨 일이야?", f"어제 일이다. {copy}! 걱정이다."), ("일기", f"나는 어제 {copy} 그래서")], benchmark
     )
     assert list(leaks["id"]) == ["row0"] * found
+
+
+@pytest.mark.parametrize("text", ["비가 와서, 집에 있었다.", "비가 와서 [집]에 있었다.", "[비]가 와서 집에 있었다."])
+@pytest.mark.parametrize(
+    "copy", ["비가 와서, 집에 잇었다", "비가 와서 [집]에 잇었다", "비가 와서 집에 잇었다", "비가... 와서 집에 잇었다"]
+)
+def test_punctuation_inside_a_short_item_or_its_near_copy_hides_nothing(text, copy, check, make_benchmark):
+    benchmark = make_benchmark({"wic": [{"context_1": text}]})
+    rows = [
+        (copy, "답"),
+        ("무슨 뜻일까?", f"'{copy}!' 하고 말했다."),
+        ("일기", "비가 와서, 참 좋은 날에, 집에 잇었다."),
+    ]
+    assert list(check(rows, benchmark)["id"]) == ["row0", "row1"]
 
 
 def test_a_sentence_that_is_similar_to_a_text_of_six_syllables_is_no_leak(check, make_benchmark):

@@ -9,9 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaModel
 
+from stages import train
 from stages.lib.core.artifacts import read_json
 from stages.lib.models.flops import Size, forward_flops, selection_cost, training_flops
+from stages.lib.text.chat_format import Example
+from stages.lib.training.collate import token_pairs
 from stages.model_size import Params, model_size
+from tests.training import settings
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "attn_implementation": "eager"}
 MODELS = {
@@ -70,8 +74,32 @@ def test_training_costs_three_times_as_much_as_torch_counts_too(build, save, tok
         network(input_ids=ids, labels=ids).loss.backward()
     assert both.get_total_flops() == pytest.approx(3 * forward.get_total_flops(), rel=0.02)
     size = measure("base", save(network, tokenizer), tmp_path / "size.json")
-    training = {"epochs": 0.5, "rows": 5, "rows_without_answer": 1, "tokens": 80}  # two rows presented, of 40 tokens
+    training = {"tokens": 80, "token_pairs": 2 * 40**2}
     assert training_flops(training, size) == pytest.approx(both.get_total_flops(), rel=0.04)
+
+
+@pytest.mark.parametrize(("packing", "micro_batch"), [(False, 1), (True, 1), (True, 4)])
+def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, build, save, tokenizer, rows, tmp_path):
+    base = save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", **WIDE), tokenizer)
+    params = settings(
+        packing=packing,
+        micro_batch=micro_batch,
+        max_tokens=256,
+        attn_implementation="eager",
+        budget={"unit": "steps", "amount": 2},
+    )
+    chat = train.load_chat_tokenizer(base, "koalpaca")
+    examples = train.encode_rows(chat, rows, params.train)
+    with FlopCounterMode(display=False) as counter:
+        report = train.run_training(params, base, examples, 1, tmp_path / "checkpoints", tmp_path / "model")
+    size = measure("base", base, tmp_path / "size.json")
+    assert training_flops(report, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_flash_attention_multiplies_only_the_tokens_of_a_row():
+    step = [[Example([1] * 5, 1), Example([1] * 3, 1)], [Example([1] * 2, 1)]]
+    assert token_pairs(step, None) == 25 + 9 + 4
+    assert (token_pairs(step, 1), token_pairs(step, 2), token_pairs(step, 8)) == (64 + 4, 100, 100)
 
 
 def test_the_cost_of_a_selection_is_that_of_scoring_and_embedding_every_text():

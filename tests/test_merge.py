@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stages import merge
 from stages.lib.core.errors import UserError
+from tests.corpus import parquet
 
 TEXTS = ["한라산의 높이는?", "시를 써 줘", "김치찌개 끓이는 법", "장보고는 누구인가요?", "와이파이가 느려요", "전세란?"]
 NOISE = ["", " \n", "hello there", "12 + 34", "가나다 " * 80, unicodedata.normalize("NFD", TEXTS[0]), f" {TEXTS[1]}\n"]
@@ -287,6 +288,41 @@ def test_an_instruction_with_too_many_rows_is_skipped_for_later_ones(run_merge):
 def test_a_source_called_all_stops_the_stage(run_merge):
     with pytest.raises(UserError, match="called `all`"):
         run_merge({"all": many("생활", 3)})
+
+
+CHAT = [{"role": "user", "content": "시를 써 줘"}, {"role": "assistant", "content": "답"}]
+NOT_TEXT = {
+    "messages": (CHAT, r"got a list: \[\{'role': 'user', 'content': '시를 써 줘'"),
+    "an object": ({"text": "시"}, "got an object: {'text': '시'}"),
+    "bytes": (b"\x89PNG", r"got bytes: b'\\x89PNG'"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_TEXT)
+@pytest.mark.parametrize("column", ["instruction", "output"])
+def test_a_column_that_is_not_text_stops_the_stage_and_says_how_to_map_it(what, column, run_merge, jsonl):
+    value, got = NOT_TEXT[what]
+    rows = [{"instruction": "질문", "output": "답"} | {column: value} for _ in range(3)]
+    files = {".parquet": parquet(rows)} if what == "bytes" else {".parquet": parquet(rows), ".jsonl": jsonl(rows)}
+    for suffix, data in files.items():
+        message = rf"life{suffix}, row 1: expected text in the column {column}, {got}.*life in merge\.sources"
+        with pytest.raises(UserError, match=message):
+            run_merge({"life": (suffix, data)}, drop={"max_unreadable": 1.0})
+
+
+def test_a_list_in_a_single_line_stops_with_its_number_and_one_in_another_column_does_not(run_merge, jsonl):
+    good, other = (
+        {"instruction": "질문", "output": "답"},
+        {"instruction": "시를 써 줘", "output": "답", "messages": CHAT},
+    )
+    assert len(run_merge({"life": [good, other]}).raw) == 2
+    with pytest.raises(UserError, match=r"life\.jsonl, row 3: expected text in the column output"):
+        run_merge({"life": [good, other, good | {"output": CHAT}]})
+
+
+def test_numbers_are_text(run_merge):
+    raw = run_merge({"life": [{"instruction": "여섯 곱하기 일곱은?", "output": 42}]}).raw
+    assert list(raw["output"]) == ["42"]
 
 
 def test_a_column_that_is_twice_in_a_csv_header_stops_the_stage(run_merge):

@@ -1,14 +1,14 @@
 """An instruction file gives the same rows in every format, and an unreadable row is kept as it was."""
 
-import io
 import json
 import unicodedata
+from datetime import date
+from decimal import Decimal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stages.lib.text.readers import read_records
+from tests.corpus import parquet
 
 ROWS = [
     {"instruction": "한라산의 높이는?", "output": "1947미터입니다."},
@@ -17,12 +17,6 @@ ROWS = [
 CSV = (
     '"instruction","output"\r\n"한라산의 높이는?","1947미터입니다."\r\n"시를 써 줘","첫째 줄\n둘째 줄, 그리고 “끝”"\r\n'
 )
-
-
-def parquet(rows):
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), out)
-    return out.getvalue()
 
 
 FORMATS = {
@@ -96,10 +90,21 @@ def test_a_csv_row_of_another_width_is_unreadable(read):
     assert records[1].raw == "하나,둘,셋"
 
 
-def test_other_values_become_text_and_null_becomes_empty(read):
-    data = b'{"number": 3, "list": ["a", 1], "null": null, "nan": NaN, "true": true}'
+def test_other_scalars_become_text_and_null_becomes_empty(read):
+    data = b'{"number": 3, "share": 0.5, "null": null, "nan": NaN, "true": true}'
     values = read(".jsonl", data)[0].values
-    assert values == {"number": "3", "list": '["a", 1]', "null": "", "nan": "", "true": "true"}
+    assert values == {"number": "3", "share": "0.5", "null": "", "nan": "", "true": "true"}
+
+
+def test_dates_and_decimals_in_parquet_become_text(read):
+    data = parquet([{"day": date(2024, 3, 1), "price": Decimal("1.50")}])
+    assert read(".parquet", data)[0].values == {"day": "2024-03-01", "price": "1.50"}
+
+
+def test_a_list_and_an_object_stay_what_they_are(read):
+    row = {"messages": [{"role": "user", "content": "안녕"}], "label": {"a": 1}}
+    for suffix, data in ((".jsonl", json.dumps(row).encode()), (".parquet", parquet([row]))):
+        assert read(suffix, data)[0].values == row
 
 
 def test_a_null_in_parquet_is_empty(read):

@@ -14,6 +14,7 @@ import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from benchmarks import contamination
 from stages import decontaminate, fetch, fetch_benchmark, merge, stability
 from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.params import read_params
@@ -109,7 +110,16 @@ def test_the_items_that_kobest_itself_repeats_are_found(task, column, count, tra
 
 def test_of_sentinegs_negations_the_documented_number_is_found(trained_on_train: pd.DataFrame) -> None:
     of = trained_on_train["task"].eq("sentineg") & trained_on_train["id"].str.startswith("sentineg")
-    assert trained_on_train.loc[of, "item"].nunique() == 154
+    assert trained_on_train.loc[of, "item"].nunique() == 156
+
+
+def test_of_short_real_items_every_copy_with_one_letter_replaced_is_found_whatever_its_punctuation() -> None:
+    texts = contamination.identifying(DATA / "kobest")
+    length = texts["normalised"].str.len()
+    short = texts[length.between(7, 12)].reset_index(drop=True)
+    assert short["inner"].value_counts().to_dict() == {False: 925, True: 469}
+    for form in contamination.FRAMES.values():
+        assert all(contamination.are_found(short, contamination.replace_a_letter, form, texts))
 
 
 @pytest.fixture(scope="module")

@@ -249,6 +249,7 @@ def test_the_report_contains_no_times(trained):
         "rows_cut",
         "rows_without_answer",
         "steps",
+        "token_pairs",
         "tokens",
     ]
 

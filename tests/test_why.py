@@ -19,11 +19,18 @@ TEXTS = [f"{n}번째 한라산 질문" for n in range(20)]
 
 @pytest.fixture(scope="module")
 def data(new_folder, write_leaks):
-    """Twenty rows in two cells of two partitions: row 3 has no perplexity, row 4 leaked, a leak of row 5 is kept."""
+    """Twenty rows in two cells of two partitions: row 3 has no perplexity, row 4 leaked, a leak of row 5 is kept.
+
+    Row 6 nearly equals a held-out row.
+    """
     folder, ids = new_folder(), [f"{n:016x}" for n in range(20)]
     table = {"id": ids, "source": ["life"] * 20, "instruction": TEXTS, "output": ["답" * (n + 1) for n in range(20)]}
     write_table(folder / "raw.parquet", table, RAW)
-    write_jsonl(folder / "held_out.jsonl", [{"id": "h", "source": "faq", "instruction": "숨긴 질문", "output": "답"}])
+    held_out = [("h", "숨긴 질문"), ("near", "6번째의 한라산 질문은?")]
+    write_jsonl(
+        folder / "held_out.jsonl",
+        [{"id": row, "source": "faq", "instruction": text, "output": "답"} for row, text in held_out],
+    )
     dropped = {"id": ["d", None], "source": ["faq"] * 2, "line": [7, 8], "reason": ["empty", "unreadable"]}
     write_table(folder / "dropped.parquet", dropped | {"text": ["빈 질문", '{"cut']}, DROPPED)
     nll = [None if n == 3 else 2.0 + n for n in range(20)]
@@ -34,7 +41,7 @@ def data(new_folder, write_leaks):
     leaks = write_leaks((ids[4], "copa", "test", 7, "exact", True), (ids[5], "wic", "train", 8, "near", False))
     leaks.rename(folder / "leaks.parquet")
     files = {"raw": folder / "raw.parquet", "ppl": ppl, "clusters": clusters, "leaks": folder / "leaks.parquet"}
-    candidates = make_candidates(folder, **files)
+    candidates = make_candidates(folder, held_out=folder / "held_out.jsonl", **files)
     (folder / "samples").mkdir()
     for arm in ARMS:
         select_rows(folder / "samples", files["raw"], candidates, ARMS, arm)
@@ -91,6 +98,12 @@ def test_a_leak_names_the_item_and_whether_the_row_is_kept(ask):
     assert "leaked" not in "\n".join(kept)
 
 
+def test_a_row_that_nearly_equals_a_held_out_one_names_it(ask):
+    _, lines, _ = ask(f"{6:016x}")
+    assert lines[2] == "  near held out: near [faq] 6번째의 한라산 질문은?"
+    assert lines[3:] == [f"  {arm}: out (near held out)" for arm in ARMS]
+
+
 def test_held_out_and_dropped_rows_say_so(ask):
     assert ask("h")[1][-1] == "  held out: in no arm"
     assert ask("숨긴") == (0, ["h [faq] 숨긴 질문", "  held out: in no arm"], "")
@@ -101,7 +114,7 @@ def test_held_out_and_dropped_rows_say_so(ask):
 def test_a_piece_of_text_in_many_rows_explains_the_first_ones_and_counts_the_others(ask):
     _, lines, _ = ask("한라산")
     assert sum("[life]" in line for line in lines) == MAX_ROWS
-    assert lines[-1] == "... and 10 more; give an id, or a longer piece of text"
+    assert lines[-1] == "... and 11 more; give an id, or a longer piece of text"
 
 
 def test_a_text_in_no_row_fails_in_one_line_and_no_text_prints_the_usage(ask):

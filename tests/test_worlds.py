@@ -155,7 +155,7 @@ def score_rows(folder, raw):
     checkpoints = folder / ".embed"
     embed.embed(settings(embed), raw=raw, encoder=folder / "encoder", checkpoints=checkpoints, embeddings=embeddings)
     cluster.cluster(settings(cluster), raw=raw, embeddings=embeddings, clusters=tables["clusters"])
-    candidates.candidates(settings(candidates), raw=raw, **tables)
+    candidates.candidates(settings(candidates), raw=raw, held_out=folder / "held_out.jsonl", **tables)
 
 
 def write_items(path):

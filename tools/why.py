@@ -14,8 +14,9 @@ import pandas as pd
 from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
-from stages.lib.selection.candidates import CELL
+from stages.lib.selection.candidates import CELL, NEAR
 from stages.lib.selection.partitions import count_partitions, take_partition
+from stages.lib.text.overlap import without_particles
 from tools.output import print_lines
 
 MAX_ROWS = 10
@@ -25,7 +26,7 @@ MAX_ROWS = 10
 def why(query: str, data: Path = Path("data")) -> Iterator[str]:
     """Yield an explanation of each row whose id or text matches `query`; raise UserError if there is none."""
     raw, held_out = read_table(data / "raw.parquet"), pd.DataFrame(read_jsonl(data / "held_out.jsonl"))
-    found = list(explain_raw(raw[matches(raw, query)], data))
+    found = list(explain_raw(raw[matches(raw, query)], held_out, data))
     for row in held_out[matches(held_out, query)].to_dict("records") if len(held_out) else []:
         found.append(f"{title(row)}\n  held out: in no arm")
     dropped = read_table(data / "dropped.parquet").rename(columns={"text": "instruction"}).assign(output="")
@@ -43,7 +44,7 @@ def matches(rows: pd.DataFrame, query: str) -> pd.Series:
     return (rows["id"] == query) | text
 
 
-def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
+def explain_raw(rows: pd.DataFrame, held_out: pd.DataFrame, data: Path) -> Iterator[str]:
     """Yield the cells and scores of each of these rows of raw, its leaks, and what every arm did with it."""
     candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
     arms = read_yaml(PARAMS)["arms"]
@@ -56,6 +57,8 @@ def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
         values = [f"{name} {value:.4g}" for name, value in scores.loc[number].dropna().items()]
         lines = [title(row.to_dict()), "  " + ", ".join([*cells, *values])]
         lines += [f"  {describe_leak(leak)}" for leak in leaks[leaks["id"] == row["id"]].to_dict("records")]
+        if candidates.loc[number, "reason"] == NEAR:
+            lines += [f"  {NEAR}: {title(other)}" for other in held_out_near(row["instruction"], held_out)]
         for arm, settings in arms.items():
             lines.append(f"  {arm}: {describe_selection(samples[arm].loc[number], settings)}")
         yield "\n".join(lines)
@@ -63,6 +66,11 @@ def explain_raw(rows: pd.DataFrame, data: Path) -> Iterator[str]:
 
 def name_cell(row: pd.Series) -> str:
     return f"{row['length_group']}.{row['cluster']}"
+
+
+def held_out_near(instruction: str, held_out: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the held-out rows that the instruction nearly equals."""
+    return held_out[held_out["instruction"].map(without_particles) == without_particles(instruction)].to_dict("records")
 
 
 def describe_leak(leak: dict[str, Any]) -> str:

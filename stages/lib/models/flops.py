@@ -1,15 +1,20 @@
 """The cost of curation and of training in floating-point operations: counted from sizes, not measured.
 
 A forward pass multiplies every token by every weight matrix, one multiplication and one addition per weight, and in
-every layer by the keys and values of its own row (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Hoffmann et al.
+every layer by the keys and values of its sequence (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Hoffmann et al.
 2022, arXiv 2203.15556, appendix F):
 
-    forward(T, S) = 2 N T + 4 L D S        T tokens, S sum of the rows' squared lengths, L layers, D width
+    forward(T, P) = 2 N T + 4 L D P        T tokens, P token pairs, L layers, D width
     training = 3 forward                   the backward pass costs twice the forward pass
+
+P is the sum of the squared lengths of the sequences that attention is computed over. A sequence is a row; or, if rows
+are packed, all rows of a forward pass, because a mask only hides what has been computed. Flash attention computes
+nothing between packed rows.
 
 N counts the output head, but not the table of input embeddings, which is looked up, not multiplied. An encoder's
 position embeddings and pooler are in N too, although not every token is multiplied by them: 1 % of a RoBERTa-base. The
-attention of a causal model counts in full, because it is computed in full. Softmax, norms and padding are left out.
+attention of a causal model counts in full, because it is computed in full. Softmax, norms, padding and the second
+forward pass of `gradient_checkpointing` are left out.
 """
 
 from typing import Any
@@ -28,8 +33,8 @@ class Size(Section):
     width: int
 
 
-def forward_flops(size: Size, tokens: float, squares: float) -> int:
-    return round(2 * size.multiplied * tokens + 4 * size.layers * size.width * squares)
+def forward_flops(size: Size, tokens: int, pairs: int) -> int:
+    return 2 * size.multiplied * tokens + 4 * size.layers * size.width * pairs
 
 
 def selection_cost(predicted: pd.Series, scorer: Size, encoder: Size) -> dict[str, int]:
@@ -39,12 +44,11 @@ def selection_cost(predicted: pd.Series, scorer: Size, encoder: Size) -> dict[st
     scorer does.
     """
     tokens = predicted + 1
-    total, squares = int(tokens.sum()), int((tokens**2).sum())
-    ppl, embed = forward_flops(scorer, total, squares), forward_flops(encoder, total, squares)
+    total, pairs = int(tokens.sum()), int((tokens**2).sum())
+    ppl, embed = forward_flops(scorer, total, pairs), forward_flops(encoder, total, pairs)
     return {"rows": len(tokens), "tokens": total, "ppl_flops": ppl, "embed_flops": embed, "flops": ppl + embed}
 
 
 def training_flops(training: dict[str, Any], base: Size) -> int:
-    """Return the cost of training all weights on what data/train/<arm>.json reports; every row has the mean length."""
-    presented = training["epochs"] * (training["rows"] - training["rows_without_answer"])
-    return 3 * forward_flops(base, training["tokens"], training["tokens"] ** 2 / presented)
+    """Return the cost of training all weights on the tokens that data/train/<arm>.json reports."""
+    return 3 * forward_flops(base, training["tokens"], training["token_pairs"])

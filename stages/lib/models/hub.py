@@ -27,7 +27,7 @@ def snapshot(
         address = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{name}"
         raise UserError(
             f"params.yaml: {where}.revision: expected a commit hash (40 hex digits), got {revision!r}; "
-            f"`git ls-remote {address} HEAD` prints the newest"
+            f"`python -m tools.pin params.yaml` writes the newest of {address} where it is null"
         )
     try:
         return Path(snapshot_download(name, repo_type=repo_type, revision=revision, **options))

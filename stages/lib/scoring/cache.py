@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable
 from io import BytesIO
@@ -82,7 +81,7 @@ def collect_known(cache: Cache, wanted: Collection[str] = ()) -> pa.Table | None
     tables = [table for path in files for table in read_if_intact(cache, path)]
     kept = known_keys(tables)
     if set(wanted) - kept:
-        tables += read_last_commit(cache)
+        tables += read_last_commit(cache, len(set(wanted) - kept))
         log_what_is_new(cache, set(wanted), kept, known_keys(tables))
     if not tables:
         return None
@@ -122,38 +121,78 @@ def read_if_intact(cache: Cache, path: Path) -> list[pa.Table]:
     return []
 
 
-def read_last_commit(cache: Cache) -> list[pa.Table]:
-    """Return the stage's output in the last commit, if it has the same fingerprint."""
+def read_last_commit(cache: Cache, missing: int) -> list[pa.Table]:
+    """Return the stage's output in the last commit, if it has the same fingerprint.
+
+    If there is such an output but it cannot be read, a warning says why, and that `missing` texts are scored anew.
+    """
     if "DVC_STAGE" not in os.environ:
         return []
     try:
-        table = pq.read_table(BytesIO(read_committed(cache.output)))
-        before = read_fingerprint(table.schema)
-    except Exception as error:  # no history, remote or network, or an older format: compute the scores
-        log.info("no scores from the last commit: %s", error)
+        content = read_committed(cache.output)
+        table = None if content is None else pq.read_table(BytesIO(content))
+        before = {} if table is None else read_fingerprint(table.schema)
+    except Exception as error:  # the libraries of remotes have their own, and a stage can do without these scores
+        log.warning(
+            "%s of the last commit cannot be read, so %s texts are scored anew: %s: %s; check the network, the "
+            "remote's credentials, and whether the file was pushed",
+            cache.output, f"{missing:,}", type(error).__name__, error,
+        )  # fmt: skip
         return []
-    if before != cache.fingerprint:
-        if before:  # an output from before there were fingerprints has none
-            changes = describe_changes(before, cache.fingerprint)
-            log.info("the last commit's scores have another fingerprint: %s", changes)
-        return []
-    return [table.select([KEY, *cache.names])]
+    if table is not None and before == cache.fingerprint:
+        return [table.select([KEY, *cache.names])]
+    if before:  # an output from before there were fingerprints has none
+        changes = describe_changes(before, cache.fingerprint)
+        log.info("the last commit's scores have another fingerprint: %s", changes)
+    return []
 
 
-def read_committed(path: Path) -> bytes:
-    """Return the content that the last commit has for this path, from DVC's cache or remote.
+def read_committed(path: Path) -> bytes | None:
+    """Return the content that the last commit has for this path, from DVC's cache or remote; None if there is none.
 
-    dvc.api does not verify what it reads, so the content is compared with the md5 in that commit's dvc.lock.
+    dvc.api does not verify what it reads, so the content is compared with the md5 in that commit's dvc.lock. Raises
+    what the remote raises, if it does not answer.
     """
     import dvc.api
+    from dvc.exceptions import PathMissingError
+
+    expected = committed_md5(path)
+    if expected is None:
+        return None
+    try:
+        content: bytes | None = dvc.api.read(str(path), rev="HEAD", mode="rb")
+    except PathMissingError:  # it says so too if the remote refuses, or is not reached
+        content = read_remote(expected)
+    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged in the cache or the remote, dvc.lock has md5 {expected}")
+    return content
+
+
+def committed_md5(path: Path) -> str | None:
+    """Return the md5 that the last commit's dvc.lock has for this path, None if there is no such commit or path."""
+    import dvc.api
+    from dvc.exceptions import PathMissingError
+    from dvc.scm import SCMError
     from ruamel.yaml import YAML
 
-    content: bytes = dvc.api.read(str(path), rev="HEAD", mode="rb")
-    lock = subprocess.run(["git", "show", "HEAD:./dvc.lock"], capture_output=True, check=True).stdout
-    outs = [out for stage in YAML(typ="safe").load(lock)["stages"].values() for out in stage.get("outs", [])]
-    expected = next(out["md5"] for out in outs if out["path"] == str(path))
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
-        raise ValueError(f"{path} is damaged in the cache or the remote, dvc.lock has md5 {expected}")
+    try:
+        lock = YAML(typ="safe").load(dvc.api.read("dvc.lock", rev="HEAD"))
+    except (PathMissingError, SCMError):
+        return None
+    outs = (out for stage in lock["stages"].values() for out in stage.get("outs", []))
+    return next((out["md5"] for out in outs if out["path"] == str(path)), None)
+
+
+def read_remote(md5: str) -> bytes | None:
+    """Return what DVC's default remote has under this md5; None if there is no remote."""
+    from dvc.config import NoRemoteError
+    from dvc.repo import Repo
+
+    try:
+        remote = Repo().cloud.get_remote_odb()
+    except NoRemoteError:
+        return None
+    content: bytes = remote.fs.cat_file(remote.oid_to_path(md5))
     return content
 
 

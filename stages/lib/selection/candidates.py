@@ -1,13 +1,13 @@
 """Which rows an arm may select, and how they rank in their cells.
 
-A row is a candidate if it has a perplexity, contains no item of the benchmark (as found by `decontaminate`) and is the
-first such row with its instruction, in the order of raw.
+A row is a candidate if it has a perplexity, contains no item of the benchmark (as found by `decontaminate`), does not
+nearly equal a held-out row and is the first such row with its instruction, in the order of raw.
 """
 
 import pandas as pd
 
 CELL = ["length_group", "cluster"]
-NO_PPL, LEAKED, REPEATED = "no perplexity", "leaked", "repeated instruction"
+NO_PPL, LEAKED, REPEATED, NEAR = "no perplexity", "leaked", "repeated instruction", "near held out"
 
 
 def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series) -> pd.Series:
@@ -31,6 +31,11 @@ def mark_repeated(instruction: pd.Series, reason: pd.Series) -> pd.Series:
 def allow_repeated(reason: pd.Series) -> pd.Series:
     """Return the reasons with repeats made candidates again."""
     return reason.mask(reason == REPEATED, None)
+
+
+def mark_near(reason: pd.Series, near_held_out: pd.Series) -> pd.Series:
+    """Return the reasons with those candidates and repeated rows marked that nearly equal a held-out instruction."""
+    return reason.mask(near_held_out & allow_repeated(reason).isna(), NEAR)
 
 
 def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:

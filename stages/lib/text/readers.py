@@ -18,8 +18,8 @@ csv.field_size_limit(2**31 - 1)
 class Record(NamedTuple):
     line: int
     """Line number in a JSONL file, row number in other files, from 1."""
-    values: dict[str, str] | None
-    """Text by column; None if the row is unreadable."""
+    values: dict[str, Any] | None
+    """Text by column; a list, an object or bytes are no text and stay as they are. None if the row is unreadable."""
     raw: str
     """The row as it was, if it is unreadable; otherwise empty."""
 
@@ -89,18 +89,21 @@ def parquet_file(path: Path, _encoding: str) -> Iterator[Record]:
 
 
 def to_record(line: int, row: Any) -> Record:
-    """Return a row of JSON values as text. A row is unreadable if it is not an object or has a lone surrogate."""
+    """Return a row's scalars as text. A row is unreadable if it is not an object or has a lone surrogate."""
     if not isinstance(row, dict):
         return Record(line, None, json.dumps(row, ensure_ascii=False))
     values = {str(column): to_text(value) for column, value in row.items()}
     try:
-        "".join(values.values()).encode("utf-8")
+        "".join(map(str, values.values())).encode("utf-8")
     except UnicodeEncodeError:
         return Record(line, None, json.dumps(row))
     return Record(line, values, "")
 
 
-def to_text(value: Any) -> str:
+def to_text(value: Any) -> Any:
+    """Return a scalar as text, an empty one for null and NaN; a list, an object and bytes as they are."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str | list | dict | bytes):
+        return value
+    return json.dumps(value) if isinstance(value, bool | int | float) else str(value)  # dates and decimals, in Parquet

@@ -71,6 +71,18 @@ def tokens(pack: Pack) -> int:
     return sum(len(example.ids) for example in pack)
 
 
+def token_pairs(step: Sequence[Pack], together: int | None) -> int:
+    """Return how many pairs of tokens attention multiplies in one step.
+
+    They are those inside each row; or, because rows that share a sequence are hidden from each other only after their
+    products are computed, those inside each forward pass, of `together` packs.
+    """
+    if together is None:
+        return sum(len(example.ids) ** 2 for pack in step for example in pack)
+    passes = (step[start : start + together] for start in range(0, len(step), together))
+    return sum(sum(map(tokens, packs)) ** 2 for packs in passes)
+
+
 def labels(example: Example) -> list[int]:
     return [IGNORED] * example.start + example.ids[example.start :]
 
