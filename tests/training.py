@@ -28,7 +28,6 @@ SETTINGS = {
     "adapter": None,
     "quantize": None,
     "deepspeed": None,
-    "report_to": "none",
     "held_out_batch_tokens": 256,
 }
 LORA = {"r": 8, "alpha": 16, "dropout": 0.05, "modules": ["query_key_value", "dense"], "merge": False}
