@@ -13,6 +13,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.text import chat_format
 from stages.lib.training import callbacks
 from tests.project import ROOT
+from tests.test_processes import restarting
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
 from tools.wire import closure, path_of
 
@@ -132,6 +133,20 @@ def test_a_training_that_is_killed_resumes_to_the_same_bits(moment, adapter, fol
     assert weights(folder) == weights(alone)
     assert (folder / "training.json").read_bytes() == (alone / "training.json").read_bytes()
     assert not written.exists()
+
+
+@slow
+def test_a_training_whose_process_dies_is_started_again_and_ends_with_the_same_bytes(folder, alone):
+    death = (
+        KILL + "if os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    " + BETWEEN
+    )
+    settings = {"processes": 2, "micro_batch": 2}
+    log = train_apart(folder, death, environment=restarting(), **settings)
+    assert "failed (exitcode: -9)" in log
+    assert "6 of 12 steps are done, processes: 2" in log
+    train_apart(alone, "from stages.lib.training import callbacks\ncallbacks.LOG_STEPS = 2", **settings)
+    for name in ("training.json", "training.parquet", "model/model.safetensors"):
+        assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
 
 
 class InterruptionError(Exception):
