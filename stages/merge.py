@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Positive, Section, Share
+from stages.lib.core.params import Count, Positive, Section, Seed, Share
 from stages.lib.core.runner import run
 from stages.lib.text.hashing import text_hash, uniform_hash
 from stages.lib.text.readers import Record, read_records
@@ -83,7 +83,7 @@ class HeldOut(Section):
     """Share of their instructions to hold out, drawn by hash."""
     max_rows: Count
     """Most rows to hold out."""
-    seed: int
+    seed: Seed
     """Seed of the draw."""
 
 

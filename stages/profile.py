@@ -95,6 +95,7 @@ def describe_cells(rows: pd.DataFrame) -> dict[str, Any]:
 def cell_sizes(rows: pd.DataFrame) -> dict[str, float]:
     sizes = rows.groupby(CELL).size()
     return {
+        "length_groups": int(rows["length_group"].nunique()),
         "cells": len(sizes),
         "smallest": int(sizes.min()),
         "median": float(sizes.median()),

@@ -28,6 +28,8 @@ from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
 
 log = logging.getLogger("stages")
 Arms = dict[str, Any]
+TOKENS = 0.01
+"""Most that the training tokens of a method may differ from the control's without a word."""
 
 
 class AnyArm(Section):
@@ -244,6 +246,7 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
             interval = "{est:+.4f} [{lo:+.4f}, {hi:+.4f}]".format(**one.estimate)
             yield f"{name} minus {control}, {one.score}: {interval} {one.scope}: {one.verdict}"
         yield from unequal_training(name, arms[name], control, arms[control])
+        yield from unequal_tokens(name, mean_tokens(arms, ours), control, mean_tokens(arms, groups[control]))
         if name in compared:
             yield from missing_chance(params, ours, varied_in(compared[name]))
     for method in list(compared.values())[:1]:
@@ -267,6 +270,17 @@ def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator
     if arm["train"]["steps"] != theirs["train"]["steps"]:
         steps = f"{arm['train']['steps']:,} steps, {control} {theirs['train']['steps']:,}"
         yield f"{name} was trained for {steps}: the budgets differ, which alone may explain a difference"
+
+
+def mean_tokens(arms: Arms, runs: list[str]) -> float:
+    return float(sum(arms[run]["train"]["tokens"] for run in runs)) / len(runs)
+
+
+def unequal_tokens(name: str, ours: float, control: str, theirs: float) -> Iterator[str]:
+    """Yield how the tokens presented in training differ from the control's, if by more than TOKENS."""
+    if abs(ours - theirs) > TOKENS * theirs:
+        tokens = f"{ours:,.0f} tokens, {control} on {theirs:,.0f} ({100 * (ours / theirs - 1):+.1f} %)"
+        yield f"{name} was trained on {tokens}, which alone may explain a difference"
 
 
 def subjects(found: dict[str, Any]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Section
+from stages.lib.core.params import Count, Section, Seed
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
 from stages.lib.selection.cells import Seeds
@@ -48,7 +48,7 @@ class Arm(Section):
     """Share of the candidates to select. `all` has none, because it selects every candidate."""
     allocation: Allocation = "exact"
     """`exact` gives all arms of a fraction one size; `koquality` selects as the original does, with repeated rows."""
-    seed: int
+    seed: Seed
     """Seed of the training, and of the selection if the method draws rows (`random`, `steady`)."""
     partition: Count = 0
     """The partition whose cells the method selects from: 0 for the first of `cluster.seeds`, 1 for the next."""

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.lib.core.artifacts import read_table, require_same_rows, write_json
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Positive, Section, describe
+from stages.lib.core.params import Positive, Section, Seed, describe
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, mark_repeated, rank_in_cell
 from stages.lib.selection.cells import Cluster, find_cells, read_vectors
@@ -44,7 +44,7 @@ class Stability(Section):
     """Methods to measure, all by perplexity."""
     fraction: Fraction
     """Share of the candidates that each method selects."""
-    seed: int
+    seed: Seed
     """Draws the rows of `random` and `steady`, and those that count as added."""
     variants: dict[str, dict[str, Any]]
     """Changes to the section `cluster`, by name of the variant."""

@@ -12,7 +12,7 @@ import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from pydantic import field_validator, model_validator
 
 from stages.lib.core.artifacts import atomic, read_jsonl, remove, write_json, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.params import Count, Positive, Section, Seed
 from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
@@ -41,10 +41,14 @@ CODE = [
     LIB / "text/bos.py",
     LIB / "text/chat_format.py",
     LIB / "training/budget.py",
+    LIB / "training/callbacks.py",
     LIB / "training/collate.py",
     LIB / "training/finite.py",
 ]
-"""The source files that trained weights depend on."""
+"""The source files that trained weights and their logged losses depend on."""
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""Transformers' names; its `constant` ignores the warmup."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 HELD_OUT = pa.schema(
     [
         ("id", pa.string()),
@@ -61,12 +65,12 @@ class Train(Section):
     batch: Positive
     """Rows of an optimiser step, over all devices; packs if rows are packed."""
     micro_batch: Positive
-    """Rows of a forward pass on one device; this times the number of devices must divide `batch`."""
+    """Most rows of a forward pass on one device. Fewer if a device's share of `batch` needs it."""
     learning_rate: float
     schedule: Literal["linear", "cosine", "constant"]
     """How the learning rate falls after the warmup."""
     warmup: Count
-    """Steps over which the learning rate rises."""
+    """Steps over which the learning rate rises; at most the steps of the training."""
     max_tokens: Positive
     """A row, prompt and answer together, is cut at this many tokens."""
     format: FormatName
@@ -86,15 +90,13 @@ class Train(Section):
     """Hold the base model in 4 bits; needs an adapter."""
     deepspeed: dict[str, Any] | None
     """DeepSpeed's own configuration; null trains without it."""
-    report_to: Literal["none", "tensorboard", "wandb", "mlflow"]
-    """Where the Trainer sends losses while it trains."""
     held_out_batch_tokens: Positive
     """Most tokens of a batch when held-out answers are scored."""
 
     @model_validator(mode="after")
     def check_combinations(self) -> "Train":
-        if self.batch % self.micro_batch:
-            raise ValueError(f"micro_batch ({self.micro_batch}) does not divide batch ({self.batch})")
+        if self.budget.unit == "steps" and self.warmup > self.budget.amount:
+            raise ValueError(f"warmup ({self.warmup}) is longer than the budget of {self.budget.amount} steps")
         if self.quantize and (self.adapter is None or self.deepspeed is not None):
             raise ValueError("quantize: 4-bit weights cannot be trained; set an adapter, and deepspeed: null")
         return self
@@ -113,7 +115,7 @@ class Train(Section):
 
 class ArmSeed(Section):
     model_config = Section.model_config | {"extra": "ignore"}
-    seed: Count
+    seed: Seed
 
 
 class Params(Section):
@@ -139,6 +141,7 @@ def train(
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
+    require_tracker(tracker())
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
     tokenizer = load_chat_tokenizer(base, settings.format)
     tests = encode_rows(tokenizer, held, settings)
@@ -148,12 +151,13 @@ def train(
         raise UserError(
             f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(examples)} rows"
         )
+    course = plan(settings, usable, seed)
     checkpoints = checkpoints / short_hash(training_fingerprint(params, arm, samples, base))
 
     before = answer_nll(base, base, tests, params) if rank() == 0 else None
     barrier()
     with atomic(model) if rank() == 0 else nullcontext(model) as folder:
-        done = run_training(params, base, usable, seed, checkpoints, folder)
+        done = run_training(params, base, course, seed, checkpoints, folder)
         if rank() > 0:
             return
         finish_model(params, base, folder)
@@ -239,24 +243,41 @@ def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -
     return sums
 
 
+class Course(NamedTuple):
+    """What a training presents."""
+
+    steps: list[list[list[Example]]]
+    """The packs of every step."""
+    epochs: float
+
+
+def plan(settings: Train, examples: list[Example], seed: int) -> Course:
+    """Return what to present under the budget. Raises UserError if the budget ends before the warmup."""
+    from stages.lib.training.collate import pack, tokens
+
+    packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
+    order = presented(settings.budget, [len(p) for p in packs], [tokens(p) for p in packs], settings.batch, seed)
+    if settings.warmup > len(order):
+        raise UserError(
+            f"params.yaml: train.warmup: {settings.warmup} steps, but the budget of {settings.budget.amount} "
+            f"{settings.budget.unit} ends after {len(order)}; lower warmup, or raise train.budget.amount"
+        )
+    return Course([[packs[number] for number in step] for step in order], sum(map(len, order)) / len(packs))
+
+
 def run_training(
-    params: Params, base: Path, examples: list[Example], seed: int, checkpoints: Path, folder: Path
+    params: Params, base: Path, course: Course, seed: int, checkpoints: Path, folder: Path
 ) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one; write the network into `folder`; return steps and losses."""
     from transformers import PrinterCallback, set_seed
 
     from stages.lib.training.callbacks import CheckpointCallback, ThroughputCallback, newest
-    from stages.lib.training.collate import flattened, pack, padded, token_pairs, tokens
+    from stages.lib.training.collate import flattened, padded, token_pairs, tokens
     from stages.lib.training.finite import FiniteTrainer
 
-    settings = params.train
-    packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
-    order = presented(settings.budget, [len(p) for p in packs], [tokens(p) for p in packs], settings.batch, seed)
-    steps = [[packs[number] for number in step] for step in order]
+    settings, steps = params.train, course.steps
     spent = [sum(map(tokens, step)) for step in steps]
-    arguments = trainer_arguments(
-        settings, seed, len(steps), checkpoints
-    )  # ZeRO-3 needs this before a network is loaded
+    arguments = trainer_arguments(settings, seed, len(steps), checkpoints)  # ZeRO-3 needs it before a network is loaded
     saved = newest(checkpoints)
     set_seed(seed)
     trainer = FiniteTrainer(
@@ -273,7 +294,7 @@ def run_training(
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": len(steps),
-        "epochs": sum(map(len, steps)) / len(packs),
+        "epochs": course.epochs,
         "tokens": sum(spent),
         "token_pairs": sum(token_pairs(step, settings.micro_batch if across_rows else None) for step in steps),
         "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
@@ -298,10 +319,10 @@ def require_machine(settings: Train) -> None:
     import torch
 
     gpus = torch.cuda.device_count()
-    if settings.batch % (settings.micro_batch * world()):
+    if settings.batch % world():
         raise UserError(
-            f"params.yaml: train: {world()} processes x micro_batch ({settings.micro_batch}) do not divide "
-            f"batch ({settings.batch}), which is the same for any number of devices"
+            f"params.yaml: train.batch ({settings.batch}) cannot be shared equally among {world()} processes; it is "
+            "the same for any number of devices, so use a number of processes that divides it"
         )
     if settings.dtype == "fp16" and not gpus:
         raise UserError("params.yaml: train.dtype: fp16 needs a GPU; bf16 and fp32 do not")
@@ -312,8 +333,24 @@ def require_machine(settings: Train) -> None:
         )
     if settings.quantize:
         require_bitsandbytes()
-    if settings.report_to != "none" and find_spec(settings.report_to) is None:
-        raise UserError(f"params.yaml: train.report_to: {settings.report_to} is not installed; `pip install` it")
+
+
+def tracker() -> str:
+    """Return where the Trainer sends losses while it trains; that changes no result, so it is not in params."""
+    return os.environ.get("REPORT_TO", "none")
+
+
+def require_tracker(name: str) -> None:
+    if name not in ("none", *TRACKERS):
+        raise UserError(f"REPORT_TO is {name}; expected none, {', '.join(TRACKERS)}")
+    if name != "none" and find_spec(name) is None:
+        raise UserError(f"REPORT_TO is {name}, which is not installed; `pip install {name}`, or unset REPORT_TO")
+
+
+def rows_at_once(batch: int, most: int) -> int:
+    """Return the rows of a forward pass: the largest divisor of a device's share of `batch` that is at most `most`."""
+    share = batch // world()
+    return max(rows for rows in range(1, min(most, share) + 1) if share % rows == 0)
 
 
 def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
@@ -322,6 +359,7 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
 
     from stages.lib.training.callbacks import LOG_STEPS
 
+    rows = rows_at_once(settings.batch, settings.micro_batch)
     if settings.deepspeed is not None and world() == 1:  # it reads a launcher's variables
         os.environ |= {
             "RANK": "0",
@@ -333,11 +371,11 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch // (settings.micro_batch * world()),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=settings.batch // (rows * world()),
         train_sampling_strategy="sequential",
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup,
         bf16=settings.dtype == "bf16",
         fp16=settings.dtype == "fp16",
@@ -349,7 +387,7 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
         logging_first_step=True,
         logging_nan_inf_filter=False,  # `FiniteTrainer` stops instead
         save_strategy="no",  # `CheckpointCallback` decides
-        report_to=settings.report_to,
+        report_to=tracker(),
         disable_tqdm=not sys.stderr.isatty(),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
     )

@@ -15,6 +15,7 @@ import torch
 
 from stages import embed, ppl
 from stages.lib.scoring import cache as module
+from stages.lib.scoring import fingerprint
 from stages.lib.scoring.cache import Cache, complete, read_fingerprint
 from stages.lib.scoring.fingerprint import compute_fingerprint, describe_changes, short_hash, without_comments
 from stages.lib.text.hashing import text_hash
@@ -261,6 +262,14 @@ def test_settings_and_code_are_in_the_fingerprint_and_comments_are_not(model, tm
     assert compute_fingerprint(model, {"dtype": "fp32"}, [code]) == before
     code.write_text("x = 2\n")
     assert compute_fingerprint(model, {"dtype": "fp32"}, [code])["code"] != before["code"]
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "torch", "transformers"])
+def test_the_versions_of_libraries_that_change_scores_are_in_the_fingerprint(library, model, tmp_path, monkeypatch):
+    code = [tmp_path / "code.py"]
+    before = compute_fingerprint(model, {}, code)
+    monkeypatch.setattr(fingerprint, "version", lambda name: "99+cpu" if name == library else before[name])
+    assert describe_changes(before, compute_fingerprint(model, {}, code)) == f"{library} (was {before[library]}, is 99)"
 
 
 def test_a_function_that_is_only_a_docstring_is_still_code():

@@ -145,6 +145,22 @@ def test_more_clusters_than_rows_stop_with_the_name_of_the_group(run):
     assert read_table(run(clusters=40)[0])["distance"].max() == pytest.approx(0, abs=1e-5)
 
 
+def test_fewer_length_groups_than_asked_for_are_told(new_folder, write_raw, write_vectors, caplog):
+    vectors, ids = blobs(2.0, rows=100)
+    raw = write_raw(["가" * (1 if n < 60 else n) for n in range(100)], ids)
+    settings = {"length_groups": 5, "clusters": 2}
+    params = Params.model_validate({"threads": 1, "cluster": SETTINGS | settings})
+    path = new_folder() / "clusters.parquet"
+    cluster(params, raw=raw, embeddings=write_vectors(ids, vectors), clusters=path)
+    assert read_table(path)["length_group"].nunique() == 3
+    assert caplog.messages[0].startswith("cluster.length_groups: asked for 5, got 3, because many")
+
+
+def test_the_length_groups_that_were_asked_for_need_no_word(run, caplog):
+    run(length_groups=3)
+    assert caplog.messages == []
+
+
 def test_small_groups_shrink_to_a_cluster_per_row_if_params_say_so(run):
     table = read_table(run(clusters=41, small_groups="shrink")[0])
     assert table.groupby("length_group")["cluster"].nunique().tolist() == [40, 40, 40]

@@ -694,6 +694,24 @@ def test_unequal_samples_and_budgets_are_in_the_log(report, runs_of_two_methods,
     assert "spread was trained for 999 steps, random 2: the budgets differ" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("tokens", "told"), [((5050, 5050), None), ((5000, 5200), "+2.0 %"), ((4000, 4900), "-11.0 %")]
+)
+def test_methods_whose_training_tokens_differ_by_more_than_a_hundredth_are_told(
+    tokens, told, report, runs_of_two_methods, tmp_path, caplog
+):
+    found = {name: read_json(tmp_path / "metrics/arms" / f"{name}.json") for name in RUNS}
+    spread, random = (sorted(name for name in RUNS if name.startswith(method)) for method in ("spread", "random"))
+    for name, presented in zip([*spread, *random], [*tokens, *[5000] * len(random)], strict=True):
+        found[name]["train"]["tokens"] = presented
+        write_json(tmp_path / "metrics/arms" / f"{name}.json", found[name])
+    with caplog.at_level(logging.INFO, logger="stages"):
+        report(RUNS, "random")
+    lines = [line for line in caplog.messages if "was trained on" in line]
+    assert len(lines) == (told is not None)
+    assert told is None or f"tokens, random on 5,000 ({told}), which alone may explain a difference" in lines[0]
+
+
 @pytest.mark.parametrize("tokens", [[0, 0, 0], [0, 7, 0]], ids=["none", "one"])
 def test_held_out_rows_too_few_for_an_interval_give_none(tokens, report, runs_of_two_methods, tmp_path):
     for name in RUNS:

@@ -1,8 +1,11 @@
 """params.yaml is checked before any work, and every mistake is named at once."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from stages import cluster, compare, fetch_model, merge, ppl, sample, train
 from stages.lib.core.errors import UserError
@@ -35,7 +38,6 @@ train:
   adapter: null
   quantize: null
   deepspeed: null
-  report_to: none
   held_out_batch_tokens: 256
 """
 
@@ -202,6 +204,38 @@ NUMBERS = {
         "max_unreadable: 0}, held_out: {sources: [], share: 1.5, max_rows: 1, seed: 1}}",
     ),
 }
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_training_would_refuse_is_refused_everywhere(seed, complaint):
+    everywhere = {
+        "cluster.seed": (cluster, f"threads: 1\n{CLUSTER}".replace("seed: 1", f"seed: {seed}")),
+        "arms.random.seed": (sample, TRAIN.replace("seed: 2", f"seed: {seed}")),
+        "arms.spread.seed": (train, TRAIN.replace("seed: 1", f"seed: {seed}")),
+        "compare.seed": (compare, f"compare: {{resamples: 1, randomisations: 1, seed: {seed}}}\ncontrol: null\n"),
+    }
+    for place, (stage, text) in everywhere.items():
+        message = complaint(stage.Params, text)
+        assert f"\n  {place}: " in message
+        assert f"(got {seed})" in message
+
+
+def test_every_seed_of_params_has_the_same_bounds():
+    def seeds(model, path=()):
+        for name, field in model.model_fields.items():
+            if name == "seed":
+                yield ".".join(path), {repr(bound) for bound in field.metadata}
+            for inner in models_in(field.annotation):
+                yield from seeds(inner, (*path, name))
+
+    def models_in(kind):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return [kind]
+        return [model for part in get_args(kind) for model in models_in(part)]
+
+    found = {place: bounds for name in check.STAGES for place, bounds in seeds(import_module(f"stages.{name}").Params)}
+    assert len(found) > 5
+    assert set(map(frozenset, found.values())) == {frozenset({"Ge(ge=0)", "Lt(lt=4294967296)"})}
 
 
 @pytest.mark.parametrize("place", NUMBERS)

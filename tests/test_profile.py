@@ -76,7 +76,8 @@ def test_perplexities_are_quantiles_of_the_rows_that_have_one(profile):
 
 
 def test_cells_are_described_by_their_sizes(profile):
-    assert profile()["cells"] == {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3, "mean_distance": 0.5}
+    sizes = {"cells": 4, "smallest": 2, "median": 2.5, "largest": 3}
+    assert profile()["cells"] == sizes | {"length_groups": 2, "mean_distance": 0.5}
 
 
 def test_the_cells_of_other_partitions_are_described_beside_those_of_the_first(profile, corpus, tmp_path):
@@ -154,6 +155,7 @@ def test_a_profile_is_what_a_plain_count_gives(table, others, new_folder, write_
         assert found["ppl"][name] == pytest.approx(expected, rel=1e-9)
     sizes = Counter(zip(groups, clusters, strict=True)).values()
     expected = {"cells": len(sizes), "smallest": min(sizes), "median": statistics.median(sizes), "largest": max(sizes)}
+    expected["length_groups"] = len(set(groups))
     expected["mean_distance"] = statistics.fmean(distances)
     assert found["cells"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
     check_histogram(found["ppl_histogram"], sources, ppls)

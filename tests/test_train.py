@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import get_scheduler
 
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
@@ -98,10 +99,18 @@ def test_two_gpus_for_one_process_are_refused_before_any_work(run, rows, monkeyp
         run(rows)
 
 
-def test_a_report_that_needs_a_missing_library_is_refused_before_any_work(run, rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wandb", "REPORT_TO is wandb, which is not installed; `pip install wandb`"),
+        ("wand", "REPORT_TO is wand; expected none, tensorboard, wandb, mlflow"),
+    ],
+)
+def test_a_tracker_that_is_missing_is_refused_before_any_work(name, message, run, rows, monkeypatch):
     monkeypatch.setattr(stage, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"train\.report_to: wandb is not installed"):
-        run(rows, report_to="wandb")
+    monkeypatch.setenv("REPORT_TO", name)
+    with pytest.raises(UserError, match=message):
+        run(rows)
 
 
 def test_no_row_with_an_answer_stops_the_stage(run, rows):
@@ -194,9 +203,39 @@ def test_micro_batches_make_the_same_step(run, rows):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
-def test_micro_batches_must_divide_the_batch():
-    with pytest.raises(ValidationError, match=r"micro_batch \(3\) does not divide batch \(4\)"):
-        settings(micro_batch=3)
+@pytest.mark.parametrize(
+    ("batch", "most", "devices", "rows"),
+    [(8, 8, 1, 8), (8, 8, 4, 2), (8, 3, 1, 2), (256, 4, 16, 4), (12, 100, 2, 6), (7, 3, 1, 1)],
+)
+def test_a_micro_batch_is_the_largest_that_fits_a_devices_share_of_the_batch(batch, most, devices, rows, monkeypatch):
+    monkeypatch.setattr(stage, "world", lambda: devices)
+    assert stage.rows_at_once(batch, most) == rows
+
+
+def test_a_micro_batch_may_be_larger_than_the_batch(run, rows, trained):
+    assert weights(run(rows[:16], held_out=rows[30:], micro_batch=100)) == weights(trained)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_schedule_rises_over_the_warmup(schedule, tmp_path):
+    found = settings(schedule=schedule, warmup=4, learning_rate=1.0).train
+    arguments = stage.trainer_arguments(found, 1, 12, tmp_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, 12)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert (rates[-1] == 1) == (schedule == "constant")
+
+
+def test_a_warmup_longer_than_the_training_is_refused(run, rows):
+    with pytest.raises(ValidationError, match=r"warmup \(13\) is longer than the budget of 12 steps"):
+        settings(warmup=13)
+    with pytest.raises(UserError, match=r"train\.warmup: 5 steps, but the budget of 1 epochs ends after 4; lower"):
+        run(rows[:16], warmup=5, budget={"unit": "epochs", "amount": 1})
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Training in several processes, and training that is killed: the same losses, the same bits."""
 
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -12,6 +13,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.text import chat_format
 from stages.lib.training import callbacks
 from tests.project import ROOT
+from tests.test_processes import restarting
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
 from tools.wire import closure, path_of
 
@@ -133,6 +135,20 @@ def test_a_training_that_is_killed_resumes_to_the_same_bits(moment, adapter, fol
     assert not written.exists()
 
 
+@slow
+def test_a_training_whose_process_dies_is_started_again_and_ends_with_the_same_bytes(folder, alone):
+    death = (
+        KILL + "if os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    " + BETWEEN
+    )
+    settings = {"processes": 2, "micro_batch": 2}
+    log = train_apart(folder, death, environment=restarting(), **settings)
+    assert "failed (exitcode: -9)" in log
+    assert "6 of 12 steps are done, processes: 2" in log
+    train_apart(alone, "from stages.lib.training import callbacks\ncallbacks.LOG_STEPS = 2", **settings)
+    for name in ("training.json", "training.parquet", "model/model.safetensors"):
+        assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
+
+
 class InterruptionError(Exception):
     pass
 
@@ -183,15 +199,27 @@ def test_the_fingerprint_of_a_training_has_everything_that_it_reads(tmp_path, fo
 
 
 def test_the_fingerprint_of_a_training_covers_every_module_that_changes_its_weights():
-    modules = {name for name in closure("stages.train") if not name.startswith("stages.lib.core.")}
-    without_effect = {name for name in modules if name.startswith("stages.lib.scoring.")}  # score the finished model
-    without_effect |= {"stages.lib.training.callbacks"}  # when to log and to save
+    about_it = {f"core.{name}" for name in ("artifacts", "errors", "params", "processes", "progress", "runner")}
+    of_the_finished_model = {f"scoring.{name}" for name in ("attention", "batching", "fingerprint", "log_likelihood")}
+    without_effect = {f"stages.lib.{name}" for name in about_it | of_the_finished_model}
+    modules = closure("stages.train")
+    assert without_effect <= modules
     assert {path.relative_to(ROOT) for path in stage.CODE} == {path_of(name) for name in modules - without_effect}
+
+
+def test_the_fingerprint_of_a_training_changes_with_every_file_of_its_code(tmp_path, folder, base, monkeypatch):
+    copies = [Path(shutil.copy(path, tmp_path / path.name)) for path in stage.CODE]
+    monkeypatch.setattr(stage, "CODE", copies)
+    for path in copies:
+        before = stage.training_fingerprint(settings(), "ours", folder / "samples.jsonl", base)
+        path.write_text(path.read_text() + "\nadded = 1\n")
+        now = stage.training_fingerprint(settings(), "ours", folder / "samples.jsonl", base)
+        assert {name for name in before if now[name] != before[name]} == {"code"}
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder):
     monkeypatch.setattr(stage, "world", lambda: 3)
-    with pytest.raises(UserError, match=r"3 processes x micro_batch \(4\) do not divide batch \(4\)"):
+    with pytest.raises(UserError, match=r"train\.batch \(4\) cannot be shared equally among 3 processes"):
         train_here(folder)
 
 

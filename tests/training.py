@@ -28,7 +28,6 @@ SETTINGS = {
     "adapter": None,
     "quantize": None,
     "deepspeed": None,
-    "report_to": "none",
     "held_out_batch_tokens": 256,
 }
 LORA = {"r": 8, "alpha": 16, "dropout": 0.05, "modules": ["query_key_value", "dense"], "merge": False}
@@ -71,7 +70,7 @@ def train_here(folder, **changes):
     return folder
 
 
-def train_apart(folder, patch="", code=0, processes=1, **changes):
+def train_apart(folder, patch="", code=0, processes=1, environment=None, **changes):
     """Train as dvc would, after running a piece of code in every process; return the log."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(patch)
@@ -80,6 +79,7 @@ def train_apart(folder, patch="", code=0, processes=1, **changes):
     command = [sys.executable, "-m", "stages.train", "--arm", "ours", *flags]
     paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
     variables = ENVIRONMENT | {"PYTHONPATH": paths, "PET_NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
+    variables |= environment or {}
     done = subprocess.run(
         command, cwd=folder, env=variables, capture_output=True, text=True, check=False, start_new_session=True
     )

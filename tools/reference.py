@@ -25,7 +25,7 @@ PLAIN = [
     (r"Annotated\[(.*), Field\(.*?\)\]", r"\1"),
     (r"Literal\[(.*?)\]", r"\1"),
     (r"Positive", "integer from 1"),
-    (r"Count", "integer from 0"),
+    (r"Count|Seed", "integer from 0"),
     (r"Share", "number from 0 to 1"),
     (r"\b(Method|Format)Name\b", "name"),
     (r"\bPooling\b|\bDtype\b|\bAlgorithm\b|\bInit\b|\bAllocation\b", "choice"),

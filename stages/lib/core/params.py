@@ -15,6 +15,8 @@ PARAMS = Path("params.yaml")
 P = TypeVar("P", bound=BaseModel)
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library takes: numpy, torch and scikit-learn."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -1,5 +1,6 @@
 """The processes of a stage: how many there are, one run at a time, and none left behind."""
 
+import atexit
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -21,6 +23,8 @@ PATIENCE = 60.0
 """Seconds to wait for another run of the stage to end."""
 FOREVER = timedelta(days=7)
 """Timeout of the process group: one process may wait for all the work of another."""
+ENDPOINT = "localhost:29400"
+"""An example of where the processes of one machine meet."""
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 
 
@@ -32,15 +36,37 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def stay_single() -> None:
+    """Forget the process group that a pod or a launcher has announced, because this stage shares no work."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
 def relaunch_if_asked() -> None:
     """Replace this process with torchrun, which runs the stage in several processes, if its variables ask for that.
 
-    Every option can be set as PET_<OPTION>: https://docs.pytorch.org/docs/stable/elastic/run.html.
+    Every option can be set as PET_<OPTION>: https://docs.pytorch.org/docs/stable/elastic/run.html. Raises UserError if
+    restarts are asked for and the processes could not meet again.
     """
     asked = any(os.environ.get(name, "1") != "1" for name in ("PET_NPROC_PER_NODE", "PET_NNODES"))
     if asked and "TORCHELASTIC_RUN_ID" not in os.environ:
+        require_c10d_to_restart()
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # otherwise c10d keeps its store, too
         module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", "-m", module, *sys.argv[1:]])
+
+
+def require_c10d_to_restart() -> None:
+    """Raise UserError if torchrun may restart processes, but would not give them a new store.
+
+    In the old one they can find the addresses of the processes that died, and wait for them for days.
+    """
+    restarts, backend = os.environ.get("PET_MAX_RESTARTS", "0"), os.environ.get("PET_RDZV_BACKEND", "static")
+    if restarts != "0" and backend != "c10d":
+        raise UserError(
+            f"PET_MAX_RESTARTS is {restarts} and PET_RDZV_BACKEND is {backend}, so processes that restart could wait "
+            f"forever for those that died; set PET_RDZV_BACKEND=c10d PET_RDZV_ENDPOINT={ENDPOINT}, or no restarts"
+        )
 
 
 @contextmanager
@@ -53,14 +79,40 @@ def process_group() -> Iterator[None]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    store = next(rendezvous("env://"))[0]  # torchrun holds it, so it outlives every process of the stage
+    store = next(rendezvous("env://"))[0]
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients on GPUs, the rest on CPUs
     dist.init_process_group(backend, timeout=FOREVER, store=store, rank=rank(), world_size=world())
-    yield
-    if store.add("done", 1) == world():  # at a gloo barrier the first process to leave would cut off the last
-        store.set("all done", "")
-    store.wait(["all done"], FOREVER)
+    try:
+        yield
+    except UserError as error:
+        with suppress(dist.DistError):  # the first process, which may hold the store, has said it and is gone
+            if store.add(str(error), 1) == 1:
+                raise
+        sys.exit(1)
+    arrive(store, "done")
+    store.wait(["all done"], FOREVER)  # at a gloo barrier the first process to leave would cut off the last
     dist.destroy_process_group()
+    arrive(store, "left")
+    if rank() == 0:
+        store.wait(["all left"], FOREVER)
+
+
+def arrive(store: Any, place: str) -> None:
+    """Count this process at a place; the last of all processes sets the key `all <place>`."""
+    if store.add(place, 1) == world():
+        store.set(f"all {place}", "")
+
+
+def leave() -> None:
+    """End the process at once: during the interpreter's own shutdown, threads of torch.distributed sometimes abort.
+
+    Trackers send their last lines when Python exits, so in the first process, which has them, that comes before.
+    """
+    if rank() == 0:
+        atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def barrier() -> None:
@@ -99,21 +151,35 @@ def pid_in(holder: Path) -> str:
 
 
 def stop_when_orphaned() -> None:
-    """End this process within a second of the end of the dvc that started it, however dvc ended.
+    """End this process within a second of the end of the dvc or torchrun that started it, however that ended.
 
     Otherwise it would go on and overwrite the output of the next run. Outputs are whole or absent, so it is safe to end
     at any point.
     """
-    parent = starter()
+    agent = psutil.Process().parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    watched = [agent] if agent else []
+    if "DVC_STAGE" in os.environ:
+        watched.append(starter())
+    if watched:
+        threading.Thread(target=watch, args=(watched, agent), daemon=True).start()
 
-    def watch() -> None:
-        with suppress(psutil.NoSuchProcess):  # the parent may end between the two calls
-            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(1)
-        log.error("stopped: process %d, which started this stage, is gone", parent.pid)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def watch(parents: list[psutil.Process], agent: psutil.Process | None) -> None:
+    """Wait for the end of one of these processes, and end this one; torchrun too, which would only start it again."""
+    while all(map(is_alive, parents)):
+        time.sleep(1)
+    gone = next(parent for parent in parents if not is_alive(parent))
+    log.error("stopped: process %d, which started this stage, is gone", gone.pid)
+    if agent:
+        with suppress(psutil.NoSuchProcess):
+            agent.terminate()
+    os._exit(1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # it may end between the two calls
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def starter() -> psutil.Process:

@@ -15,9 +15,21 @@ from pydantic import BaseModel
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
-from stages.lib.core.processes import only_one, process_group, rank, relaunch_if_asked, stop_when_orphaned, world
+from stages.lib.core.processes import (
+    leave,
+    only_one,
+    process_group,
+    rank,
+    relaunch_if_asked,
+    stay_single,
+    stop_when_orphaned,
+    world,
+)
 
 log = logging.getLogger("stages")
+
+CHECKPOINTS = Path(".checkpoints")
+"""Where the stages of dvc.yaml keep what they have done."""
 
 # Only `fetch*` may use the network. Libraries read these variables when they are imported. That is one reason why
 # stages import torch and other slow libraries inside functions; the other is that an error in params shows at once.
@@ -42,15 +54,20 @@ def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True
 
     `several`: the stage can share its work among the processes that torchrun starts.
     """
+    if not several:
+        stay_single()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     os.environ.update(ALWAYS | (OFFLINE if offline else {}) | ({} if sys.stderr.isatty() else IN_A_LOG))
     started = time.monotonic()
     try:
         arguments, params = parse_arguments(stage, sys.argv[1:]), read_params(model)
+        if "checkpoints" in arguments:
+            arguments["checkpoints"] = checkpoints_folder(arguments["checkpoints"])
         if several:
             relaunch_if_asked()
-        with under_dvc(), process_group():
+        stop_when_orphaned()
+        with one_run(), process_group():
             stage(params, **arguments)
     except UserError as error:
         log.error("%s stopped: %s", stage.__name__, error)
@@ -60,23 +77,27 @@ def run(stage: Callable[..., None], model: type[BaseModel], offline: bool = True
         leave()
 
 
-def leave() -> None:
-    """End the process at once: during the interpreter's own shutdown, threads of torch.distributed sometimes abort."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
-
-
 @contextmanager
-def under_dvc() -> Iterator[None]:
-    """If dvc runs the stage: allow one run at a time, and stop when that dvc is gone."""
+def one_run() -> Iterator[None]:
+    """If dvc runs the stage, allow one run at a time."""
     name = os.environ.get("DVC_STAGE")
-    if name is None:
+    with only_one(name) if name and rank() == 0 else nullcontext():
         yield
-        return
-    stop_when_orphaned()
-    with only_one(name) if rank() == 0 else nullcontext():
-        yield
+
+
+def checkpoints_folder(path: Path) -> Path:
+    """Return the folder for what a killed stage has done: in `path`, or on the disk that CHECKPOINTS names.
+
+    It never stands in dvc.yaml or params.yaml, because it changes no output. Raises UserError if that disk is missing.
+    """
+    disk = os.environ.get("CHECKPOINTS")
+    if not disk or not path.is_relative_to(CHECKPOINTS):
+        return path
+    if not Path(disk).is_dir():
+        raise UserError(
+            f"CHECKPOINTS is {disk}, which is no folder here; mount its disk, create it, or unset CHECKPOINTS"
+        )
+    return Path(disk) / path.relative_to(CHECKPOINTS)
 
 
 class Parser(argparse.ArgumentParser):

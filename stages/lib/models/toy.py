@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.params import Count, Positive, Section, Seed
 
 
 class Small(Section):
@@ -35,7 +35,7 @@ class Small(Section):
     learning_rate: float
     warmup: Count
     """Steps over which the learning rate rises; after them it falls linearly to 0."""
-    seed: int
+    seed: Seed
 
 
 def read_text(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:

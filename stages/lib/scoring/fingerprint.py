@@ -25,7 +25,7 @@ def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable
         "tokenizer": digest(f"{path.name} {hash_file(path)}" for path in files if path not in weights),
         "code": digest(without_comments(path.read_text(encoding="utf-8")) for path in code),
         **{name: str(value) for name, value in settings.items()},
-        **{name: version(name).split("+")[0] for name in ("torch", "transformers")},
+        **{name: version(name).split("+")[0] for name in ("tokenizers", "torch", "transformers")},
     }
 
 

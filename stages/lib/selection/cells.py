@@ -20,12 +20,12 @@ from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_arrow, require_same_rows
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.params import Positive, Section, Seed
 from stages.lib.selection.kmeans import Algorithm, Init, fit_clusters
 from stages.lib.selection.partitions import named
 
 log = logging.getLogger("stages")
-Seeds = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)]
 
 
 class Cluster(Section):
@@ -73,6 +73,7 @@ def find_cells(
     cells = corpus[["id"]].assign(
         length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
     )
+    warn_of_lost_groups(cells["length_group"], settings.length_groups)
     if settings.small_groups == "stop":
         require_rows(cells["length_group"], settings.clusters)
     for group, rows in cells.groupby("length_group"):
@@ -109,6 +110,15 @@ def length_groups(characters: pd.Series, groups: int) -> NDArray[np.int64]:
     bounds = characters.quantile([i / groups for i in range(1, groups)]).to_numpy()
     group: NDArray[np.int64] = np.searchsorted(bounds, characters.to_numpy(), side="right")
     return group
+
+
+def warn_of_lost_groups(groups: pd.Series, asked: int) -> None:
+    """Say if there are fewer length groups than asked for, because many rows have the same length."""
+    got = groups.nunique()
+    if got < asked:
+        log.warning(
+            "cluster.length_groups: asked for %d, got %d, because many instructions are equally long", asked, got
+        )
 
 
 def require_rows(groups: pd.Series, clusters: int) -> None:

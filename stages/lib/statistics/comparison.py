@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Positive, Section
+from stages.lib.core.params import Positive, Section, Seed
 from stages.lib.evaluation.metrics import (
     METRICS,
     accuracy,
@@ -32,7 +32,7 @@ class Resampling(Section):
     """Resamples of the items, for an interval."""
     randomisations: Positive
     """Random exchanges of answers, for a p. The smallest possible p is 1 / (randomisations + 1)."""
-    seed: Count
+    seed: Seed
 
 
 class Run(NamedTuple):
