@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.project import ARMS, commit, copy_project, ran, run, shrink
 
@@ -14,16 +15,26 @@ def each(stage: str, arms: Iterable[str] = ARMS) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shrunken project as a git repository that was never run, with a team's remote."""
-    folder = copy_project(tmp_path_factory.mktemp("origin"))
-    shrink(folder)
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all workers of pytest-xdist: the first of them to need it fills it, and none changes a file in it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "clones"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make_origin(folder / "origin", folder / "remote")
+            reproduce(clone(folder / "origin", folder / "done"))
+            (folder / "complete").touch()
+    return folder
+
+
+def make_origin(folder: Path, remote: Path) -> None:
+    shrink(copy_project(folder))
     for path in [folder / "dvc.lock", *(folder / "metrics").rglob("*.json")]:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / "metrics" / "plots", ignore_errors=True)
-    run(folder, "dvc", "remote", "add", "-q", "-d", "team", str(tmp_path_factory.mktemp("remote")))
+    run(folder, "dvc", "remote", "add", "-q", "-d", "team", str(remote))
     commit(folder, "cut short")
-    return folder
 
 
 def clone(source: Path, folder: Path) -> Path:
@@ -31,22 +42,35 @@ def clone(source: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def done(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone that was reproduced, committed and pushed."""
-    folder = clone(origin, tmp_path_factory.mktemp("clone") / "one")
+def reproduce(folder: Path) -> None:
     assert each("train") | {"report"} <= ran(run(folder, "dvc", "repro"))
     commit(folder, "reproduced")
     run(folder, "dvc", "push", "-q")
-    return folder
+
+
+@pytest.fixture(scope="session")
+def origin(shared: Path) -> Path:
+    """The shrunken project as a git repository that was never run, with a team's remote."""
+    return shared / "origin"
+
+
+@pytest.fixture(scope="session")
+def done(shared: Path) -> Path:
+    """A clone that was reproduced, committed and pushed."""
+    return shared / "done"
+
+
+@pytest.fixture(scope="session")
+def own_clone(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(done, tmp_path_factory.mktemp("own") / "clone", symlinks=True)
 
 
 @pytest.fixture
-def project(done: Path) -> Iterator[Path]:
+def project(own_clone: Path) -> Iterator[Path]:
     """The reproduced clone; a test's changes to it are undone."""
-    yield done
-    for path in (done / "params.yaml", *(done / "stages").rglob("*.py")):
+    yield own_clone
+    for path in (own_clone / "params.yaml", *(own_clone / "stages").rglob("*.py")):
         path.touch()  # once dvc has staged its lock, git can miss a recent edit of equal size
-    run(done, "git", "reset", "-q", "--hard")
-    run(done, "git", "clean", "-fdq")
-    run(done, "dvc", "checkout", "-q", "--force")
+    run(own_clone, "git", "reset", "-q", "--hard")
+    run(own_clone, "git", "clean", "-fdq")
+    run(own_clone, "dvc", "checkout", "-q", "--force")
