@@ -290,15 +290,24 @@ def run_training(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     write_network(trainer, folder)
-    across_rows = settings.packing and settings.attn_implementation != "flash_attention_2"
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": len(steps),
         "epochs": course.epochs,
         "tokens": sum(spent),
-        "token_pairs": sum(token_pairs(step, settings.micro_batch if across_rows else None) for step in steps),
+        "token_pairs": sum(token_pairs(step, packs_together(settings)) for step in steps),
         "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
     }
+
+
+def packs_together(settings: Train) -> int | None:
+    """Return how many packs attention is computed across, on one device: the report is the same on any number of them.
+
+    None if attention stays inside rows.
+    """
+    if not settings.packing or settings.attn_implementation == "flash_attention_2":
+        return None
+    return rows_at_once(settings.batch, settings.micro_batch)
 
 
 def load_for_training(params: Params, base: Path, saved: Path | None) -> Any:
@@ -347,9 +356,8 @@ def require_tracker(name: str) -> None:
         raise UserError(f"REPORT_TO is {name}, which is not installed; `pip install {name}`, or unset REPORT_TO")
 
 
-def rows_at_once(batch: int, most: int) -> int:
-    """Return the rows of a forward pass: the largest divisor of a device's share of `batch` that is at most `most`."""
-    share = batch // world()
+def rows_at_once(share: int, most: int) -> int:
+    """Return the rows of a forward pass: the largest divisor of a device's share of a batch that is at most `most`."""
     return max(rows for rows in range(1, min(most, share) + 1) if share % rows == 0)
 
 
@@ -359,7 +367,7 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
 
     from stages.lib.training.callbacks import LOG_STEPS
 
-    rows = rows_at_once(settings.batch, settings.micro_batch)
+    rows = rows_at_once(settings.batch // world(), settings.micro_batch)
     if settings.deepspeed is not None and world() == 1:  # it reads a launcher's variables
         os.environ |= {
             "RANK": "0",

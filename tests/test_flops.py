@@ -78,7 +78,7 @@ def test_training_costs_three_times_as_much_as_torch_counts_too(build, save, tok
     assert training_flops(training, size) == pytest.approx(both.get_total_flops(), rel=0.04)
 
 
-@pytest.mark.parametrize(("packing", "micro_batch"), [(False, 1), (True, 1), (True, 4)])
+@pytest.mark.parametrize(("packing", "micro_batch"), [(False, 1), (True, 1), (True, 3), (True, 4)])
 def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, build, save, tokenizer, rows, tmp_path):
     base = save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", **WIDE), tokenizer)
     params = settings(
@@ -91,7 +91,9 @@ def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, 
     chat = train.load_chat_tokenizer(base, "koalpaca")
     examples = train.encode_rows(chat, rows, params.train)
     with FlopCounterMode(display=False) as counter:
-        report = train.run_training(params, base, examples, 1, tmp_path / "checkpoints", tmp_path / "model")
+        report = train.run_training(
+            params, base, train.plan(params.train, examples, 1), 1, tmp_path / "checkpoints", tmp_path / "model"
+        )
     size = measure("base", base, tmp_path / "size.json")
     assert training_flops(report, size) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
