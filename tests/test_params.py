@@ -234,7 +234,7 @@ def test_every_seed_of_params_has_the_same_bounds():
         return [model for part in get_args(kind) for model in models_in(part)]
 
     found = {place: bounds for name in check.STAGES for place, bounds in seeds(import_module(f"stages.{name}").Params)}
-    assert len(found) == 5
+    assert {"merge.held_out", "arms", "stability", "compare"} <= set(found)
     assert set(map(frozenset, found.values())) == {frozenset({"Ge(ge=0)", "Lt(lt=4294967296)"})}
 
 

@@ -71,11 +71,11 @@ def test_a_stage_ends_when_the_dvc_that_started_it_is_killed():
     assert not orphan.is_running()
 
 
-def start(script, folder, **environment):
-    """Start a script that prints a line when it is ready."""
+def start(script, folder, *words, **environment):
+    """Start a script that prints process ids once it is ready; return it and them."""
     variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | environment
     started = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *words],
         cwd=folder,
         env=variables,
         stdout=subprocess.PIPE,
@@ -85,34 +85,31 @@ def start(script, folder, **environment):
     return started, started.stdout.readline().split()
 
 
-WORKERS = """
+AGENT = """
 import os, subprocess, sys
 variables = os.environ | {"TORCHELASTIC_RUN_ID": "one"}
 worker = "from stages.lib.core.processes import *; stop_when_orphaned(); print(os.getpid(), flush=True); time.sleep(60)"
-workers = [subprocess.Popen([sys.executable, "-c", worker], env=variables, stdout=subprocess.PIPE) for _ in range(2)]
-print(*(one.stdout.readline().decode().strip() for one in workers), flush=True)
-[one.wait() for one in workers]
+for attempt in range(2):
+    command = [sys.executable, "-c", worker]
+    workers = [subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) for _ in range(2)]
+    if attempt == 0:
+        print(os.getpid(), *(one.stdout.readline().decode().strip() for one in workers), flush=True)
+    [one.wait() for one in workers]
 """
+"""Starts two processes, and starts them again as torchrun does."""
+DVC = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {AGENT!r}, 'torch.distributed.run'])"
 
 
 def test_processes_end_when_the_torchrun_that_started_them_is_killed(tmp_path):
-    agent, pids = start(WORKERS, tmp_path)
-    workers = [psutil.Process(int(pid)) for pid in pids]
+    agent, pids = start(AGENT, tmp_path, "torch.distributed.run")
+    _, *workers = [psutil.Process(int(pid)) for pid in pids]
     agent.kill()
     agent.wait()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
-AGENT = f"""
-import os, signal, subprocess, sys
-agent = subprocess.Popen([sys.executable, "-c", {WORKERS!r}, "torch.distributed.run"], stdout=subprocess.PIPE)
-print(agent.pid, agent.stdout.readline().decode().strip(), flush=True)
-agent.wait()
-"""
-
-
 def test_a_torchrun_whose_dvc_is_killed_ends_too_and_starts_nothing_again(tmp_path):
-    dvc, pids = start(AGENT, tmp_path, DVC_STAGE="ppl")
+    dvc, pids = start(DVC, tmp_path, DVC_STAGE="ppl")
     processes = [psutil.Process(int(pid)) for pid in pids]
     dvc.kill()
     dvc.wait()

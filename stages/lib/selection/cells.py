@@ -56,6 +56,7 @@ class Cluster(Section):
 def find_partitions(corpus: pd.DataFrame, vectors_ND: NDArray[np.float32], settings: Cluster) -> pd.DataFrame:
     """Return `id`, `length_group` and the columns of every partition for each row of `corpus`."""
     found = find_cells(corpus, vectors_ND, settings)
+    warn_of_lost_groups(found["length_group"], settings.length_groups)
     for partition in range(1, len(settings.seeds)):
         cells = find_cells(corpus, vectors_ND, settings, partition)
         found = found.assign(**{column: cells[name] for name, column in named(partition).items()})
@@ -73,7 +74,6 @@ def find_cells(
     cells = corpus[["id"]].assign(
         length_group=length_groups(corpus["instruction"].str.len(), settings.length_groups), cluster=0, distance=0.0
     )
-    warn_of_lost_groups(cells["length_group"], settings.length_groups)
     if settings.small_groups == "stop":
         require_rows(cells["length_group"], settings.clusters)
     for group, rows in cells.groupby("length_group"):
