@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from benchmarks import clusters, contamination, embedding, growth, lengths, scoring, selection
+from benchmarks import clusters, contamination, coverage, embedding, growth, lengths, scoring, selection
 from benchmarks.measure import Timed, alternate, ratio, table
 from benchmarks.scoring import Ours
 from benchmarks.synthetic import unit_vectors
@@ -102,6 +102,20 @@ def test_clusters_are_compared_with_the_original():
     assert [row["inertia ratio - 1"] for row in rows] == pytest.approx(
         [inertia / original - 1 for inertia in (original, *ours)], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("world", coverage.WORLDS)
+def test_the_true_difference_of_a_simulated_world_is_the_mean_difference(world):
+    case = coverage.Case((2, 2), "lognormal", ratio=0, noise=10)
+    middles = coverage.intervals(world, case, 400).mean(1)
+    assert abs(middles.mean()) < 3 * middles.std() / 400**0.5
+
+
+def test_coverage_has_a_line_for_the_runs_and_a_column_for_every_world(monkeypatch):
+    monkeypatch.setattr(coverage, "coverage", lambda _, case, worlds: case.noise / worlds + case.ratio / 100)
+    assert coverage.coverage_row((3, 2), "t3", 4) == {
+        "runs": "3, 2", "effects of runs": "t3", **dict.fromkeys(coverage.WORLDS, "0.000 to 0.760"),
+    }  # fmt: skip
 
 
 def test_growth_has_a_line_for_every_stage(monkeypatch):

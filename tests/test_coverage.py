@@ -1,8 +1,12 @@
-"""Intervals and tests hold what they promise, tried on simulated benchmarks whose truth is known."""
+"""Intervals and tests hold what they promise, tried on simulated benchmarks whose truth is known.
+
+`python -m benchmarks.coverage` tries the interval over runs and items in many more worlds.
+"""
 
 import numpy as np
 import pytest
 
+from benchmarks.coverage import Case, beats, coverage
 from stages.lib.evaluation import metrics
 from stages.lib.statistics import paired, power, replicates
 
@@ -134,15 +138,9 @@ def held_by(k, n, discordance, own, times=TIMES, share=1.0):
     return both / times, alone / times
 
 
-@pytest.fixture
-def without_mde(monkeypatch):
-    """Leave out the minimum detectable effect, which takes most of the time of an interval over runs."""
-    monkeypatch.setattr(replicates.power, "mde_of_runs", lambda *_: 0.0)
-
-
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("n", [397, pytest.param(1404, marks=pytest.mark.slow)])
-def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_over_items_does_not(k, n, without_mde):
+def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_over_items_does_not(k, n):
     for discordance in (0.1, 0.2):
         both, alone = held_by(k, n, discordance, own=0)
         print(f"\n{k} runs, n {n}, discordance {discordance}: runs and items {both}, items alone {alone}")
@@ -152,11 +150,24 @@ def test_an_interval_over_runs_and_items_holds_the_truth_of_two_methods_and_one_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_it_does_so_if_methods_answer_items_differently_and_one_varies_less(k, without_mde):
+def test_it_does_so_if_methods_answer_items_differently_and_one_varies_less(k):
     for own, share in ((0.1, 1), (0, 0.3), (0, 0)):
         both, alone = held_by(k, 397, 0.2, own, share=share)
         print(f"\n{k} runs, own items {own}, spread of the second {share}: runs and items {both}, items alone {alone}")
         assert 0.91 <= both <= 0.99
+
+
+@pytest.mark.parametrize("runs", [(2, 2), (3, 2)])
+def test_few_runs_hold_the_truth_if_those_of_one_method_hardly_vary_and_items_matter(runs):
+    case = Case(
+        runs, ratio=0.065, noise=3
+    )  # on real rows, the runs of `spread` vary so much less than those of `random`
+    assert 0.93 <= coverage("loss, lognormal", case, 1000) <= 0.99
+
+
+def test_a_worthless_method_rarely_beats_random_but_only_if_each_run_has_a_selection_of_its_own():
+    assert beats(10, False, 500) <= 0.04
+    assert beats(10, True, 500) > 0.1
 
 
 @pytest.mark.slow
@@ -175,7 +186,7 @@ def test_two_single_runs_differ_significantly_far_too_often():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [3, 5])
-def test_macro_f1_and_the_mean_over_tasks_hold_the_truth_of_two_methods(k, without_mde):
+def test_macro_f1_and_the_mean_over_tasks_hold_the_truth_of_two_methods(k):
     rng = np.random.default_rng(1)
     held = np.zeros(2)
     sizes, times = KOBEST[2:], 1000
@@ -232,11 +243,10 @@ def power_of_methods(gap, discordance, run_sd, sizes, k, rng, times=500):
 @pytest.mark.parametrize("sizes", [(397,), KOBEST])
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("share", [0.3, 1])
-def test_the_mde_of_two_methods_is_found_in_80_of_100(sizes, k, share, request):
+def test_the_mde_of_two_methods_is_found_in_80_of_100(sizes, k, share):
     rng = np.random.default_rng(1)
     run_sd = share * run_noise(0.1, sizes)
     mde = power.mde_between_methods(0.1, run_sd, sizes, k)
-    request.getfixturevalue("without_mde")
     less, at, more = (power_of_methods(part * mde, 0.1, run_sd, sizes, k, rng) for part in (0.85, 1, 1.15))
     print(f"\n{k} runs, n {sizes}, spread {run_sd:.4f}: MDE {mde:.4f}; power at 0.85, 1, 1.15 {less} {at} {more}")
     assert less < 0.8 < more

@@ -173,20 +173,50 @@ def test_the_variance_over_runs_and_items_is_that_of_the_balanced_two_way_table(
     of_items = k * np.var(cell[0] - cell[1], ddof=1) / 2
     of_runs = n * ((run - method[:, None]) ** 2).sum() / (2 * (k - 1))
     of_rest = (rest**2).sum() / (2 * (k - 1) * (n - 1))
-    variance = 2 / (k * n) * (of_items + of_runs - of_rest)
+    items_only = 2 / (k * n) * (of_items - of_rest)
+    over_runs = stats.ttest_ind(run[0], run[1], equal_var=False).confidence_interval()
     found = replicates.crossed([ours], [theirs])
     assert found["est"] == pytest.approx(method[0] - method[1])
-    half = (found["hi"] - found["lo"]) / 2
-    widest, narrowest = stats.t.ppf(0.975, [2, 4]) * math.sqrt(variance)
-    assert narrowest < half < widest  # one method varies much more, so there are 2 to 4 degrees of freedom
+    half = math.hypot(stats.t.ppf(0.975, n - 1) * math.sqrt(items_only), (over_runs.high - over_runs.low) / 2)
+    assert (found["hi"] - found["lo"]) / 2 == pytest.approx(half)
     assert found["run_sd"] == pytest.approx(math.sqrt((of_runs - of_rest) / n))
+
+
+def test_if_items_do_not_matter_the_interval_is_welchs():
+    runs, items = [rng().normal(size=3), np.array([1.0, 1.5])], rng().normal(size=50)
+    found = replicates.crossed(*([scores[:, None] + items] for scores in runs))
+    welch = stats.ttest_ind(*runs, equal_var=False)
+    assert (found["lo"], found["hi"]) == pytest.approx(tuple(welch.confidence_interval()))
+    assert found["p"] == pytest.approx(welch.pvalue)
+
+
+def test_if_runs_do_not_matter_the_interval_is_that_of_the_items():
+    ours, theirs = rng().normal(0.3, 1, (2, 50))
+    found = replicates.crossed([np.tile(ours, (2, 1))], [np.tile(theirs, (3, 1))])
+    over_items = stats.ttest_rel(ours, theirs)
+    assert (found["lo"], found["hi"]) == pytest.approx(tuple(over_items.confidence_interval()))
+    assert found["p"] == pytest.approx(over_items.pvalue)
+
+
+def test_runs_that_tie_by_chance_leave_three_quarters_of_the_interval_over_items():
+    answers = np.tile([1.0, 0.0], 25)
+    ours, theirs = np.array([answers, 1 - answers]), np.array([[*answers[:48], 0, 0], [0, 0, *answers[:48]]])
+    found = replicates.crossed([ours], [theirs])
+    over_items = stats.ttest_rel(ours.mean(0), theirs.mean(0)).confidence_interval()
+    assert found["run_sd"] == 0
+    assert found["hi"] - found["lo"] == pytest.approx(0.75 * (over_items.high - over_items.low))
+
+
+def test_a_difference_far_beyond_its_noise_has_the_smallest_p():
+    ours, theirs = rng().normal(0, 1, (2, 50))
+    assert replicates.crossed([np.tile(ours + 1e9, (2, 1))], [np.tile(theirs, (2, 1))])["p"] == 1e-100
 
 
 def test_runs_that_all_agree_differ_by_nothing():
     gold, constant = np.arange(60) % 2, np.zeros(60, dtype=int)
     for values in (np.tile([1.0, 0.0], 40), metrics.macro_f1_values(gold, constant)):  # the latter sum with rounding
         found = replicates.crossed([np.array([values] * 2)] * 3, [np.array([values] * 3)] * 3)
-        assert found == {"est": 0, "lo": 0, "hi": 0, "p": 1, "mde": 0, "run_sd": 0}
+        assert found == {"est": 0, "lo": 0, "hi": 0, "p": 1, "run_sd": 0}
 
 
 @given(st.integers(2, 4), st.integers(0, 2**32 - 1))

@@ -75,9 +75,8 @@ def share_found(difference, discordance, spread, sizes, runs, times=600):
 
 
 @pytest.mark.parametrize("spread", [0.003, 0.03])
-def test_power_of_two_methods_is_what_simulated_runs_find_in_80_of_100(spread, capsys, monkeypatch):
+def test_power_of_two_methods_is_what_simulated_runs_find_in_80_of_100(spread, capsys):
     _, (_, *found) = printed(capsys, ".1", str(spread), "397", "500")
-    monkeypatch.setattr(replicates.power, "mde_of_runs", lambda *_: 0)  # it takes most of the time of an interval
     for runs, difference in zip(power.RUNS, found, strict=True):
         assert share_found(difference, 0.1, spread, (397, 500), runs) == pytest.approx(0.8, abs=0.05), runs
 

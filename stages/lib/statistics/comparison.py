@@ -21,7 +21,7 @@ from stages.lib.evaluation.metrics import (
     tabulate,
 )
 from stages.lib.evaluation.predictions import ByTask, Predictions
-from stages.lib.statistics import paired, replicates
+from stages.lib.statistics import paired, power, replicates
 
 Estimate = dict[str, float]
 T = TypeVar("T")
@@ -121,11 +121,11 @@ def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
 
 
 def over_runs(tasks: Sequence[RunValues]) -> Estimate:
-    found = replicates.crossed([task.ours for task in tasks], [task.theirs for task in tasks])
+    ours, theirs = [task.ours for task in tasks], [task.theirs for task in tasks]
+    found = replicates.crossed(ours, theirs)
     if sum(task.discordant for task in tasks) < paired.FEW:
-        del found["mde"]
-        found["too_few"] = 1
-    return found
+        return found | {"too_few": 1}
+    return found | {"mde": power.mde_of_runs(replicates.parts_of_variance(ours, theirs))}
 
 
 def on_items(ours: list[Run], theirs: list[Run], shots: str, task: str, metric: str) -> RunValues:

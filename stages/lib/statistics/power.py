@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-LEVEL = 0.05
+from stages.lib.statistics.replicates import LEVEL, Part, Parts, half_width, pooled
+
 POWER = 0.8
-Part = tuple[float, int]
-"""A component of the variance of a difference, and its degrees of freedom."""
 
 
 def mde_of_items(error: float) -> float:
@@ -21,20 +20,18 @@ def mde_of_items(error: float) -> float:
     return error * float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER))
 
 
-def mde_of_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> float:
-    """Return the MDE of `replicates.crossed` if these are the expected values of its variance components.
+def mde_of_runs(parts: Parts) -> float:
+    """Return the MDE of `replicates.crossed` if these are the expected parts of its variance.
 
-    The components over runs, `among`, have so few degrees of freedom that the scatter of their estimates matters: the
-    power is averaged over the quantiles of their chi-squared distributions. The others are taken as known.
+    The parts over runs have so few degrees of freedom that the scatter of their estimates matters: the power is
+    averaged over the quantiles of their chi-squared distributions. The others are taken as known.
     """
-    over_items, expected = sum(v for v, _ in items), sum(v for v, _ in among)
-    error = variance_of_difference(over_items, np.array(expected), both) ** 0.5
+    items, runs, both = parts
+    error = float(np.maximum(items.variance - both, 0) + pooled(runs).variance) ** 0.5
     if not error:
         return 0.0
-    scattered = [(v * mean_square, df) for (v, df), mean_square in zip(among, mean_squares(among), strict=True)]
-    variance = variance_of_difference(over_items, sum((v for v, _ in scattered), np.array(0.0)), both)
-    squares_by_df = sum((v**2 / df for v, df in scattered), np.array(sum(v**2 / df for v, df in items)))
-    bound = stats.t.ppf(1 - LEVEL / 2, variance**2 / squares_by_df) * np.sqrt(variance)
+    estimated = [Part(v * mean_square, df) for (v, df), mean_square in zip(runs, mean_squares(runs), strict=True)]
+    bound = half_width(LEVEL, items, pooled(estimated), both)
 
     def excess_power(difference: float) -> float:
         return float(stats.norm.sf((bound - difference) / error).mean() - POWER)
@@ -42,15 +39,10 @@ def mde_of_runs(items: Sequence[Part], among: Sequence[Part], both: float) -> fl
     return float(optimize.brentq(excess_power, 0, bound.max() + 5 * error))
 
 
-def variance_of_difference(over_items: float, over_runs: NDArray[np.float64], both: float) -> NDArray[np.float64]:
-    """Return the variance of a difference. Both parts contain run x item, and neither is negative without it."""
-    return np.maximum(np.maximum(over_items, over_runs), over_items + over_runs - both)
-
-
-def mean_squares(among: Sequence[Part], points: int = 30) -> list[NDArray[np.float64]]:
+def mean_squares(runs: Sequence[Part], points: int = 30) -> list[NDArray[np.float64]]:
     """Return a grid of equally likely values of every mean square over runs, each divided by its expectation."""
     middle = (np.arange(points) + 0.5) / points
-    return list(np.meshgrid(*(stats.chi2.ppf(middle, df) / df for _, df in among)))
+    return list(np.meshgrid(*(stats.chi2.ppf(middle, df) / df for _, df in runs)))
 
 
 def mde_between_models(discordance: float, items: Sequence[int]) -> float:
@@ -58,7 +50,7 @@ def mde_between_models(discordance: float, items: Sequence[int]) -> float:
 
     `discordance` is the share of items that one model answers correctly and the other does not.
     """
-    return mde_of_items(sum(variance for variance, _ in parts(discordance, items)) ** 0.5)
+    return mde_of_items(variance_over_items(discordance, items) ** 0.5)
 
 
 def mde_between_methods(discordance: float, spread: float, items: Sequence[int], runs: int) -> float:
@@ -68,11 +60,10 @@ def mde_between_methods(discordance: float, spread: float, items: Sequence[int],
     differ on as many items as runs of two methods do, because a seed changes as many answers as a small sample does.
     The noise of the items then shrinks with the number of runs too.
     """
-    over_items = [(variance / runs, df) for variance, df in parts(discordance, items)]
-    both = sum(variance for variance, _ in over_items)
-    return mde_of_runs(over_items, [(both / 2 + spread**2 / runs, runs - 1)] * 2, both)
+    both = variance_over_items(discordance, items) / runs
+    return mde_of_runs(Parts(Part(both, sum(items) - 1), [Part(both / 2 + spread**2 / runs, runs - 1)] * 2, both))
 
 
-def parts(discordance: float, items: Sequence[int]) -> list[Part]:
-    """Return what each task adds to the variance of the mean difference of two models."""
-    return [(discordance / n / len(items) ** 2, n - 1) for n in items]
+def variance_over_items(discordance: float, items: Sequence[int]) -> float:
+    """Return the variance of the mean difference of two models over tasks."""
+    return sum(discordance / n for n in items) / len(items) ** 2
