@@ -15,7 +15,7 @@ from stages.lib.core.artifacts import read_arrow, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.selection.methods import METHODS
 from stages.lib.selection.partitions import columns_of, count_partitions, take_partition, with_partitions
-from stages.lib.statistics import power, replicates
+from stages.lib.statistics import replicates
 from stages.sample import Params as SampleParams
 from stages.sample import sample
 from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
@@ -245,15 +245,7 @@ def selections(new_folder, write_raw, write_leaks):
     return np.array([why["selected"] for why in taken], dtype=float)
 
 
-@pytest.fixture
-def without_mde(monkeypatch):
-    """Leave out the minimum detectable effect, which takes most of the time of an interval over runs."""
-    monkeypatch.setattr(power, "mde_of_runs", lambda *_: 0.0)
-
-
-def test_a_worthless_method_beats_random_by_one_selection_trained_often_but_not_with_partitions(
-    selections, without_mde
-):
+def test_a_worthless_method_beats_random_by_one_selection_trained_often_but_not_with_partitions(selections):
     one, partitions = beats(selections, runs=10, times=400)
     assert one > 0.1
     assert partitions <= 0.045  # .025, and two standard errors of 400 trials
@@ -261,7 +253,7 @@ def test_a_worthless_method_beats_random_by_one_selection_trained_often_but_not_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", [2, 3, 5, 10])
-def test_with_partitions_a_worthless_method_beats_random_in_at_most_4_of_100(runs, selections, without_mde):
+def test_with_partitions_a_worthless_method_beats_random_in_at_most_4_of_100(runs, selections):
     one, partitions = beats(selections, runs, times=4000)
     print(f"\n{runs} runs: one selection {one}, a partition for every run {partitions}")
     assert partitions <= 0.04
