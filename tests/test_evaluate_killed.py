@@ -108,7 +108,9 @@ def other_items(places):
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] * 6)
 
 
-@pytest.mark.parametrize("change", [other_weights, other_items, {"batch": 4}, {"shots": [1, 0]}], ids=["weights", "items", "batch", "shots"])
+@pytest.mark.parametrize(
+    "change", [other_weights, other_items, {"batch": 4}, {"shots": [1, 0]}], ids=["weights", "items", "batch", "shots"]
+)
 def test_answers_of_another_evaluation_are_left_alone(change, places, asked):
     here = places()
     interrupt(here, asked, after=2)
