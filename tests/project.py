@@ -88,6 +88,7 @@ def shrink(folder: Path) -> None:
         fetch_model__encoder__small__steps=2,
         fetch_model__base__small__steps=2,
         train__budget__amount=2,
+        train__warmup=0,
         evaluate__shots=[0],
         arms={name: arm | {"seed": 1} for name, arm in ARMS.items()},
     )
