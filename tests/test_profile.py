@@ -85,7 +85,8 @@ def test_the_cells_of_other_partitions_are_described_beside_those_of_the_first(p
     other = {"cluster_1": [0] * 9 + [1], "distance_1": [1.5] * 10}
     write_table(tmp_path / "two", table.assign(**other), with_partitions(CANDIDATES, 2))
     found = profile(candidates=tmp_path / "two")["cells"]
-    assert found.pop("partition_1") == {"cells": 3, "smallest": 1, "median": 4, "largest": 5, "mean_distance": 1.5}
+    expected = {"cells": 3, "length_groups": 2, "smallest": 1, "median": 4, "largest": 5, "mean_distance": 1.5}
+    assert found.pop("partition_1") == expected
     assert found == alone
 
 
