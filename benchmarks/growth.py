@@ -84,8 +84,9 @@ def write_params(folder: Path, length_groups: int, clusters: int) -> None:
     params = yaml.load(ROOT / "params.yaml")
     params["merge"]["sources"] = [{"name": name} | SOURCE for name in ("first", "second")]
     params["merge"]["held_out"]["sources"] = ["first"]
-    params["cluster"] |= {"length_groups": length_groups, "clusters": clusters, "algorithm": "minibatch"}
-    params["arms"]["spread"]["fraction"] = 0.01
+    cluster = {"length_groups": length_groups, "clusters": clusters, "algorithm": "minibatch", "seeds": [1]}
+    params["cluster"] |= cluster
+    params |= {"arms": {"spread": {"method": "spread", "fraction": 0.01, "seed": 1}}, "control": "spread"}
     yaml.dump(params, folder / "params.yaml")
 
 

@@ -123,8 +123,12 @@ def plain_nll(model, tokenizer, row):
 def test_a_format_that_begins_with_bos_too_stops(tokenizers, tmp_path, monkeypatch):
     formats = shutil.copytree(chat_format.FORMATS, tmp_path / "formats")
     monkeypatch.setattr(chat_format, "FORMATS", formats)
-    write_json(formats / "begins_with_bos.json", {"origin": "none", "system": "<|start|>", "before": "물음: ", "after": "\n"})
-    with pytest.raises(UserError, match=r"begins_with_bos\.json: it begins with <\|start\|>, which the tokenizer adds by itself"):
+    write_json(
+        formats / "begins_with_bos.json", {"origin": "none", "system": "<|start|>", "before": "물음: ", "after": "\n"}
+    )
+    with pytest.raises(
+        UserError, match=r"begins_with_bos\.json: it begins with <\|start\|>, which the tokenizer adds by itself"
+    ):
         encode(tokenizers["bos"], "begins_with_bos", [QUESTION], [ANSWER], 500)
     (example,) = encode(tokenizers["nothing"], "begins_with_bos", [QUESTION], [ANSWER], 500)
     assert example.ids.count(tokenizers["nothing"].bos_token_id) == 1

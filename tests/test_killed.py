@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.lib.core.portable import PORTABLE
 from tests.project import ENVIRONMENT, change_params, commit, copy_project, run, shrink
 
 OUTS = ("data/ppl.parquet", "data/embeddings.parquet")
@@ -18,6 +19,7 @@ SYLLABLES = "가나다라마바사아자차카타파하고노도로모보소오�
 COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
 FILE = {"from": "file", "revision": None, "config": None, "split": None}
 ROWS = 120
+NATIVE = {name: value for name, value in ENVIRONMENT.items() if name not in PORTABLE}
 SMALL = {"layers": 6, "width": 256, "heads": 4, "steps": 1}
 
 
@@ -35,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shrink(folder)
     change_params(
         folder,
+        portable=False,
         fetch__inputs="data/mine/inputs",
         fetch__sources={"many": {"name": "many.jsonl"} | FILE},
         merge__sources=[{"name": "many"} | COLUMNS],
@@ -51,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(project: Path) -> subprocess.Popen:
     command = ["dvc", "repro", "--no-run-cache", "embed", "ppl"]
     with (project / "log").open("w") as log:
-        return subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, cwd=project, env=NATIVE, stdout=log, stderr=log, start_new_session=True)
 
 
 def forget(project: Path) -> None:

@@ -9,6 +9,7 @@ a corpus of 375 thousand rows adds 4 to 9 % of padding and dummy rows.
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from stages.lib.core.errors import UserError
 
 Tokens = Sequence[int] | NDArray[Any]
+TILE = 16
+"""A matrix product computes its rows in tiles. With `portable`, MKL rounds the rows of an incomplete last tile in
+another way, so a batch has none."""
 
 
 class Batch(NamedTuple):
@@ -31,6 +35,12 @@ def canonical_length(tokens: int) -> int:
     """Round up to a multiple of an eighth of the power of two below, or of 2 if that is larger."""
     step = max(2, 1 << max(0, tokens.bit_length() - 4))
     return -(-tokens // step) * step
+
+
+def canonical_height(length: int, budget: int) -> int:
+    """Return the most rows of this length that fit, with a multiple of TILE tokens in all if that many fit."""
+    height, step = max(1, budget // length), TILE // gcd(TILE, length)
+    return height - height % step if height >= step else height
 
 
 def canonical_batches(lengths: Sequence[int], budget: int, longest: int | None = None) -> list[Batch]:
@@ -48,7 +58,7 @@ def canonical_batches(lengths: Sequence[int], budget: int, longest: int | None =
 
 def batches_by_length(by_length: dict[int, list[int]], budget: int) -> Iterator[Batch]:
     for length in sorted(by_length, reverse=True):
-        rows, height = by_length[length], max(1, budget // length)
+        rows, height = by_length[length], canonical_height(length, budget)
         for start in range(0, len(rows), height):
             yield Batch(rows[start : start + height], height, length)
 
