@@ -43,6 +43,13 @@ def run(folder: Path, *command: str, code: int | None = 0, forked: bool = True) 
     return done.stdout
 
 
+def run_at_start(folder: Path, code: str) -> str:
+    """Write what every Python process runs when it starts; return the PYTHONPATH with it and with the project."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), str(ROOT)])
+
+
 def ran(log: str) -> set[str]:
     """Return the stages that a `dvc repro` ran (or, with --dry, would run)."""
     return set(re.findall(r"Running stage '([^']+)'", log))

@@ -1,7 +1,6 @@
 """An evaluation that is killed goes on after its last finished task, to the same bytes."""
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from ruamel.yaml import YAML
 
 from stages import evaluate as stage
 from stages.lib.evaluation import lm_eval_model
-from tests.project import ENVIRONMENT, ROOT
+from tests.project import ENVIRONMENT, ROOT, run_at_start
 from tools.wire import closure, path_of
 
 TASKS, SHOTS = ["copa", "sentineg"], [0, 1]
@@ -174,10 +173,9 @@ artifacts.write_table = write_table
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(processes, places, asked, whole, tmp_path):
     here = places()
-    (tmp_path / "sitecustomize.py").write_text(KILL)
     YAML().dump(settings(), tmp_path / "params.yaml")
     flags = [word for name, place in here.items() for word in (f"--{name}", str(place))]
-    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    paths = run_at_start(tmp_path, KILL)
     done = subprocess.run(
         [sys.executable, "-m", "stages.evaluate", "--arm", "tiny", *flags],
         cwd=tmp_path, capture_output=True, text=True, check=False,

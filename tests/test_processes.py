@@ -19,7 +19,7 @@ from stages import embed, ppl
 from stages.lib.core import processes
 from stages.lib.core.errors import UserError
 from stages.lib.core.processes import only_one
-from tests.project import ENVIRONMENT, ROOT
+from tests.project import ENVIRONMENT, ROOT, run_at_start
 
 SETTINGS = {
     "ppl": {"max_tokens": 128, "add_bos": False, "batch_tokens": 256, "dtype": "fp32"},
@@ -190,9 +190,7 @@ if os.environ.get("RANK") == "1":
 def test_a_process_that_dies_fails_the_stage_and_the_others_work_is_kept(tmp_path, write_raw, questions, lm):
     raw = write_raw(questions)
     one = run_here("ppl", tmp_path / "one", lm, raw)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(DEATH)
-    dying = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    dying = run_at_start(tmp_path / "site", DEATH)
     out, _ = run_stage("ppl", tmp_path / "two", lm, raw, code=1, PET_NPROC_PER_NODE="2", PYTHONPATH=dying)
     assert not out.exists()
     kept = sum(len(pq.read_table(path)) for path in (tmp_path / "two" / ".checkpoints").glob("ppl/*.parquet"))
@@ -237,9 +235,7 @@ def restarting():
 def test_a_process_that_dies_is_started_again_and_the_bytes_are_the_same(count, tmp_path, write_raw, questions, lm):
     raw = write_raw(questions)
     one = run_here("ppl", tmp_path / "one", lm, raw)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(FIRST_DEATH)
-    dying = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+    dying = {"PYTHONPATH": run_at_start(tmp_path / "site", FIRST_DEATH)}
     asked = dying | restarting() | {"PET_NPROC_PER_NODE": str(count)}
     out, log = run_stage("ppl", tmp_path / "several", lm, raw, **asked)
     assert out.read_bytes() == one.read_bytes()
@@ -263,9 +259,7 @@ if "RANK" in os.environ:
 def test_a_torchrun_that_is_killed_leaves_no_process_and_its_scores_are_kept(tmp_path, write_raw, questions, lm):
     raw = write_raw(questions)
     one = run_here("ppl", tmp_path / "one", lm, raw)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SLEEP)
-    paths = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    paths = run_at_start(tmp_path / "site", SLEEP)
     folder = tmp_path / "two"
     command = command_of("ppl", folder, lm, raw)
     variables = ENVIRONMENT | {"PYTHONPATH": paths, "PET_NPROC_PER_NODE": "2"}
@@ -306,9 +300,7 @@ def test_a_machine_that_dies_leaves_its_scores_to_another(tmp_path, write_raw, q
     raw, disk = write_raw(questions), tmp_path / "disk"
     one = run_here("ppl", tmp_path / "one", lm, raw)
     disk.mkdir()
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NODE_DEATH)
-    dying = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    dying = run_at_start(tmp_path / "site", NODE_DEATH)
     run_stage("ppl", tmp_path / "node1", lm, raw, code=-9, CHECKPOINTS=str(disk), PYTHONPATH=dying)
     kept = sum(len(pq.read_table(path)) for path in disk.glob("ppl/*.parquet"))
     assert 16 <= kept < 30
@@ -339,9 +331,7 @@ if "RANK" in os.environ:  # not in torchrun
 def test_the_tail_of_a_tracker_arrives_and_a_process_that_aborts_at_its_very_end_fails_nothing(
     tmp_path, write_raw, questions, lm
 ):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(AT_EXIT)
-    paths = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    paths = run_at_start(tmp_path / "site", AT_EXIT)
     out, _ = run_stage("ppl", tmp_path / "two", lm, write_raw(questions), PET_NPROC_PER_NODE="2", PYTHONPATH=paths)
     assert len(pq.read_table(out)) == len(questions)
     assert (tmp_path / "two" / "tail").read_text() == "the last losses"

@@ -1,6 +1,5 @@
 """Runs of the training stage: in this process, or as dvc starts it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from ruamel.yaml import YAML
 
 from stages.lib.core.artifacts import write_jsonl
 from stages.train import Params, train
-from tests.project import ENVIRONMENT, ROOT
+from tests.project import ENVIRONMENT, run_at_start
 
 SETTINGS = {
     "budget": {"unit": "steps", "amount": 12},
@@ -72,12 +71,10 @@ def train_here(folder, **changes):
 
 def train_apart(folder, patch="", code=0, processes=1, environment=None, **changes):
     """Train as dvc would, after running a piece of code in every process; return the log."""
-    (folder / "site").mkdir(exist_ok=True)
-    (folder / "site" / "sitecustomize.py").write_text(patch)
     YAML().dump(params_of(changes), folder / "params.yaml")
     flags = [word for name, place in PLACES.items() for word in (f"--{name}", str(folder / place))]
     command = [sys.executable, "-m", "stages.train", "--arm", "ours", *flags]
-    paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
+    paths = run_at_start(folder / "site", patch)
     variables = ENVIRONMENT | {"PYTHONPATH": paths, "PET_NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
     variables |= environment or {}
     done = subprocess.run(
