@@ -16,7 +16,7 @@ import pyarrow as pa
 from stages.lib.core.artifacts import read_jsonl, read_table, require_same_rows, write_table
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.selection.candidates import mark_near, reasons
+from stages.lib.selection.candidates import reasons
 from stages.lib.selection.partitions import count_partitions, with_partitions
 from stages.lib.text.overlap import without_particles
 
@@ -54,10 +54,8 @@ def candidates(
     corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
     leaked = read_table(leaks, "id", "drop").query("drop")["id"]
-    reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked))
-    reason = mark_near(
-        reason, nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
-    )
+    near = nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
+    reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked), near)
     rows = cells.assign(
         source=corpus["source"],
         characters=corpus["output"].str.len(),

@@ -28,7 +28,7 @@ from stages.lib.models.loading import (
     tokenize,
 )
 from stages.lib.scoring.cache import Batches, Cache, complete, with_fingerprint
-from stages.lib.scoring.fingerprint import compute_fingerprint
+from stages.lib.scoring.fingerprint import MACHINE, compute_fingerprint
 
 log = logging.getLogger("stages")
 Pooling = Literal["mean", "cls", "pooler"]
@@ -62,7 +62,7 @@ class Params(Section):
 def embed(params: Params, raw: Path, encoder: Path, checkpoints: Path, embeddings: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    settings = params.embed.model_dump() | params.model_dump(include={"threads", "portable"})
+    settings = params.embed.model_dump() | params.model_dump(include=MACHINE)
     fingerprint = compute_fingerprint(encoder, settings, CODE)
     cache = Cache(checkpoints, fingerprint, lambda found: vector_columns(found, encoder), ["vector"], embeddings)
     vectors = complete(cache, list(texts), lambda missing: embed_texts(missing, encoder, params))

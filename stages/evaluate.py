@@ -31,7 +31,7 @@ from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.tasks import Task, find_task
 from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import SETTINGS, load_network
-from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, digest, hash_file, short_hash
+from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_folder, short_hash
 from stages.lib.text.bos import added_bos
 
 if TYPE_CHECKING:
@@ -152,15 +152,10 @@ def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, be
     """Return what the kept answers of an evaluation must have in common with this one."""
     libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if params.evaluate.quantize else [])]
     settings = {"settings": params.evaluate.model_dump_json(), "arm": arm}
-    settings |= params.model_dump(include={"threads", "portable"})
+    settings |= params.model_dump(include=MACHINE)
     base_files = hash_folder(base) if (model / SETTINGS).is_file() else None  # whole weights need no base
     inputs = {"base": base_files, "benchmark": hash_folder(benchmark)}
     return compute_fingerprint(model, {name: version(name) for name in libraries} | settings | inputs, CODE)
-
-
-def hash_folder(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest(f"{path.relative_to(folder)} {hash_file(path)}" for path in files)
 
 
 def all_answers(folder: Path, questions: list[Question], ask: Callable[[Question], pa.Table]) -> pa.Table:

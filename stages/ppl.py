@@ -21,7 +21,7 @@ from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, tokenize
 from stages.lib.scoring.cache import KEY, Batches, Cache, complete, with_fingerprint
-from stages.lib.scoring.fingerprint import compute_fingerprint
+from stages.lib.scoring.fingerprint import MACHINE, compute_fingerprint
 
 log = logging.getLogger("stages")
 LIB = Path(__file__).parent / "lib"
@@ -57,7 +57,7 @@ class Params(Section):
 def ppl(params: Params, raw: Path, scorer: Path, checkpoints: Path, ppl: Path) -> None:
     corpus = read_table(raw, "id", "instruction")
     place, texts = pd.factorize(corpus["instruction"])
-    settings = params.ppl.model_dump() | params.model_dump(include={"threads", "portable"})
+    settings = params.ppl.model_dump() | params.model_dump(include=MACHINE)
     fingerprint = compute_fingerprint(scorer, settings, CODE)
     cache = Cache(checkpoints, fingerprint, lambda scores: score_columns(scores, scorer), ["tokens", "nll", "ppl"], ppl)
     scores = complete(cache, list(texts), lambda missing: score(missing, scorer, params))

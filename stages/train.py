@@ -27,7 +27,7 @@ from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
-from stages.lib.scoring.fingerprint import Fingerprint, compute_fingerprint, hash_file, short_hash
+from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_file, short_hash
 from stages.lib.text.bos import added_bos
 from stages.lib.text.chat_format import Example, FormatName, chat_template, encode, format_file
 from stages.lib.training.budget import Budget, presented
@@ -183,7 +183,7 @@ def training_fingerprint(params: Params, arm: str, samples: Path, base: Path) ->
     """Return what a checkpoint's training must have in common with this one."""
     settings = params.train
     inputs = {"rows": hash_file(samples), "format": hash_file(format_file(settings.format)), "arm": arm}
-    machine = params.model_dump(include={"threads", "portable"})
+    machine = params.model_dump(include=MACHINE)
     state = machine | {"seed": params.arms[arm].seed, "processes": world()}
     return compute_fingerprint(base, inputs | state | {"settings": settings.model_dump_json()}, CODE)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import read_arrow, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.selection.candidates import allow_repeated, mark_near, mark_repeated, rank_in_cell, reasons
+from stages.lib.selection.candidates import allow_repeated, mark_repeated, rank_in_cell, reasons
 from stages.merge import RAW
 from tests.selecting import make_candidates, write_clusters, write_ppl
 
@@ -37,18 +37,22 @@ def columns(rows):
     return pd.Series([f"{text}번 질문" for text in texts], dtype=object), ppl, pd.Series(leaked, dtype=bool)
 
 
+def none_near(rows):
+    return pd.Series(False, index=range(len(rows)))
+
+
 def listed(reason):
     return [None if pd.isna(value) else value for value in reason]
 
 
 @given(ROWS)
 def test_each_row_has_the_reason_that_the_definition_gives(rows):
-    assert listed(reasons(*columns(rows))) == plain_reasons(rows)
+    assert listed(reasons(*columns(rows), none_near(rows))) == plain_reasons(rows)
 
 
 @given(ROWS)
 def test_repeated_rows_can_be_made_candidates_again(rows):
-    reason = allow_repeated(reasons(*columns(rows)))
+    reason = allow_repeated(reasons(*columns(rows), none_near(rows)))
     assert listed(reason) == ["leaked" if leaked else None if scored else "no perplexity" for _, scored, leaked in rows]
 
 
@@ -56,7 +60,7 @@ def test_repeated_rows_can_be_made_candidates_again(rows):
 def test_in_a_subset_of_the_rows_another_row_can_be_the_first_of_its_instruction(rows, data):
     instruction, ppl, leaked = columns(rows)
     kept = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True).map(sorted)) if rows else []
-    subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked).iloc[kept])
+    subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked, none_near(rows)).iloc[kept])
     assert listed(subset) == plain_reasons([rows[n] for n in kept])
 
 
@@ -68,7 +72,7 @@ def test_a_near_row_says_so_unless_it_leaked_or_has_no_perplexity(rows, near):
         "near held out" if text in near and scored and not leaked else reason
         for (text, scored, leaked), reason in zip(rows, plain_reasons(rows), strict=True)
     ]
-    assert listed(mark_near(reasons(instruction, ppl, leaked), is_near)) == expected
+    assert listed(reasons(instruction, ppl, leaked, is_near)) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))

@@ -114,7 +114,8 @@ def test_an_arm_has_exactly_its_fraction(count, method, fraction):
 def test_ties_tiny_cells_and_repeated_instructions_do_not_change_the_size_of_an_arm(table, method, fraction):
     rows = pd.DataFrame(table, columns=["cluster", "text", "score"]).astype({"score": float})
     rows = rows.assign(id=rows.index.astype(str), length_group=0, characters=1)
-    reason = reasons(rows["text"].astype(str), rows["score"], pd.Series(False, index=rows.index))
+    no = pd.Series(False, index=rows.index)
+    reason = reasons(rows["text"].astype(str), rows["score"], no, no)
     rows = rows[reason.isna()]
     count = len({text for _, text, score in table if score})
     found = select(rows.assign(rank=rank_in_cell(rows, "score")), method, fraction, 1) if count else np.zeros(0)
@@ -309,7 +310,8 @@ def test_allocation_koquality_picks_what_the_original_picks(table, fraction, met
     texts = pd.Series([text for _, text, _ in table])
     rows = pd.DataFrame({"instruction": [f"{'질문' * (text % 5)}{text}" for text in texts], "length_group": 0})
     rows = rows.assign(cluster=texts.map(homes), score=texts.map(scores))
-    reason = reasons(rows["instruction"], rows["score"], pd.Series(False, index=rows.index))
+    no = pd.Series(False, index=rows.index)
+    reason = reasons(rows["instruction"], rows["score"], no, no)
     assert (reason.notna() == rows["instruction"].duplicated()).all()
     assert allow_repeated(reason).isna().all()  # the original selects repeated instructions too
     found = methods.select(rows, method, "koquality", fraction, 1)

@@ -14,6 +14,8 @@ from typing import Any
 
 Fingerprint = dict[str, str]
 """From the name of a part (weights, tokenizer, code, a setting, a library) to its value or hash."""
+MACHINE = {"threads", "portable"}
+"""The params at the top of the file that change bits."""
 
 
 def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable[Path]) -> Fingerprint:
@@ -36,6 +38,11 @@ def short_hash(fingerprint: Fingerprint) -> str:
 
 def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def hash_folder(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest(f"{path.relative_to(folder)} {hash_file(path)}" for path in files)
 
 
 def hash_file(path: Path) -> str:

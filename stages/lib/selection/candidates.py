@@ -10,9 +10,10 @@ CELL = ["length_group", "cluster"]
 NO_PPL, LEAKED, REPEATED, NEAR = "no perplexity", "leaked", "repeated instruction", "near held out"
 
 
-def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series) -> pd.Series:
+def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series, near_held_out: pd.Series) -> pd.Series:
     """Return why each row is not a candidate, or null if it is one. A row that leaked says so in any case."""
     reason = pd.Series(None, index=instruction.index, dtype=object)
+    reason[near_held_out] = NEAR
     reason[ppl.isna()] = NO_PPL
     reason[leaked] = LEAKED
     return mark_repeated(instruction, reason)
@@ -31,11 +32,6 @@ def mark_repeated(instruction: pd.Series, reason: pd.Series) -> pd.Series:
 def allow_repeated(reason: pd.Series) -> pd.Series:
     """Return the reasons with repeats made candidates again."""
     return reason.mask(reason == REPEATED, None)
-
-
-def mark_near(reason: pd.Series, near_held_out: pd.Series) -> pd.Series:
-    """Return the reasons with those candidates and repeated rows marked that nearly equal a held-out instruction."""
-    return reason.mask(near_held_out & allow_repeated(reason).isna(), NEAR)
 
 
 def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:
