@@ -1,0 +1,88 @@
+"""Turns of a conversation: whether their order makes sense, and how a table and a JSON Lines file carry them.
+
+A row of raw has turns only if it is more than one question and its answer: several rounds, a system text, or a tool.
+Its instruction is the first turn of the user, which is what gets scored and clustered; its output is the last answer.
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+ROLES = ("system", "user", "assistant", "tool")
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
+EMPTY, NO_ANSWER, TURN_ORDER = "empty", "no_answer", "turn_order"
+FOLLOWS = {None: {"system", "user"}, "system": {"user"}, "user": {"assistant"}, "assistant": {"user", "tool"}}
+FOLLOWS |= {"tool": {"assistant"}}
+"""The roles that may follow each role; None: the beginning."""
+
+
+class Turn(NamedTuple):
+    role: str
+    """One of `ROLES`."""
+    text: str
+
+
+class Conversation(NamedTuple):
+    turns: list[Turn]
+    """As they are trained on, or, if there is a reason, as they were read."""
+    reason: str | None
+    """Why it cannot be trained on; null if it can."""
+    unanswered: int
+    """Turns after the last answer, which were left out because they teach nothing."""
+
+    @property
+    def instruction(self) -> str:
+        return next((turn.text for turn in self.turns if turn.role == "user"), "")
+
+    @property
+    def output(self) -> str:
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+
+    def is_pair(self) -> bool:
+        """Whether it is one question and its answer, so that a row needs no turns."""
+        return [turn.role for turn in self.turns] == ["user", "assistant"]
+
+
+def settle(turns: Iterable[Turn]) -> Conversation:
+    """Return the conversation that these turns make.
+
+    An empty system text is left out, consecutive turns of one speaker are joined by a newline, and what comes after the
+    last answer is left out. The reason is EMPTY if there is no turn or one of the others has no text, NO_ANSWER without
+    an answer, TURN_ORDER if a role follows another that it cannot follow (see `FOLLOWS`): an answer at the beginning, a
+    system text in the middle, a tool's result that nobody reads.
+    """
+    read = list(turns)
+    said = [turn for turn in read if turn.text or turn.role != "system"]
+    if not said or not all(turn.text for turn in said):
+        return Conversation(read, EMPTY, 0)
+    joined = [
+        Turn(role, "\n".join(turn.text for turn in group)) for role, group in groupby(said, lambda turn: turn.role)
+    ]
+    last = max((number for number, turn in enumerate(joined, 1) if turn.role == "assistant"), default=0)
+    if not last:
+        return Conversation(read, NO_ANSWER, 0)
+    settled = joined[:last]
+    roles = [turn.role for turn in settled]
+    if not all(role in FOLLOWS[before] for before, role in zip([None, *roles], roles, strict=False)):
+        return Conversation(read, TURN_ORDER, 0)
+    return Conversation(settled, None, len(joined) - last)
+
+
+def as_column(conversations: Iterable[list[Turn] | None]) -> pa.Array:
+    """Return the column `turns` of a table; null for a row without turns."""
+    return pa.array([turns and list(map(Turn._asdict, turns)) for turns in conversations], TURNS)
+
+
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows as they stand in a JSON Lines file; a row without turns has no key `turns`."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [{key: value for key, value in row.items() if key != "turns" or value} for row in rows]
+
+
+def turns_of(row: dict[str, Any]) -> list[Turn]:
+    """Return the turns of a row of a JSON Lines file; without `turns`, its instruction and its output."""
+    if row.get("turns"):
+        return [Turn(turn["role"], turn["text"]) for turn in row["turns"]]
+    return [Turn("user", row["instruction"]), Turn("assistant", row["output"])]
