@@ -72,7 +72,7 @@ def settle(turns: Iterable[Turn]) -> Conversation:
 
 def as_column(conversations: Iterable[list[Turn] | None]) -> pa.Array:
     """Return the column `turns` of a table; null for a row without turns."""
-    return pa.array([turns and list(map(Turn._asdict, turns)) for turns in conversations], TURNS)
+    return pa.array([None if turns is None else [turn._asdict() for turn in turns] for turns in conversations], TURNS)
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
