@@ -25,7 +25,7 @@ repro: $(READY) ## Run every stage that changed, from raw files to summary
 	dvc repro
 
 test: $(READY) ## Run the tests
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY) ## Run the tests that take minutes each
 	python -m pytest -m slow -s

@@ -36,7 +36,13 @@ ASKS = (
 COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
 DROP = {"empty": True, "duplicate": True, "max_characters": 200, "min_hangul": 0.5, "max_unreadable": 0.01}
 HELD_OUT = {"sources": [], "share": 0.0, "max_rows": 1000, "seed": 1}
+SLOWEST = ["test_dvc", "test_killed", "test_default", "test_team", "test_processes", "test_train_processes"]
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmark_inputs"
+
+
+def pytest_collection_modifyitems(items):
+    """Run the files with few, slow tests first, so that in the end no worker waits for one of them."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 def pytest_unconfigure():
