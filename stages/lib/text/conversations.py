@@ -81,6 +81,16 @@ def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "turns" or value} for row in rows]
 
 
+def whole_texts(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Return what was asked [N] and what was answered [N] in each row; for a conversation, in all of its turns."""
+    asked, answered = table["instruction"].to_pylist(), table["output"].to_pylist()
+    for row, turns in enumerate(table["turns"].to_pylist()):
+        if turns:
+            asked[row] = "\n".join(turn["text"] for turn in turns if turn["role"] != "assistant")
+            answered[row] = "\n".join(turn["text"] for turn in turns if turn["role"] == "assistant")
+    return asked, answered
+
+
 def turns_of(row: dict[str, Any]) -> list[Turn]:
     """Return the turns of a row of a JSON Lines file; without `turns`, its instruction and its output."""
     if row.get("turns"):
