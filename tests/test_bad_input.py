@@ -192,7 +192,14 @@ def evaluation(*names, spoil=None, **changes):
     def case(world):
         if spoil:
             spoil(world)
-        settings = {"tasks": list(names), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
+        settings = {
+            "tasks": list(names),
+            "shots": [0],
+            "batch": 8,
+            "dtype": "fp32",
+            "quantize": None,
+            "chat": False,
+        } | changes
         params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
         outs = world.out / "checkpoints", world.out / "tiny"
         evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, *outs)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from benchmarks import clusters, contamination, coverage, embedding, growth, lengths, scoring, selection
+from benchmarks import clusters, contamination, coverage, embedding, environment, growth, lengths, scoring, selection
 from benchmarks.measure import Timed, alternate, ratio, table
 from benchmarks.scoring import Ours
 from benchmarks.synthetic import unit_vectors
@@ -212,3 +212,37 @@ def test_the_share_that_stays_is_of_the_rows_selected_first(corpus):
     assert selection.selected(corpus, *up, "highest", 0.25) == {f"row{n}" for n in range(30, 40)}
     missing = nll.mask(nll.index >= 38)
     assert selection.selected(corpus, missing, cells, "highest", 0.25) == {f"row{n}" for n in range(29, 38)}
+
+
+def test_environments_take_turns_and_a_ratio_is_of_the_second_to_the_first(monkeypatch):
+    order = []
+
+    def seconds_of(part, shape, threads, variables):
+        order.append(variables["way"])
+        return 2.0 if variables["way"] == "a" else 3.0 + len(order)
+
+    monkeypatch.setattr(environment, "seconds_of", seconds_of)
+    found = environment.in_turns("scoring", "small", 1, {"A": {"way": "a"}, "B": {"way": "b"}}, rounds=3)
+    assert order == ["a", "b"] * 3
+    assert found == {"A, s": 2.0, "B, s": 7.0, "ratio": 3.5, "lowest": 2.5, "highest": 4.5}
+
+
+def test_work_is_timed_in_a_process_with_the_environment_asked_for(monkeypatch):
+    seen = {}
+
+    def run(command, env, **_):
+        seen.update(env=env, command=command)
+        return subprocess.CompletedProcess(command, 0, stdout="1.5\n")
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert environment.seconds_of("scoring", "small", 2, {"OMP_WAIT_POLICY": "ACTIVE"}) == 1.5
+    assert "MKL_CBWR" not in seen["env"]
+    assert seen["env"]["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert seen["command"][-3:] == ["scoring", "small", "2"]
+
+
+@pytest.mark.parametrize("part", environment.WORK)
+def test_each_part_does_its_work(part, monkeypatch):
+    monkeypatch.setitem(environment.SIZES, "small", (1, 16, 2, 64, 514))
+    environment.WORK[part]("small")()

@@ -124,7 +124,7 @@ def test_a_new_section_reruns_nothing(project: Path) -> None:
 ADDITIONS = {
     "a method": ("selection/methods.py", 'METHODS["shortest"] = METHODS["longest"]\n'),
     "a metric": ("evaluation/metrics.py", 'METRICS["accuracy_again"] = METRICS["accuracy"]\n'),
-    "a format": ("text/formats/mine.json", '{"system": "", "before": "Q: ", "after": "\\nA: "}\n'),
+    "a format": ("text/formats/mine.jinja", "{#- Ours. -#}\n"),
     "a reader": ("text/readers.py", "NEW = None\n"),
     "a way to embed": ("scoring/embedding.py", "NEW = None\n"),
 }

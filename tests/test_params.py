@@ -30,6 +30,7 @@ train:
   warmup: 0
   max_tokens: 64
   format: koalpaca
+  end: null
   loss_on: answers
   packing: false
   dtype: fp32
