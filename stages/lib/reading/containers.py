@@ -89,7 +89,7 @@ def plain_path(name: str) -> str:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Return whether a name is what the pattern says: * stands for any characters, ? for one, and brackets for themselves."""
+    """Return whether a name fits a pattern, in which * stands for any characters, / among them, and ? for one."""
     return fnmatchcase(plain_path(name), plain_path(pattern).replace("[", "[[]"))
 
 
@@ -118,13 +118,16 @@ def naming(where: str) -> Iterator[None]:
 
 
 def find_files(path: Path) -> Iterator[Member]:
-    """Yield the files of a file or folder, and in place of an archive those inside it, in the order of their names.
+    """Yield the file, or the folder's files, in the order of their names, and in place of an archive those inside it.
 
     Raises UserError for an archive that is damaged, needs a password, lacks a part or is a zip bomb.
     """
     with naming(str(path)):
-        files = {f"{path}/{name}": file for name, file in listed_files(path).items()} if path.is_dir() else {str(path): path}
-        found = [Member(name, file.stat().st_size, partial(file.open, "rb")) for name, file in files.items()]
+        files = listed_files(path) if path.is_dir() else {"": path}
+        found = [
+            Member(f"{path}/{name}".removesuffix("/"), file.stat().st_size, partial(open_file, file))
+            for name, file in files.items()
+        ]
         members = list(join_parts(found))
     for member in members:
         yield from unpack(member, max(SMALL, MOST_PACKED * member.size))
@@ -144,85 +147,6 @@ def unpack(member: Member, limit: int, depth: int = 0) -> Iterator[Member]:
         yield member
     for inner in members:
         yield from unpack(inner._replace(name=f"{member.name}/{inner.name}"), limit, depth + 1)
-
-
-def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence])
-        return self.place
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self.place >= self.size:
-            return 0
-        part = next(number for number in reversed(range(len(self.starts))) if self.starts[number] <= self.place)
-        stream = self.streams[part]
-        stream.seek(self.place - self.starts[part])
-        content = stream.read(len(buffer))
-        buffer[: len(content)] = content
-        self.place += len(content)
-        return len(content)
-
-    def close(self) -> None:
-        for stream in self.streams:
-            stream.close()
-        super().close()
-
-
-def plain(text: str) -> str:
-    """Return a name as names are compared: in NFC, because macOS writes NFD, and without spaces around it."""
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def plain_path(name: str) -> str:
-    """Return a path with plain names, slashes between them and none before the first."""
-    return "/".join(filter(None, map(plain, name.replace("\\", "/").split("/"))))
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Return whether a name is what the pattern says: * stands for any characters, ? for one, and brackets for themselves."""
-    return fnmatchcase(plain_path(name), plain_path(pattern).replace("[", "[[]"))
-
-
-def listed_files(folder: Path) -> dict[str, Path]:
-    """Return the files in a folder and its subfolders by their plain paths, in their order.
-
-    Raises ValueError if two files have one plain path.
-    """
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        name = plain_path(path.relative_to(folder).as_posix())
-        if path.is_file() and not NOT_DATA.match(name):
-            if name in files:
-                raise ValueError(f"{path} and {files[name]} have the same name in NFC; rename one")
-            files[name] = path
-    return dict(sorted(files.items()))
-
-
-def find_files(path: Path) -> Iterator[Member]:
-    """Yield the files of a file or folder, and in place of an archive those inside it, in the order of their names.
-
-    Raises ValueError for a missing part, a password or a zip bomb, and what zipfile and tarfile raise.
-    """
-    files = listed_files(path) if path.is_dir() else {plain(path.name): path}
-    found = [Member(name, file.stat().st_size, partial(file.open, "rb")) for name, file in files.items()]
-    for member in join_parts(found):
-        yield from unpack(member, max(SMALL, MOST_PACKED * member.size))
-
-
-def unpack(member: Member, limit: int, depth: int = 0) -> Iterator[Member]:
-    """Yield a file, or in place of an archive what it contains; archives may unpack to `limit` bytes."""
-    with member.open() as stream:
-        list_members = archive_reader(stream)
-        if not list_members:
-            yield member
-            return
-        if depth == DEEPEST:
-            raise ValueError(f"{member.name} is archive number {depth + 1} inside each other; unpack it first")
-        inside = sorted(list_members(seekable(stream), limit), key=lambda inner: inner.name)
-        for inner in join_parts(inside):
-            yield from unpack(inner._replace(name=f"{member.name}/{inner.name}"), limit, depth + 1)
 
 
 def seekable(stream: BinaryIO) -> BinaryIO:
@@ -250,7 +174,7 @@ def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(stream)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"a zip that is cut or damaged ({error}); is its last part missing? Download it again") from None
+        raise ValueError(f"a zip that is cut ({error}); is its last part missing? Download it again") from None
 
 
 def tar_members(stream: BinaryIO, _limit: int) -> Iterator[Member]:
@@ -307,6 +231,10 @@ def join_parts(members: Iterable[Member]) -> Iterator[Member]:
         require_every_part(name, numbers, ordered)
         size = sum(part.size for part in ordered)
         yield Member(name, size, partial(open_parts, ordered))
+
+
+def open_file(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def open_parts(parts: list[Member]) -> BinaryIO:

@@ -48,7 +48,7 @@ class Turns(Section):
     text: FieldText | None = None
     """Field of a message that has its text; null: the message is a text."""
     roles: Roles | None = None
-    """Role of each speaker, or of each marker of a text; null: the first to speak is the user, the second the assistant."""
+    """Role of each speaker or marker; null: the first to speak is the user, the second the assistant."""
 
 
 class Group(Section):
@@ -65,7 +65,7 @@ class MergeSource(Section):
     """Which files to read, also inside archives: a name in which * stands for any characters; null: all."""
     records: PathText | None = None
     """Path to the records; null: the rows of the file."""
-    instruction: list[FieldText] = []
+    instruction: list[FieldText] = []  # noqa: RUF012  # pydantic copies it
     """Fields that make up the instruction, joined by a newline."""
     output: FieldText | None = None
     """Field of the output."""

@@ -52,11 +52,16 @@ class ValuePath:
         rest = self.written.lstrip("^")
         self.up = len(self.written) - len(rest)
         self.steps = tuple(parse_steps(self.written, rest))
+        self.key = self.steps[0] if len(self.steps) == 1 and not self.up and isinstance(self.steps[0], str) else None
+        """The key, if the path is no more than one."""
         self.found = False
         """Whether any record had it."""
 
     def values(self, place: Place) -> list[Any]:
         """Return what the path leads to; nothing if a key or an item on the way is missing."""
+        if self.key is not None and isinstance(place.value, dict) and self.key in place.value:  # for speed
+            self.found = True
+            return [place.value[self.key]]
         if self.up > len(place.around):
             return []
         start = place.around[self.up - 1] if self.up else place.value
@@ -66,8 +71,8 @@ class ValuePath:
 
     def text(self, place: Place) -> str:
         """Return the texts that the path leads to, joined by a newline. Raises NotTextError."""
-        found = self.values(place)
-        return "\n".join(filter(None, [to_text(self.written, value) for value in found]))
+        texts = [to_text(self.written, value) for value in self.values(place)]
+        return texts[0] if len(texts) == 1 else "\n".join(filter(None, texts))
 
 
 class Field:
@@ -101,7 +106,10 @@ class Field:
 
     def text(self, place: Place) -> str:
         """Return the text of the field, empty if it is missing. Raises NotTextError."""
-        return next(filter(None, (choice(place) for choice in self.choices)), "")
+        for choice in self.choices:
+            if text := choice(place):
+                return text
+        return ""
 
     def missing(self) -> list[str]:
         """Return the paths that no record had."""

@@ -1,4 +1,4 @@
-"""Read the rows of a file by what it contains, whatever its ending: JSON Lines, JSON, CSV, TSV, Parquet, .xlsx, KakaoTalk.
+"""Read the rows of a file: JSON Lines, JSON, CSV, TSV, Parquet, .xlsx or KakaoTalk, by its content, not its ending.
 
 A row that cannot be read is kept as it is.
 """
@@ -45,7 +45,7 @@ class Contents(NamedTuple):
 def read_contents(stream: BinaryIO, encoding: str) -> Contents:
     """Return the format of an open file and its rows.
 
-    The rows of a JSON file are the items of its list; any other JSON is one row. Raises one of containers.BROKEN if it is none of them.
+    The rows of a JSON file are the items of its list; any other JSON is one row. Raises one of `containers.BROKEN`.
     """
     head = stream.read(HEAD)
     stream.seek(0)
@@ -72,7 +72,7 @@ def read_text(text: TextIO, codec: str) -> Contents:
     if is_kakaotalk(head):
         return Contents("KakaoTalk", codec, (Record(line, row, "") for line, row in read_messages(text)))
     first = head.lstrip().splitlines()[0]
-    if "\t" not in first and "," not in first or "\0" in head:
+    if "\0" in head or not ("\t" in first or "," in first):
         raise ValueError(f"neither JSON, a table, Parquet, .xlsx nor KakaoTalk text; it starts with {head[:40]!r}")
     separator = "\t" if "\t" in first else ","
     return Contents(NAMES[separator], codec, table_rows(text, separator))

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,14 +54,14 @@ def read_source(folder: Path, source: MergeSource) -> Iterator[Mapped]:
 
     Raises UserError if a file is unreadable as a whole, a field is in no record or is no text, or a role is unknown.
     """
-    mapper, empty = Mapper(source), True
+    mapper, empty = Mapper(source, folder), True
     records = read_records(folder, source)
     for row in mapper.group_rows(records) if source.group else map(mapper.to_row, records):
-        yield row._replace(file=row.file.removeprefix(f"{folder}/"))
+        yield row
         empty = False
     if empty:
         raise UserError(f"{folder}: no rows")
-    mapper.finish(folder)
+    mapper.finish()
 
 
 def read_records(folder: Path, source: MergeSource) -> Iterator[Found]:
@@ -107,6 +106,9 @@ def expand(file: str, record: Record, steps: tuple[Step, ...]) -> Iterator[Found
     if record.value is None:
         yield Found(file, record.line, None, UNREADABLE, record.raw)
         return
+    if not steps:
+        yield Found(file, record.line, Place(record.value))
+        return
     place = None
     for place in follow(Place(record.value), steps):
         yield Found(file, record.line, place)
@@ -117,14 +119,14 @@ def expand(file: str, record: Record, steps: tuple[Step, ...]) -> Iterator[Found
 class Mapper:
     """An entry of merge.sources, applied to records."""
 
-    def __init__(self, source: MergeSource) -> None:
+    def __init__(self, source: MergeSource, folder: Path) -> None:
         group = source.group
-        self.source = source
+        self.source, self.folder = source, folder
         self.instruction = [Field(written) for written in source.instruction]
         self.output, self.system, self.origin = map(to_field, (source.output, source.system, source.source))
         self.by, self.order = map(to_field, (group.by, group.order) if group else (None, None))
         self.turns = TurnReader(source.turns or Turns())
-        self.keys: dict[str, None] = {}
+        self.keys: set[str] = set()
         """Keys of the records."""
         self.unanswered = 0
         """Turns after the last answer of a conversation, which are left out."""
@@ -132,17 +134,18 @@ class Mapper:
     def to_row(self, found: Found) -> Mapped:
         if found.place is None:
             return self.no_row(found)
-        with self.naming_row(found):
-            try:
-                return self.to_turns(found, found.place) if self.source.turns else self.to_pair(found, found.place)
-            except NoRowError as reason:
-                return self.no_row(found, str(reason))
+        try:
+            return self.to_turns(found, found.place) if self.source.turns else self.to_pair(found, found.place)
+        except NoRowError as reason:
+            return self.no_row(found, str(reason))
+        except ValueError as error:
+            raise self.explained(found, error) from None
 
     def to_pair(self, found: Found, place: Place) -> Mapped:
         """Return a record's instruction and output; with a system text they are turns."""
         if not isinstance(place.value, dict):
             raise NoRowError(UNREADABLE)
-        self.keys.update(dict.fromkeys(place.value))
+        self.keys.update(place.value)
         instruction = "\n".join(filter(None, [field.text(place) for field in self.instruction]))
         output, system = text_at(self.output, place), text_at(self.system, place)
         turns = [Turn("system", system), Turn("user", instruction), Turn("assistant", output)]
@@ -151,7 +154,7 @@ class Mapper:
 
     def to_turns(self, found: Found, place: Place) -> Mapped:
         if isinstance(place.value, dict):
-            self.keys.update(dict.fromkeys(place.value))
+            self.keys.update(place.value)
         return self.settled(found, self.turns.read(place))
 
     def settled(self, found: Found, turns: list[Turn]) -> Mapped:
@@ -179,34 +182,33 @@ class Mapper:
     def group_of(self, found: Found) -> str:
         if found.place is None or not isinstance(found.place.value, dict):
             return ""
-        self.keys.update(dict.fromkeys(found.place.value))
-        with self.naming_row(found):
+        self.keys.update(found.place.value)
+        try:
             return text_at(self.by, found.place)
+        except ValueError as error:
+            raise self.explained(found, error) from None
 
     def to_group(self, group: list[Found]) -> Mapped:
-        if self.order:
-            group = sorted(group, key=self.number_of)
-        with self.naming_row(group[0]):
-            try:
-                return self.settled(group[0], self.turns.to_turns([found.place for found in group if found.place]))
-            except NoRowError as reason:
-                return self.no_row(group[0], str(reason))
+        try:
+            ordered = sorted(group, key=self.number_of) if self.order else group
+            return self.settled(group[0], self.turns.to_turns([found.place for found in ordered if found.place]))
+        except NoRowError as reason:
+            return self.no_row(group[0], str(reason))
+        except ValueError as error:
+            raise self.explained(group[0], error) from None
 
     def number_of(self, found: Found) -> float:
-        with self.naming_row(found):
-            written = text_at(self.order, found.place)
-            try:
-                return float(written)
-            except ValueError:
-                raise UserError(
-                    f"{found.file}, row {found.line}: group.order is not a number: {written!r}; see {self.source.name} in "
-                    "merge.sources"
-                ) from None
+        written = text_at(self.order, found.place)
+        try:
+            return float(written)
+        except ValueError:
+            where = f"{found.file}, row {found.line}: the group.order of {self.source.name} in merge.sources"
+            raise UserError(f"{where} must be a number, got {written!r}") from None
 
     def written(self, found: Found, instruction: str, output: str, turns: list[Turn] | None) -> Mapped:
         """Return a row; what cannot be written in utf-8 is unreadable."""
         origin = text_at(self.origin, found.place).split("_")[0] or self.source.name
-        row = Mapped(found.file, found.line, origin, instruction, output, turns)
+        row = Mapped(self.name_of(found), found.line, origin, instruction, output, turns)
         try:
             "".join([origin, instruction, output, *(turn.text for turn in turns or ())]).encode("utf-8")
         except UnicodeEncodeError:
@@ -217,30 +219,31 @@ class Mapper:
         """Return a record that is no row, for the reason given or the one it was found with."""
         if original is None:
             original = found.original if found.place is None else as_written(found.place.value)
-        return Mapped(
-            found.file, found.line, self.source.name, "", "", None, reason or found.reason, writable(original)
-        )
+        why = reason or found.reason
+        return Mapped(self.name_of(found), found.line, self.source.name, "", "", None, why, writable(original))
 
-    @contextmanager
-    def naming_row(self, found: Found) -> Iterator[None]:
-        """Raise what is wrong with a record as a UserError that names its file and row and says what to do."""
+    def name_of(self, found: Found) -> str:
+        """Return the path of a record's file in the folder of the source."""
+        return found.file.removeprefix(f"{self.folder}/")
+
+    def explained(self, found: Found, error: ValueError) -> UserError:
+        """Return what is wrong with a record, with its file and row and what to do."""
         where, entry = f"{found.file}, row {found.line}", f"{self.source.name} in merge.sources"
-        try:
-            yield
-        except NotTextError as error:
-            raise UserError(
-                f"{where}: expected text in the column {error.field}, got {NOT_TEXT[type(error.value)]}: "
-                f"{str(error.value)[:80]}; {entry} must name text inside it ({error.field}[].text, ...) or, if it is a "
-                f"list of messages, map it with `turns`: docs/mapping.md; `python -m tools.look {found.file}` proposes one"
-            ) from None
-        except UnknownRoleError as error:
+        if isinstance(error, UnknownRoleError):
             known = ", ".join(self.turns.roles or ())
-            raise UserError(
+            return UserError(
                 f"{where}: the role {str(error)!r} is not in turns.roles of {entry}, which has {known}; add it there as "
                 "system, user, assistant or tool"
-            ) from None
+            )
+        if isinstance(error, NotTextError):
+            return UserError(
+                f"{where}: expected text in the column {error.field}, got {NOT_TEXT[type(error.value)]}: "
+                f"{str(error.value)[:80]}; {entry} must name text inside it, or map a list of messages with `turns` "
+                f"(docs/mapping.md); `python -m tools.look {found.file}` proposes an entry"
+            )
+        return UserError(f"{where}: {error}; see {entry}")
 
-    def finish(self, folder: Path) -> None:
+    def finish(self) -> None:
         """Log what was left out. Raises UserError if a field was in no record, although some were readable."""
         optional = (self.output, self.system, self.origin, self.by, self.order, self.turns.role, self.turns.text)
         fields = [*self.instruction, *filter(None, optional)]
@@ -249,7 +252,7 @@ class Mapper:
         if missing and self.keys:
             listed = ", ".join(sorted(map(writable, map(str, self.keys))))
             raise UserError(
-                f"{folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in merge.sources "
+                f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in merge.sources "
                 "(a name with a point or a bracket in it needs quotes: docs/mapping.md)"
             )
         if self.unanswered:
