@@ -111,10 +111,6 @@ class Field:
                 return text
         return ""
 
-    def missing(self) -> list[str]:
-        """Return the paths that no record had."""
-        return [path.written for path in self.paths if not path.found]
-
 
 def parse_steps(written: str, rest: str) -> Iterator[Step]:
     if not rest:

@@ -81,23 +81,19 @@ def read_text(text: TextIO, codec: str) -> Contents:
 def find_encoding(stream: BinaryIO, encoding: str) -> str:
     """Return the codec to read a text with: the stated one, or for `auto` utf-8 (with a BOM or without), then cp949.
 
-    Raises ValueError if `auto` finds none. If a Hangul syllable of utf-8 precedes the first byte that is no utf-8, the
-    text is utf-8 with a broken character, and not cp949, even where cp949 could read it as other characters.
+    A Hangul syllable in utf-8 before the first byte that is no utf-8 shows that the text is utf-8 with a broken
+    character, even if cp949 could read it, as other characters. Raises ValueError if `auto` finds no encoding.
     """
     if encoding != "auto":
         is_utf8 = codecs.lookup(encoding).name == "utf-8"
         return "utf-8-sig" if is_utf8 else encoding
     place, before = first_error(stream, "utf-8")
-    if place is None:
+    if place is None or HANGUL.search(before):
         return "utf-8-sig"
-    if HANGUL.search(before):
-        raise ValueError(
-            f"byte {place} is not utf-8, though Hangul in utf-8 precedes it; `encoding: utf-8` reads the rest"
-        )
     other, _ = first_error(stream, "cp949")
     if other is None:
         return "cp949"
-    raise ValueError(f"byte {place} is not utf-8 and byte {other} is not cp949; state its encoding")
+    raise ValueError(f"byte {place} is not utf-8 and byte {other} is not cp949; state its `encoding`")
 
 
 def require_encoding(text: TextIO, codec: str) -> None:
@@ -105,7 +101,9 @@ def require_encoding(text: TextIO, codec: str) -> None:
     place, _ = first_error(text.buffer, codec)
     text.seek(0)
     if place is not None:
-        raise ValueError(f"byte {place} is not {codec.removesuffix('-sig')}; is its encoding cp949? `auto` finds out")
+        raise ValueError(
+            f"byte {place} is not {codec.removesuffix('-sig')}; correct it, or `encoding` in merge.sources"
+        )
 
 
 def first_error(stream: BinaryIO, codec: str) -> tuple[int | None, str]:

@@ -232,8 +232,8 @@ class Mapper:
         if isinstance(error, UnknownRoleError):
             known = ", ".join(self.turns.roles or ())
             return UserError(
-                f"{where}: the role {str(error)!r} is not in turns.roles of {entry}, which has {known}; add it there as "
-                "system, user, assistant or tool"
+                f"{where}: the role {str(error)!r} is not in turns.roles of {entry}, which has {known}; add it there, "
+                "as system, user, assistant or tool"
             )
         if isinstance(error, NotTextError):
             return UserError(
@@ -243,17 +243,21 @@ class Mapper:
             )
         return UserError(f"{where}: {error}; see {entry}")
 
-    def finish(self) -> None:
-        """Log what was left out. Raises UserError if a field was in no record, although some were readable."""
+    def missing(self) -> list[str]:
+        """Return the paths that no record had."""
         optional = (self.output, self.system, self.origin, self.by, self.order, self.turns.role, self.turns.text)
         fields = [*self.instruction, *filter(None, optional)]
         paths = [path for field in fields for path in field.paths] + ([self.turns.path] if self.turns.path else [])
-        missing = [path.written for path in paths if not path.found]
+        return [path.written for path in paths if not path.found]
+
+    def finish(self) -> None:
+        """Log what was left out. Raises UserError if a field was in no record, although some were readable."""
+        missing = self.missing()
         if missing and self.keys:
             listed = ", ".join(sorted(map(writable, map(str, self.keys))))
             raise UserError(
-                f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in merge.sources "
-                "(a name with a point or a bracket in it needs quotes: docs/mapping.md)"
+                f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in "
+                "merge.sources (docs/mapping.md: a name with a point or a bracket in it needs quotes)"
             )
         if self.unanswered:
             log.info("%s: %d turns after the last answer are left out", self.source.name, self.unanswered)
