@@ -39,6 +39,13 @@ def file(name: str, content: bytes) -> Callable[[Path], Path]:
     return write
 
 
+def folder(files: dict[str, bytes]) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        return [file(name, content)(path) for name, content in files.items()][-1].parent
+
+    return write
+
+
 def as_json(value: Any, encoding: str = "utf-8", **options: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, **options).encode(encoding)
 
@@ -53,15 +60,12 @@ def table(header: list[str], rows: list[list[str]], encoding: str = "utf-8", sep
     return text.getvalue().encode(encoding)
 
 
-def zipped(files: dict[str, bytes], utf8: bool = True) -> bytes:
-    """Return a zip; without `utf8` its names are in cp949, as Korean Windows writes them."""
+def zipped(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            archive.writestr(name if utf8 else name.encode("cp949").decode("cp437"), content)
-    if utf8:
-        return out.getvalue()
-    return out.getvalue().replace(*(name.encode("cp949").decode("cp437").encode() for name in files), b"")
+            archive.writestr(name, content)
+    return out.getvalue()
 
 
 def zip_in_cp949(files: dict[str, bytes]) -> bytes:
@@ -73,15 +77,17 @@ def zip_in_cp949(files: dict[str, bytes]) -> bytes:
     return content
 
 
-def tar_of_parts(name: str, content: bytes, cuts: list[int], folder: str = "3.개방데이터/1.데이터/Training") -> bytes:
-    """Return AI Hub's delivery: a tar with the parts of a zip, named by the place where they begin."""
+def tar_of_parts(name: str, content: bytes, cuts: list[int], lost: int | None = None) -> bytes:
+    """Return AI Hub's delivery: a tar of a zip's parts, named by the place where they begin; one may be lost."""
     out = io.BytesIO()
     starts = [0, *cuts]
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for start, end in sorted(zip(starts, [*cuts, len(content)], strict=True), key=lambda cut: str(cut[0])):
-            info = tarfile.TarInfo(f"{folder}/{name}.part{start}")
+        parts = zip(starts, [*cuts, len(content)], strict=True)
+        for start, end in sorted(parts, key=lambda part: str(part[0])):  # 1000 before 200, as folders list them
+            info = tarfile.TarInfo(f"3.개방데이터/1.데이터/Training/{name}.part{start}")
             info.size = end - start
-            archive.addfile(info, io.BytesIO(content[start:end]))
+            if start != lost:
+                archive.addfile(info, io.BytesIO(content[start:end]))
     return out.getvalue()
 
 
@@ -319,7 +325,8 @@ OPENAI = [
     for n, (q, a) in enumerate(PAIRS)
 ]
 KAKAO = "".join(
-    f"--------------- 2026년 10월 {day}일 금요일 ---------------\n[강이슬] [오후 3:15] {q}\n둘째 줄\n[나 #1] [오후 3:16] {a}\n"
+    f"--------------- 2026년 10월 {day}일 금요일 ---------------\n[강이슬] [오후 3:15] {q}\n둘째 줄\n"
+    f"[나 #1] [오후 3:16] {a}\n"
     for day, (q, a) in enumerate(PAIRS, 1)
 )
 KAKAO_ROWS = [(f"{q}\n둘째 줄", a) for q, a in PAIRS]
@@ -369,9 +376,11 @@ LAYOUTS: dict[str, Layout] = {
         [(q, f"{a}\n\n정답: 3") for q, a in PAIRS],
     ),
     "HRC, lines called .json, commas and spaces in keys": Layout(
-        file("hrc.jsonl.json", jsonl(flat("질의", "상담례, 결정례 기반 답변", 번호="1", 종류="상담"))),
+        file(
+            "hrc.jsonl.json",
+            jsonl(flat("질의", "상담례, 결정례 기반 답변", **{"ChatGPT API 답변": "다른 답", "종류": "상담"})),
+        ),
         PAIRS,
-        by_hand={"output": "상담례, 결정례 기반 답변"},
     ),
     "CounselGPT, an array per line": Layout(
         file(
@@ -433,11 +442,9 @@ LAYOUTS: dict[str, Layout] = {
         file("콜센터.zip", zipped({NFD: as_json(CALLS, "cp949"), "__MACOSX/._민원.json": b"\0"})), CALL_ROWS
     ),
     "AI Hub 543: a folder of files, one broken": Layout(
-        lambda folder: (
-            [
-                file(f"TL_02. FACEBOOK/{n}.json", as_json(FACEBOOK) if n else b'{"info": [{"id": (x),}]}')(folder)
-                for n in range(150)
-            ][0].parent
+        folder(
+            {f"TL_02. FACEBOOK/{n}.json": as_json(FACEBOOK) for n in range(149)}
+            | {"TL_02. FACEBOOK/X.json": b'{"info": [{"id": (x),}]}'}
         ),
         PAIRS[:1] * 149,
     ),

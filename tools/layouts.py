@@ -92,7 +92,7 @@ LAYOUTS: list[tuple[str, dict[str, Any]]] = [
         "AI Hub 543, 주제별 일상 대화",
         {
             "records": "info[].annotations",
-            "turns": {"path": "lines[]", "role": "speaker.id", "text": "norm_text | text"},
+            "turns": {"path": "lines", "role": "speaker.id", "text": "norm_text | text"},
         },
     ),
     (

@@ -21,11 +21,13 @@ from stages.lib.reading.entry import MergeSource
 from stages.lib.reading.mapping import STEP, Field, Place, ValuePath, as_json, follow
 from stages.lib.reading.records import Record, read_contents
 from stages.lib.reading.rows import Found, Mapped, Mapper, expand
+from stages.lib.reading.turns import marker_pattern
 from tools import layouts
 from tools.output import print_lines
 
 FILES, ROWS, SHOWN = 20, 200, 60
 Entry = dict[str, Any]
+UNKNOWN: Entry = {"instruction": ["WHICH COLUMN"], "output": "WHICH COLUMN"}
 
 
 class Sample(NamedTuple):
@@ -35,6 +37,8 @@ class Sample(NamedTuple):
     """Of the files whose rows are here."""
     rows: list[tuple[str, Record]]
     """With the name of the file of each."""
+    broken: list[str]
+    """What is wrong with the files that could not be read."""
 
 
 class Guess(NamedTuple):
@@ -48,29 +52,31 @@ class Guess(NamedTuple):
 def look(path: Path) -> Iterator[str]:
     """Yield the lines that describe a file and propose its entries. Raises UserError if it is unreadable."""
     if not path.exists():
-        raise UserError(f"{path}: missing; usage: python -m tools.look FILE")
+        raise UserError(f"{path}: missing")
     sample = take_sample(path)
-    if not sample.rows:
-        raise UserError(f"{path}: no rows")
     yield from describe_files(sample)
-    guess = guess_entry(sample)
-    if guess is None:
-        yield from describe_columns(sample, "")
-        yield "nothing here looks like instructions: docs/mapping.md shows how to write an entry, or 20 lines of your own"
-        return
+    guess = guess_entry(sample) or Guess("nothing known: docs/mapping.md shows how to write an entry", UNKNOWN, [])
     yield from describe_columns(sample, guess.entry.get("records", ""))
     usable = [row for row in guess.rows if is_usable(row)]
-    yield f"looks like: {guess.title}; {len(usable)} of the first {len(guess.rows)} rows have a question and an answer"
-    yield from describe_row(usable[0])
+    yield f"looks like {guess.title}"
+    if usable:
+        yield f"{len(usable)} of the first {len(guess.rows)} rows have a question and an answer, such as:"
+        yield from describe_row(usable[0])
     yield from propose(path, guess)
 
 
 def take_sample(path: Path) -> Sample:
-    sample = Sample(path, [], [], [])
+    """Return the first rows of the first files. Raises UserError if there are none."""
+    sample = Sample(path, [], [], [], [])
     for file in find_files(path):
         sample.files.append(file.name)
         if len(sample.files) <= FILES and len(sample.rows) < ROWS:
-            sample.rows.extend((file.name, record) for record in read_sample(file, sample.formats))
+            try:
+                sample.rows.extend((file.name, record) for record in read_sample(file, sample.formats))
+            except UserError as error:
+                sample.broken.append(str(error))
+    if not sample.rows:
+        raise UserError(next(iter(sample.broken), f"{path}: no rows"))
     return sample
 
 
@@ -194,9 +200,7 @@ def turn_entries(places: list[Place], columns: dict[str, Any]) -> Iterator[tuple
     for path in columns:
         text = "\n".join(str(value) for place in places for value in ValuePath(path).values(place))
         for markers in layouts.MARKERS:
-            there = {
-                marker: role for marker, role in markers.items() if re.search(rf"(?m)^\s*{re.escape(marker)}", text)
-            }
+            there = {marker: role for marker, role in markers.items() if marker_pattern([marker]).search(text)}
             if {"user", "assistant"} <= set(there.values()):
                 note = f"check who is who: {', '.join(there)}"
                 yield "a text with markers", {"turns": {"path": path, "roles": there}}, (note,)
@@ -261,12 +265,14 @@ def dotted(path: str, key: Any) -> str:
 
 
 def named(columns: Iterable[str], names: list[str]) -> str | None:
-    """Return the column that has one of these names: as its last key, otherwise as any; the first name counts most."""
-    for last_only in (True, False):
+    """Return the column with one of these names as its last key, otherwise as any key, otherwise as a word of a key."""
+    keys = {path: [key.strip('"') for key in re.sub(r"\[[^\]]*\]", "", path).split(".")] for path in columns}
+    words = {path: [word for key in found for word in key.split()] for path, found in keys.items()}
+    last = {path: found[-1:] for path, found in keys.items()}
+    for known in (last, keys, words):
         for name in names:
-            for path in columns:
-                keys = re.sub(r"\[[^\]]*\]", "", path).split(".")
-                if name == path or (name in keys[-1:] if last_only else name in keys):
+            for path, found in known.items():
+                if name in found:
                     return path
     return None
 
@@ -277,6 +283,7 @@ def describe_files(sample: Sample) -> Iterator[str]:
     yield f"{sample.path}: {', '.join(dict.fromkeys(sample.formats))}"
     if names != [str(sample.path)]:
         yield f"  {', '.join(names[:3])}{more}"
+    yield from (f"  not readable: {problem}" for problem in sample.broken)
 
 
 def describe_columns(sample: Sample, records: str) -> Iterator[str]:
@@ -307,7 +314,7 @@ def propose(path: Path, guess: Guess) -> Iterator[str]:
     yield from ("", "fetch:", f"  inputs: {inputs}", "  sources:")
     if not inside:
         yield f"    # copy it into {inputs}, or into a folder of your own that `inputs` names (docs/data.md)"
-    yield f"    {source}: {in_one_line(fetch)}"
+    yield f"    {in_one_line({source: fetch})[1:-1]}"
     yield from ("merge:", "  sources:", *(f"    # {note}" for note in guess.notes))
     yield f"    - {in_one_line({'name': source} | guess.entry)}"
 

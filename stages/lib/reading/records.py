@@ -154,9 +154,11 @@ def json_lines(lines: Iterable[str]) -> Iterator[Record]:
 def parse_line(number: int, line: str) -> Record:
     """Return a line of JSON, which may end in a comma."""
     try:
-        return Record(number, json.loads(line), "")
+        value = json.loads(line)
     except (ValueError, RecursionError):
-        pass
+        value = None
+    if value is not None:
+        return Record(number, value, "")
     line = line.strip()
     return parse_line(number, line[:-1]) if line.endswith(",") else Record(number, None, printable(line))
 
@@ -191,15 +193,20 @@ def workbook_rows(stream: BinaryIO) -> list[Any]:
     """Return the rows of a workbook's only sheet with rows, or of several an object of lists by sheet."""
     from openpyxl import load_workbook
 
-    book = load_workbook(stream, read_only=True, data_only=True)
-    sheets = {}
-    for sheet in book.worksheets:
-        sheet.reset_dimensions()  # some programs write a wrong size, and openpyxl would read no further
-        rows = [row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
-        if len(rows) > 1:
-            header = [plain(str(name)) if name is not None else "" for name in rows[0]]
-            sheets[plain(sheet.title)] = [dict(zip(header, row, strict=False)) for row in rows[1:]]
+    try:
+        book = load_workbook(stream, read_only=True, data_only=True)
+        sheets = {plain(sheet.title): rows for sheet in book.worksheets if (rows := sheet_rows(sheet))}
+    except Exception as error:  # damaged XML makes openpyxl raise many kinds
+        raise ValueError(f"not readable as .xlsx: {error!r}") from error
     return next(iter(sheets.values())) if len(sheets) == 1 else [sheets] if sheets else []
+
+
+def sheet_rows(sheet: Any) -> list[dict[str, Any]]:
+    """Return the rows of a sheet below its header, without empty ones."""
+    sheet.reset_dimensions()  # some programs write a wrong size, and openpyxl would read no further
+    rows = (row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row))
+    header = [plain(str(name)) if name is not None else "" for name in next(rows, ())]
+    return [dict(zip(header, row, strict=False)) for row in rows]
 
 
 def numbered(rows: Iterable[Any]) -> Iterator[Record]:

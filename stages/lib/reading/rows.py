@@ -54,13 +54,17 @@ def read_source(folder: Path, source: MergeSource) -> Iterator[Mapped]:
 
     Raises UserError if a file is unreadable as a whole, a field is in no record or is no text, or a role is unknown.
     """
-    mapper, empty = Mapper(source, folder), True
+    mapper, row = Mapper(source, folder), None
+    has_rows = False
     records = read_records(folder, source)
     for row in mapper.group_rows(records) if source.group else map(mapper.to_row, records):
+        has_rows = has_rows or row.reason != NO_RECORDS
         yield row
-        empty = False
-    if empty:
+    if row is None:
         raise UserError(f"{folder}: no rows")
+    if not has_rows:
+        where = f"`records: {source.records}` of {source.name} in merge.sources"
+        raise UserError(f"{folder}: no records at {where}; {row.file} has {row.original[:80]}")
     mapper.finish()
 
 

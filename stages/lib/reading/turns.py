@@ -39,9 +39,9 @@ class TurnReader:
     def messages(self, record: Place) -> list[Place]:
         """Return the messages of a record, each with the record as the object around it."""
         found = self.path.values(record) if self.path else [record.value]
-        lists = [as_json(value) if isinstance(value, str) else value for value in found]
-        around = (record.value, *record.around)
-        return [Place(message, around) for one in lists if isinstance(one, list) for message in one]
+        read = [as_json(value) if isinstance(value, str) else value for value in found]
+        lists = [[one] if isinstance(one, dict) else one for one in read if isinstance(one, list | dict)]
+        return [Place(message, (record.value, *record.around)) for messages in lists for message in messages]
 
     def to_turns(self, messages: list[Place]) -> list[Turn]:
         if not messages:
