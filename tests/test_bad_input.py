@@ -15,7 +15,6 @@ from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model
 from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import read_params
 from stages.lib.evaluation import tasks
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.models import loading
@@ -55,12 +54,12 @@ def world(tmp_path, run_merge, write_raw, write_leaks, write_vectors, benchmark,
     )
 
 
-def fetch_file(world, name, source="life"):
+def fetch_file(world, name):
     (world.inputs / "life.csv").touch()
     (world.inputs / "life.xlsx").touch()
-    settings = {"from": "file", "name": name, "revision": None, "config": None, "split": None}
-    (world.inputs / "params.yaml").write_text(json.dumps({"fetch": {"inputs": "data", "sources": {source: settings}}}))
-    fetch.fetch(read_params(fetch.Params, world.inputs / "params.yaml"), world.inputs, world.out / "sources")
+    source = {"from": "file", "name": name, "revision": None, "config": None, "split": None}
+    params = fetch.Params.model_validate({"fetch": {"inputs": "data", "sources": {"life": source}}})
+    fetch.fetch(params, world.inputs, world.out / "sources")
 
 
 def bytes_of(suffix, content, **columns):
@@ -241,10 +240,6 @@ CASES = {
     "a source's file is missing": (
         lambda world: fetch_file(world, "live.csv"),
         ["params.yaml: fetch.sources.life.name", "live.csv", "has life.csv, life.xlsx"],
-    ),
-    "a source's name is a path": (
-        lambda world: fetch_file(world, "life.csv", source="../life"),
-        ["fetch.sources", "a source's name must not be empty, contain a / or begin with a point"],
     ),
     "a column is missing": (
         bytes_of(".csv", "질문,답변\n한라산은?,산입니다.\n".encode(), instruction=["질문"], output="정답"),

@@ -57,17 +57,17 @@ def read_contents(stream: BinaryIO, encoding: str) -> Contents:
         raise ValueError("an old .xls, or a workbook with a password; save it as .xlsx without one")
     codec = find_encoding(stream, encoding)
     text = io.TextIOWrapper(stream, codec, errors="surrogateescape", newline="")
-    return read_text(text, codec)
+    return text_contents(text, codec)
 
 
-def read_text(text: TextIO, codec: str) -> Contents:
+def text_contents(text: TextIO, codec: str) -> Contents:
     head = text.read(HEAD)
     text.seek(0)
     start = head.lstrip()[:1]
     if not start:
         return Contents("empty", codec, iter(()))
     if start in ("{", "[") and not is_kakaotalk(head):
-        return read_json(text, codec)
+        return json_contents(text, codec)
     require_encoding(text, codec)
     if is_kakaotalk(head):
         return Contents("KakaoTalk", codec, (Record(line, row, "") for line, row in read_messages(text)))
@@ -126,7 +126,7 @@ def first_error(stream: BinaryIO, codec: str) -> tuple[int | None, str]:
     return None, before
 
 
-def read_json(text: TextIO, codec: str) -> Contents:
+def json_contents(text: TextIO, codec: str) -> Contents:
     """Return the rows of JSON Lines, also of objects with a comma after each, or of one JSON text."""
     first = next(line for line in text if line.strip())
     if any(line.strip() for line in text) and is_row(first):
