@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -37,7 +38,7 @@ def test_a_published_layout_is_read_whole_by_the_proposed_entry(name, tmp_path):
     layout = LAYOUTS[name]
     path = layout.write(tmp_path / "inputs")
     entries = proposed(path)
-    fetched(entries, path.parent, tmp_path / "sources")
+    fetched(entries, Path(entries["fetch"]["inputs"]), tmp_path / "sources")
     (entry,) = entries["merge"]["sources"]
     source = MergeSource.model_validate(joined(entry, layout.by_hand))
     rows = [row for row in read_source(tmp_path / "sources" / source.name, source) if row.reason != "unreadable"]
@@ -102,7 +103,7 @@ def test_what_looks_like_nothing_known_is_shown_with_an_entry_to_fill_in(tmp_pat
     path.write_bytes(as_json([{"height": 1947, "where": "제주"}]))
     lines = list(look.look(path))
     assert "  where   제주" in lines
-    assert lines[-1] == "    - {name: x, instruction: [WHICH COLUMN], output: WHICH COLUMN}"
+    assert lines[-2] == "    - {name: x, instruction: [WHICH COLUMN], output: WHICH COLUMN}"
 
 
 @pytest.mark.parametrize(

@@ -306,17 +306,18 @@ def describe_row(row: Mapped) -> Iterator[str]:
 
 def propose(path: Path, guess: Guess) -> Iterator[str]:
     """Yield the entries to paste into params.yaml."""
-    inputs = Path(read_yaml(PARAMS)["fetch"]["inputs"]) if PARAMS.exists() else Path("data/inputs")
-    inside = path.resolve().is_relative_to(inputs.resolve()) and path.resolve() != inputs.resolve()
-    name = plain_path(path.resolve().relative_to(inputs.resolve()).as_posix() if inside else path.name)
+    now = Path(read_yaml(PARAMS)["fetch"]["inputs"]) if PARAMS.exists() else Path("data/inputs")
+    is_inside = now.resolve() in path.resolve().parents
+    inputs = now if is_inside else path if path.is_dir() else path.parent
+    name = plain_path(path.resolve().relative_to(inputs.resolve()).as_posix())
     source = re.sub(r"[^\w]+", "_", plain(path.name.partition(".")[0])).strip("_") or "mine"
-    fetch = {"from": "file", "name": name, "revision": None, "config": None, "split": None}
-    yield from ("", "fetch:", f"  inputs: {inputs}", "  sources:")
-    if not inside:
-        yield f"    # copy it into {inputs}, or into a folder of your own that `inputs` names (docs/data.md)"
-    yield f"    {in_one_line({source: fetch})[1:-1]}"
+    fetch = {"from": "file", "name": "*" if name == "." else name, "revision": None, "config": None, "split": None}
+    note = "" if is_inside else f"  # in place of {now}, with its sources"
+    yield from ("", "fetch:", f"  inputs: {inputs}{note}", "  sources:", f"    {in_one_line({source: fetch})[1:-1]}")
     yield from ("merge:", "  sources:", *(f"    # {note}" for note in guess.notes))
     yield f"    - {in_one_line({'name': source} | guess.entry)}"
+    if not is_inside:
+        yield f"  # held_out.sources: [{source}]"
 
 
 def in_one_line(entry: Entry) -> str:
