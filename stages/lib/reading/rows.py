@@ -11,7 +11,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.reading.containers import BROKEN, Member, find_files, matches, naming
 from stages.lib.reading.entry import MergeSource, Turns
 from stages.lib.reading.mapping import Field, NotTextError, Place, Step, ValuePath, follow
-from stages.lib.reading.records import JSON_LINES, Record, read_contents
+from stages.lib.reading.records import JSON_LINES, Record, printable, read_contents
 from stages.lib.reading.turns import NO_GROUP, NO_RECORDS, UNREADABLE, NoRowError, TurnReader, UnknownRoleError
 from stages.lib.text.conversations import Turn, settle
 
@@ -276,9 +276,12 @@ def text_at(field: Field | None, place: Place | None) -> str:
 
 
 def as_written(value: Any) -> str:
-    """Return a record as JSON; a lone surrogate is escaped."""
+    """Return a record as JSON: with U+FFFD for bytes of another encoding, and lone surrogates as they were escaped."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if text.isascii() or writable(text) == text else json.dumps(value, default=str)
+    try:
+        return printable(text)
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
 
 
 def writable(text: str) -> str:
