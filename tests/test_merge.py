@@ -320,6 +320,17 @@ def test_a_list_in_a_single_line_stops_with_its_number_and_one_in_another_column
         run_merge({"life": [good, other, good | {"output": CHAT}]})
 
 
+def test_a_conversation_that_is_no_row_is_dropped_with_its_file_and_reason(run_merge):
+    turns = {"path": "messages", "role": "role", "text": "content", "roles": {"user": "user", "assistant": "assistant"}}
+    columns = {"chat": {"instruction": [], "output": None, "turns": turns}}
+    rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT[:1]}, {"messages": CHAT[::-1]}]
+    merged = run_merge({"chat": rows}, columns=columns)
+    assert merged.raw[["instruction", "output"]].to_numpy().tolist() == [["시를 써 줘", "답"]]
+    assert dropped_rows(merged) == [("chat", 2, "no_turns"), ("chat", 3, "no_answer"), ("chat", 4, "turn_order")]
+    assert set(merged.dropped["file"]) == {"chat.jsonl"}
+    assert merged.dropped["id"].isna().all()
+
+
 def test_numbers_are_text(run_merge):
     raw = run_merge({"life": [{"instruction": "여섯 곱하기 일곱은?", "output": 42}]}).raw
     assert list(raw["output"]) == ["42"]
