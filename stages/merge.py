@@ -8,12 +8,10 @@ For each source, rows read = raw + held out + dropped. Only this stage orders or
 
 import logging
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,44 +21,23 @@ from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed, Share
 from stages.lib.core.runner import run
+from stages.lib.reading.entry import MergeSource
+from stages.lib.reading.rows import Mapped, read_source
+from stages.lib.reading.turns import UNREADABLE
 from stages.lib.text.hashing import text_hash, uniform_hash
-from stages.lib.text.readers import Record, read_records
 
 log = logging.getLogger("stages")
 COLUMNS = ["id", "source", "instruction", "output"]
 RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
 DROPPED = pa.schema(
-    [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
+    [
+        (name, pa.int64() if name == "line" else pa.string())
+        for name in ("id", "source", "file", "line", "reason", "text")
+    ]
 )
 HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
-NOT_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 CHUNK = 100_000
 """Most rows that are Python objects at once."""
-
-
-class Row(NamedTuple):
-    source: str
-    line: int
-    instruction: str
-    output: str
-    text_hash: str
-    """Of source, instruction and output."""
-    readable: bool
-    original: str
-    """The row as it was, if it is unreadable; otherwise empty."""
-
-
-class MergeSource(Section):
-    name: str
-    """An entry of fetch.sources."""
-    instruction: list[str]
-    """Columns that make up the instruction, joined by a space."""
-    output: str
-    """Column of the output."""
-    source: str | None
-    """Column whose text before the first `_` is the row's source; null: the source is `name`."""
-    encoding: str
-    """Encoding of a text file: utf-8 (a BOM is dropped), cp949, ..."""
 
 
 class Drop(Section):
@@ -103,7 +80,7 @@ class Params(Section):
 def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Path) -> None:
     settings = params.merge
     check_sources(sources, [source.name for source in settings.sources])
-    rows = pd.concat([read_source(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
+    rows = pd.concat([read_rows(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
     check_names(rows)
     rows["id"] = row_ids(rows)
     rows["reason"] = drop_reasons(rows, settings.drop)
@@ -119,7 +96,7 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
         )
     write_table(raw, kept, RAW)
     write_jsonl(held_out, drawn.to_dict("records"))
-    write_table(dropped, bad.assign(id=bad["id"].where(bad["readable"], None), text=dropped_text(bad)), DROPPED)
+    write_table(dropped, bad.assign(id=bad["id"].where(bad["is_row"], None), text=dropped_text(bad)), DROPPED)
     log_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
 
 
@@ -131,7 +108,7 @@ def check_names(rows: pd.DataFrame) -> None:
 
 def check_sources(sources: Path, names: list[str]) -> None:
     """Raise UserError unless the fetched sources are the named ones, each named once."""
-    fetched = {path.stem for path in sources.iterdir()}
+    fetched = {path.name for path in sources.iterdir()}
     if fetched != set(names) or len(names) > len(set(names)):
         raise UserError(
             f"params.yaml: merge.sources and fetch.sources must name the same sources, each once: "
@@ -139,70 +116,32 @@ def check_sources(sources: Path, names: list[str]) -> None:
         )
 
 
-def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source, with the fields of `Row` as columns."""
-    path = next(path for path in folder.iterdir() if path.stem == source.name)
-    columns: set[str] = set()
-    rows = rows_table(to_row(path, record, source, columns) for record in read_records(path, source.encoding))
-    bad = rows[~rows["readable"]]
+def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
+    """Return the rows of one source, with the fields of `Mapped`, `text_hash` and `is_row` as columns."""
+    path = folder / source.name
+    rows = rows_table(read_source(path, source))
+    bad = rows[rows["reason"] == UNREADABLE]
     if len(bad) > drop.max_unreadable * len(rows):
         raise UserError(
             f"{path}: {len(bad)} of {len(rows)} rows are unreadable, more than merge.drop.max_unreadable allows "
-            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['original'].iloc[0][:80]!r}. "
-            f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
+            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]} of {bad['file'].iloc[0]}: "
+            f"{bad['original'].iloc[0][:80]!r}. Is the encoding of {source.name} in merge.sources "
+            f"({source.encoding}) right?"
         )
-    check_columns(path, source, columns)
+    rows["is_row"] = rows["reason"].isna()
     return rows
 
 
-def rows_table(rows: Iterator[Row]) -> pd.DataFrame:
+def rows_table(rows: Iterator[Mapped]) -> pd.DataFrame:
     """Return the rows as a table, built in chunks because rows as Python objects need far more memory."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    return pd.concat([pd.DataFrame(chunk, columns=Row._fields) for chunk in chunks], ignore_index=True)
+    tables = [pd.DataFrame(chunk, columns=Mapped._fields).assign(text_hash=hashes(chunk)) for chunk in chunks]
+    return pd.concat(tables, ignore_index=True)
 
 
-def check_columns(path: Path, source: MergeSource, columns: set[str]) -> None:
-    """Raise UserError unless the file has the columns that merge.sources names."""
-    missing = [column for column in used_columns(source) if column not in columns]
-    if missing:
-        listed = ", ".join(sorted(columns))
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
-
-
-def to_row(path: Path, record: Record, source: MergeSource, columns: set[str]) -> Row:
-    """Return a record of the file as a row, and add its columns to `columns`."""
-    name, instruction, output = source.name, "", ""
-    if record.values is not None:
-        columns.update(record.values)
-        require_text(path, record, source)
-        parts = [clean_text(record.values.get(column, "")) for column in source.instruction]
-        instruction = " ".join(part for part in parts if part)
-        output = clean_text(record.values.get(source.output, ""))
-        if source.source:
-            name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
-    own_hash = text_hash(name, instruction, output)
-    return Row(name, record.line, instruction, output, own_hash, record.values is not None, record.raw)
-
-
-def require_text(path: Path, record: Record, source: MergeSource) -> None:
-    """Raise UserError if a column that merge.sources names has a list, an object or bytes in this row."""
-    values = record.values or {}
-    for column in used_columns(source):
-        value = values.get(column, "")
-        if not isinstance(value, str):
-            raise UserError(
-                f"{path}, row {record.line}: expected text in the column {column}, got {NOT_TEXT[type(value)]}: "
-                f"{str(value)[:80]}; {source.name} in merge.sources must name columns of text. Write question and "
-                "answer into columns of their own; docs/data.md shows how"
-            )
-
-
-def used_columns(source: MergeSource) -> list[str]:
-    return [*source.instruction, source.output, *([source.source] if source.source else [])]
-
-
-def clean_text(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
+def hashes(rows: list[Mapped]) -> list[str]:
+    """Return a hash of source, instruction and output of each row."""
+    return [text_hash(row.source, row.instruction, row.output) for row in rows]
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
@@ -217,12 +156,11 @@ def row_ids(rows: pd.DataFrame) -> list[str]:
 
 def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
     """Return why each row is dropped, or null if it stays. The first reason that applies counts."""
-    reason = pd.Series(None, index=rows.index, dtype=object)
+    reason = rows["reason"].astype(object).where(~rows["is_row"], None)
 
     def mark(name: str, applies: pd.Series) -> None:
         reason.loc[reason.isna() & applies] = name
 
-    mark("unreadable", ~rows["readable"])
     if drop.empty:
         mark("empty", (rows["instruction"] == "") | (rows["output"] == ""))
     if drop.max_characters is not None:
@@ -242,11 +180,10 @@ def hangul_share(text: str) -> float:
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
-    """Return instruction and output of each dropped row, or the row as it was if it is unreadable."""
-    rows = zip(bad["readable"], bad["original"], bad["instruction"], bad["output"], strict=True)
+    """Return instruction and output of each dropped row, or the record as it was if it is no row."""
+    rows = zip(bad["is_row"], bad["original"], bad["instruction"], bad["output"], strict=True)
     return [
-        f"{instruction}\n\n{output}".strip() if readable else original
-        for readable, original, instruction, output in rows
+        f"{instruction}\n\n{output}".strip() if is_row else original for is_row, original, instruction, output in rows
     ]
 
 

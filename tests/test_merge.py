@@ -53,7 +53,7 @@ SCHEMAS = {
         ".jsonl",
         json.dumps(KULLM).encode(),
         {"instruction": ["instruction", "input"], "output": "output", "source": "id"},
-        ("dolly", "요약해 줘. 긴 글이다.", "짧은 글이다."),
+        ("dolly", "요약해 줘.\n긴 글이다.", "짧은 글이다."),
     ),
     "kullm-v2, no input": (
         ".jsonl",
@@ -70,13 +70,13 @@ SCHEMAS = {
     "Korean columns": (
         ".csv",
         "번호,질문,답변\r\n1,예금이란?,맡긴 돈입니다.\r\n".encode("cp949"),
-        {"instruction": ["질문"], "output": "답변", "encoding": "cp949"},
+        {"instruction": ["질문"], "output": "답변"},
         ("set", "예금이란?", "맡긴 돈입니다."),
     ),
     "by number": (
         ".json",
         json.dumps(KNOWLEDGE, ensure_ascii=False).encode("utf-8-sig"),
-        {"instruction": ["question"], "output": "answer"},
+        {"records": "[]", "instruction": ["question"], "output": "answer"},
         ("set", "장보고는?", "청해진을 세웠습니다."),
     ),
 }
@@ -305,7 +305,7 @@ def test_a_column_that_is_not_text_stops_the_stage_and_says_how_to_map_it(what, 
     rows = [{"instruction": "질문", "output": "답"} | {column: value} for _ in range(3)]
     files = {".parquet": parquet(rows)} if what == "bytes" else {".parquet": parquet(rows), ".jsonl": jsonl(rows)}
     for suffix, data in files.items():
-        message = rf"life{suffix}, row 1: expected text in the column {column}, {got}.*life in merge\.sources"
+        message = rf"life{suffix}, row 1: expected text in the column {column}, {got}.*life in merge\.sources.*`turns`"
         with pytest.raises(UserError, match=message):
             run_merge({"life": (suffix, data)}, drop={"max_unreadable": 1.0})
 
@@ -318,6 +318,17 @@ def test_a_list_in_a_single_line_stops_with_its_number_and_one_in_another_column
     assert len(run_merge({"life": [good, other]}).raw) == 2
     with pytest.raises(UserError, match=r"life\.jsonl, row 3: expected text in the column output"):
         run_merge({"life": [good, other, good | {"output": CHAT}]})
+
+
+def test_a_conversation_that_is_no_row_is_dropped_with_its_file_and_reason(run_merge):
+    turns = {"path": "messages", "role": "role", "text": "content", "roles": {"user": "user", "assistant": "assistant"}}
+    columns = {"chat": {"instruction": [], "output": None, "turns": turns}}
+    rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT[:1]}, {"messages": CHAT[::-1]}]
+    merged = run_merge({"chat": rows}, columns=columns)
+    assert merged.raw[["instruction", "output"]].to_numpy().tolist() == [["시를 써 줘", "답"]]
+    assert dropped_rows(merged) == [("chat", 2, "no_turns"), ("chat", 3, "no_answer"), ("chat", 4, "turn_order")]
+    assert set(merged.dropped["file"]) == {"chat.jsonl"}
+    assert merged.dropped["id"].isna().all()
 
 
 def test_numbers_are_text(run_merge):
