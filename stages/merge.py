@@ -7,13 +7,12 @@ For each source, rows read = raw + held out + dropped. Only this stage orders or
 """
 
 import logging
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,14 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed, Share
 from stages.lib.core.runner import run
 from stages.lib.text.hashing import text_hash, uniform_hash
+from stages.lib.text.korean import (
+    answers_in_korean,
+    has_broken_characters,
+    has_foreign_script,
+    is_korean,
+    same_text,
+    strip_blank,
+)
 from stages.lib.text.readers import Record, read_records
 
 log = logging.getLogger("stages")
@@ -32,7 +39,6 @@ RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
 DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
-HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
 NOT_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 CHUNK = 100_000
 """Most rows that are Python objects at once."""
@@ -42,6 +48,8 @@ class Row(NamedTuple):
     source: str
     line: int
     instruction: str
+    request: str
+    """The first field of the instruction that is not empty: what is asked, without the text it is asked about."""
     output: str
     text_hash: str
     """Of source, instruction and output."""
@@ -66,12 +74,19 @@ class MergeSource(Section):
 class Drop(Section):
     empty: bool
     """Rows without an instruction or without an output."""
-    duplicate: bool
-    """Rows whose instruction and output repeat those of an earlier row, in any source."""
+    duplicate: Literal["exact", "normalised"] | None
+    """Rows whose instruction and output repeat those of an earlier row, in any source: to the letter, or but for spaces,
+    punctuation, case and width; null drops none."""
     max_characters: Positive | None
     """Rows with more characters in instruction and output together; null drops none."""
-    min_hangul: Share | None
-    """Rows with a smaller share of Hangul among the letters of the instruction; null drops none."""
+    min_korean: Share | None
+    """Rows with a smaller share of words in Hangul in the first field of the instruction; null drops none."""
+    min_korean_output: Share | None
+    """Rows with a smaller share in the output, unless they ask for another language or for code; null drops none."""
+    foreign_script: bool
+    """Rows with a foreign script inside a Korean output: 채소와 과일を 많이 드세요."""
+    broken_characters: bool
+    """Rows with U+FFFD or private-use characters."""
     max_unreadable: Share
     """Largest share of unreadable rows in a file; more stop the stage."""
 
@@ -171,17 +186,17 @@ def check_columns(path: Path, source: MergeSource, columns: set[str]) -> None:
 
 def to_row(path: Path, record: Record, source: MergeSource, columns: set[str]) -> Row:
     """Return a record of the file as a row, and add its columns to `columns`."""
-    name, instruction, output = source.name, "", ""
+    name, instruction, request, output = source.name, "", "", ""
     if record.values is not None:
         columns.update(record.values)
         require_text(path, record, source)
         parts = [clean_text(record.values.get(column, "")) for column in source.instruction]
-        instruction = " ".join(part for part in parts if part)
+        instruction, request = " ".join(part for part in parts if part), next(filter(None, parts), "")
         output = clean_text(record.values.get(source.output, ""))
         if source.source:
             name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
     own_hash = text_hash(name, instruction, output)
-    return Row(name, record.line, instruction, output, own_hash, record.values is not None, record.raw)
+    return Row(name, record.line, instruction, request, output, own_hash, record.values is not None, record.raw)
 
 
 def require_text(path: Path, record: Record, source: MergeSource) -> None:
@@ -202,7 +217,7 @@ def used_columns(source: MergeSource) -> list[str]:
 
 
 def clean_text(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
+    return strip_blank(unicodedata.normalize("NFC", text))
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
@@ -227,18 +242,30 @@ def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
         mark("empty", (rows["instruction"] == "") | (rows["output"] == ""))
     if drop.max_characters is not None:
         mark("too_long", rows["instruction"].str.len() + rows["output"].str.len() > drop.max_characters)
-    if drop.min_hangul is not None:
-        mark("not_korean", rows["instruction"].map(hangul_share) < drop.min_hangul)
-    if drop.duplicate:
+    mark_not_korean(rows, drop, mark)
+    if drop.duplicate is not None:
         left = rows.loc[reason.isna(), ["instruction", "output"]]
+        if drop.duplicate == "normalised":
+            left = left.apply(lambda column: column.map(same_text))
         mark("duplicate", left.duplicated().reindex(rows.index, fill_value=False))
     return reason
 
 
-def hangul_share(text: str) -> float:
-    """Return the share of Hangul (syllables and jamo) among the letters; 0 if there are no letters."""
-    letters = sum(map(str.isalpha, text))
-    return sum(map(len, HANGUL.findall(text))) / letters if letters else 0.0
+def mark_not_korean(rows: pd.DataFrame, drop: Drop, mark: Callable[[str, pd.Series], None]) -> None:
+    """Mark the rows that are broken or not Korean."""
+    pairs = list(zip(rows["instruction"], rows["output"], strict=True))
+
+    def pick(applies: Iterable[bool]) -> pd.Series:
+        return pd.Series(list(applies), index=rows.index, dtype=bool)
+
+    if drop.broken_characters:
+        mark("broken_characters", pick(has_broken_characters(f"{i}{o}") for i, o in pairs))
+    if drop.min_korean is not None:
+        mark("not_korean", pick(not is_korean(text, drop.min_korean) for text in rows["request"]))
+    if drop.min_korean_output is not None:
+        mark("output_not_korean", pick(not answers_in_korean(i, o, drop.min_korean_output) for i, o in pairs))
+    if drop.foreign_script:
+        mark("foreign_script", pick(has_foreign_script(i, o) for i, o in pairs))
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
