@@ -75,12 +75,12 @@ class Drop(Section):
     empty: bool
     """Rows without an instruction or without an output."""
     duplicate: Literal["exact", "normalised"] | None
-    """Rows whose instruction and output repeat those of an earlier row, in any source: to the letter, or but for spaces,
+    """Rows whose instruction and output repeat those of an earlier row, in any source: exactly, or apart from spaces,
     punctuation, case and width; null drops none."""
     max_characters: Positive | None
     """Rows with more characters in instruction and output together; null drops none."""
     min_korean: Share | None
-    """Rows with a smaller share of words in Hangul in the first field of the instruction; null drops none."""
+    """Rows with a smaller share of Korean words in the first field of the instruction; null drops none."""
     min_korean_output: Share | None
     """Rows with a smaller share in the output, unless they ask for another language or for code; null drops none."""
     foreign_script: bool
