@@ -84,7 +84,7 @@ class Drop(Section):
     min_korean_output: Share | None
     """Rows with a smaller share in the output, unless they ask for another language or for code; null drops none."""
     foreign_script: bool
-    """Rows with a foreign script inside a Korean output: 채소와 과일を 많이 드세요."""
+    """Rows with a foreign script inside a Korean output: 채소를 とても 많이 드세요."""
     broken_characters: bool
     """Rows with U+FFFD or private-use characters."""
     max_unreadable: Share
