@@ -117,9 +117,11 @@ def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
 
 def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
     texts = {column: value for column, value in item.items() if isinstance(value, str)}
-    long = [column for column, text in texts.items() if len(normalise(text)) >= LONG]
-    columns = KOBEST[task].identifying if task in KOBEST else long
-    return [*(texts[column] for column in columns if column in texts), " ".join(texts.values())]
+    if task in KOBEST:
+        identifying = [texts[column] for column in KOBEST[task].identifying if column in texts]
+    else:
+        identifying = [text for text in texts.values() if len(normalise(text)) >= LONG]
+    return [*identifying, " ".join(texts.values())]
 
 
 def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:

@@ -115,7 +115,12 @@ def test_an_instruction_that_asks_for_code_or_another_language_is_recognised(ins
 def test_a_few_foreign_words_may_be_the_answer_and_a_sentence_may_not():
     question = "제일 많이 쓰이는 브라우저는?"
     assert all(answers_in_korean(question, answer, 0.5) for answer in ("Google Chrome", "北京", "ㅇㅇ", "42", "B"))
-    wrong = ("It is Google Chrome.", "这是谷歌公司的浏览器。", "それはクロームです。", "Chrome은 a web browser by Google")
+    wrong = (
+        "It is Google Chrome.",
+        "这是谷歌公司的浏览器。",
+        "それはクロームです。",
+        "Chrome은 a web browser by Google",
+    )
     assert not any(answers_in_korean(question, answer, 0.5) for answer in wrong)
 
 

@@ -241,8 +241,8 @@ def similarity(text: str, instruction: str, output: str) -> float:
 def split_sentences(instruction: str, output: str) -> list[str]:
     """Return the row's distinct sentences, normalised: pieces between punctuation or line ends, and `JOINED` together.
 
-    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined. 다, 요, 죠 and 까 also end words
-    inside a sentence, so the row is split with and without them.
+    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined. 다, 요, 죠 and 까 may end a
+    word inside a sentence too, so the row is split with and without them.
     """
     text, runs = fold(f"{instruction}\n{output}"), []
     for end in (SENTENCE, CHAT):

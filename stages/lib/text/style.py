@@ -1,7 +1,7 @@
 """Find sentences in another style of speech: 정우는 치과에 예약을 하였다, 정우가 치과 예약을 했어요.
 
-Of a sentence, only its letters are compared, without particles, contracted (하였 is 했) and without its ending. Endings are
-looked for among jamo, because they begin inside syllables: ㅂ니다 in 합니다.
+Of a sentence, only its letters are compared, without particles, contracted (하였 is 했) and without its ending. Endings
+are looked for among jamo, because they begin inside syllables: ㅂ니다 in 합니다.
 """
 
 import re
@@ -31,20 +31,22 @@ ENDING = re.compile(
 """Endings of a sentence, of which particles are taken out: 는다 is 다, 어요 is 어, 인가요 is 인."""
 OPEN = {jamo(short)[1:]: jamo(long)[1:] for short, long in [("와", "오"), ("워", "우"), ("여", "이"), ("왜", "외")]}
 LAST = re.compile(f"(?:{'|'.join(OPEN)}|{jamo('해')})$")
-CORE = 6
-"""Letters that must be left of a text. Shorter ones are in sentences of their own."""
+CORE = 5
+"""Letters that must be left of a text. With fewer, it is too common a sentence: 눈이 건조해."""
+LONGEST = 40
+"""Letters of the longest text. In a longer one, another style changes so little that it is a near copy."""
 
 
 def restyled(rows: Sequence[tuple[str, str]], texts: Sequence[str], ngram: int) -> Iterator[tuple[int, int]]:
     """Yield (row, text) if a sentence of the row (instruction, output) is the text in another style of speech."""
-    cores = [without_style(text) for text in texts]
-    numbers = [number for number, core in enumerate(cores) if len(core) >= max(CORE, ngram + 1)]
-    if not numbers:
+    short = {number: without_style(text) for number, text in enumerate(texts) if len(text) <= LONGEST}
+    cores = {number: core for number, core in short.items() if len(core) >= max(CORE, ngram + 1)}
+    if not cores:
         return
     wholes = [contracted(f"{instruction}\n{output}") for instruction, output in rows]
-    pairs = overlapping(wholes, [cores[number][:-1] for number in numbers], Rule(ngram, 1.0, 1))
-    sentences: dict[int, set[str]] = {}
-    for row, position in pairs:
+    numbers = list(cores)
+    sentences: dict[int, set[str]] = {}  # of one row
+    for row, position in overlapping(wholes, [core[:-1] for core in cores.values()], Rule(ngram, 1.0, 1)):
         if row not in sentences:
             sentences = {row: set(map(without_style, split_sentences(*rows[row])))}
         if cores[numbers[position]] in sentences[row]:
