@@ -7,11 +7,11 @@ For each source, rows read = raw + held out + dropped. Only this stage orders or
 """
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,18 +24,26 @@ from stages.lib.core.runner import run
 from stages.lib.reading.entry import MergeSource
 from stages.lib.reading.rows import Mapped, read_source
 from stages.lib.reading.turns import UNREADABLE
+from stages.lib.text.conversations import TURNS, as_column, to_rows, whole_texts
 from stages.lib.text.hashing import text_hash, uniform_hash
+from stages.lib.text.korean import (
+    answers_in_korean,
+    has_broken_characters,
+    has_foreign_script,
+    is_korean,
+    same_text,
+)
 
 log = logging.getLogger("stages")
-COLUMNS = ["id", "source", "instruction", "output"]
-RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
+COLUMNS = ["id", "source", "instruction", "output", "turns"]
+RAW = pa.schema([(name, TURNS if name == "turns" else pa.string()) for name in COLUMNS])
+"""`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`)."""
 DROPPED = pa.schema(
     [
         (name, pa.int64() if name == "line" else pa.string())
         for name in ("id", "source", "file", "line", "reason", "text")
     ]
 )
-HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
 CHUNK = 100_000
 """Most rows that are Python objects at once."""
 
@@ -43,12 +51,19 @@ CHUNK = 100_000
 class Drop(Section):
     empty: bool
     """Rows without an instruction or without an output."""
-    duplicate: bool
-    """Rows whose instruction and output repeat those of an earlier row, in any source."""
+    duplicate: Literal["exact", "normalised"] | None
+    """Rows that repeat the texts of an earlier row, in any source: exactly, or apart from spaces, punctuation, case and
+    width; null drops none."""
     max_characters: Positive | None
     """Rows with more characters in instruction and output together; null drops none."""
-    min_hangul: Share | None
-    """Rows with a smaller share of Hangul among the letters of the instruction; null drops none."""
+    min_korean: Share | None
+    """Rows with a smaller share of Korean words in the first field of the instruction; null drops none."""
+    min_korean_output: Share | None
+    """Rows with a smaller share in the output, unless they ask for another language or for code; null drops none."""
+    foreign_script: bool
+    """Rows with a foreign script inside a Korean output: 채소를 とても 많이 드세요."""
+    broken_characters: bool
+    """Rows with U+FFFD or private-use characters."""
     max_unreadable: Share
     """Largest share of unreadable rows in a file; more stop the stage."""
 
@@ -95,7 +110,7 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
             f"{dict(Counter(bad['reason']))}; look at merge.drop and merge.held_out"
         )
     write_table(raw, kept, RAW)
-    write_jsonl(held_out, drawn.to_dict("records"))
+    write_jsonl(held_out, to_rows(pa.Table.from_pandas(drawn, RAW, preserve_index=False)))
     write_table(dropped, bad.assign(id=bad["id"].where(bad["is_row"], None), text=dropped_text(bad)), DROPPED)
     log_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
 
@@ -117,7 +132,7 @@ def check_sources(sources: Path, names: list[str]) -> None:
 
 
 def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source, with the fields of `Mapped`, `text_hash` and `is_row` as columns."""
+    """Return the rows of one source, with the fields of `Mapped`, its own of `chunk_table`, and `is_row` as columns."""
     path = folder / source.name
     rows = rows_table(read_source(path, source))
     bad = rows[rows["reason"] == UNREADABLE]
@@ -133,24 +148,36 @@ def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
 
 
 def rows_table(rows: Iterator[Mapped]) -> pd.DataFrame:
-    """Return the rows as a table, built in chunks because rows as Python objects need far more memory."""
+    """Return the rows as a table, built in chunks because rows as Python objects need far more memory.
+
+    `asked` and `answered` are the instruction and the output; in a conversation, what was said in all of its turns.
+    """
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    tables = [pd.DataFrame(chunk, columns=Mapped._fields).assign(text_hash=hashes(chunk)) for chunk in chunks]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([chunk_table(chunk) for chunk in chunks], ignore_index=True)
 
 
-def hashes(rows: list[Mapped]) -> list[str]:
-    """Return a hash of source, instruction and output of each row."""
-    return [text_hash(row.source, row.instruction, row.output) for row in rows]
+def chunk_table(rows: list[Mapped]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=Mapped._fields)
+    turns = as_column(row.turns for row in rows)
+    asked, answered = whole_texts(
+        pa.table({"instruction": table["instruction"], "output": table["output"], "turns": turns})
+    )
+    hashes = [text_hash(*identity(row)) for row in rows]
+    return table.assign(turns=turns.to_pylist(), asked=asked, answered=answered, text_hash=hashes)
+
+
+def identity(row: Mapped) -> Iterator[str]:
+    yield from (row.source, row.instruction, row.output)
+    for turn in row.turns or ():
+        yield from turn
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
-    """Return the id of each row: a hash of source, instruction, output and, for a repeated row, its number."""
+    """Return the id of each row: the hash of its source and texts; if the same row comes again, with its number."""
     ids = list(rows["text_hash"])
     number = rows.groupby("text_hash").cumcount()
-    repeated = rows.loc[number > 0, ["source", "instruction", "output"]]
-    for row, *key in repeated.itertuples(name=None):
-        ids[row] = text_hash(*key, str(number[row]))
+    for row in number.index[number > 0]:
+        ids[row] = text_hash(*rows.loc[row, ["source", "instruction", "output"]], str(number[row]))
     return ids
 
 
@@ -164,27 +191,37 @@ def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
     if drop.empty:
         mark("empty", (rows["instruction"] == "") | (rows["output"] == ""))
     if drop.max_characters is not None:
-        mark("too_long", rows["instruction"].str.len() + rows["output"].str.len() > drop.max_characters)
-    if drop.min_hangul is not None:
-        mark("not_korean", rows["instruction"].map(hangul_share) < drop.min_hangul)
-    if drop.duplicate:
-        left = rows.loc[reason.isna(), ["instruction", "output"]]
+        mark("too_long", rows["asked"].str.len() + rows["answered"].str.len() > drop.max_characters)
+    mark_not_korean(rows, drop, mark)
+    if drop.duplicate is not None:
+        left = rows.loc[reason.isna(), ["asked", "answered"]]
+        if drop.duplicate == "normalised":
+            left = left.apply(lambda column: column.map(same_text))
         mark("duplicate", left.duplicated().reindex(rows.index, fill_value=False))
     return reason
 
 
-def hangul_share(text: str) -> float:
-    """Return the share of Hangul (syllables and jamo) among the letters; 0 if there are no letters."""
-    letters = sum(map(str.isalpha, text))
-    return sum(map(len, HANGUL.findall(text))) / letters if letters else 0.0
+def mark_not_korean(rows: pd.DataFrame, drop: Drop, mark: Callable[[str, pd.Series], None]) -> None:
+    """Mark the rows that are broken or not Korean."""
+    pairs = list(zip(rows["asked"], rows["answered"], strict=True))
+
+    def pick(applies: Iterable[bool]) -> pd.Series:
+        return pd.Series(list(applies), index=rows.index, dtype=bool)
+
+    if drop.broken_characters:
+        mark("broken_characters", pick(has_broken_characters(f"{asked}{answered}") for asked, answered in pairs))
+    if drop.min_korean is not None:
+        mark("not_korean", pick(not is_korean(text, drop.min_korean) for text in rows["request"]))
+    if drop.min_korean_output is not None:
+        mark("output_not_korean", pick(not answers_in_korean(*pair, drop.min_korean_output) for pair in pairs))
+    if drop.foreign_script:
+        mark("foreign_script", pick(has_foreign_script(*pair) for pair in pairs))
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
-    """Return instruction and output of each dropped row, or the record as it was if it is no row."""
-    rows = zip(bad["is_row"], bad["original"], bad["instruction"], bad["output"], strict=True)
-    return [
-        f"{instruction}\n\n{output}".strip() if is_row else original for is_row, original, instruction, output in rows
-    ]
+    """Return what each dropped row asks and answers, or the record as it was if it is no row."""
+    rows = zip(bad["is_row"], bad["original"], bad["asked"], bad["answered"], strict=True)
+    return [f"{asked}\n\n{answered}".strip() if is_row else original for is_row, original, asked, answered in rows]
 
 
 def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:

@@ -20,6 +20,7 @@ from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
 from stages.lib.selection.cells import Seeds
 from stages.lib.selection.methods import METHODS, Allocation, MethodName, select
 from stages.lib.selection.partitions import count_partitions, take_partition
+from stages.lib.text.conversations import to_rows
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(

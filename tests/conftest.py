@@ -34,7 +34,16 @@ ASKS = (
     "다음 낱말을 넣어 어린이도 알기 쉬운 이야기를 지어 주세요. 낱말은 {}, 바다, 구름, 오래된 시계, 그리고 겨울입니다.",
 )
 COLUMNS = {"instruction": ["instruction"], "output": "output"}
-DROP = {"empty": True, "duplicate": True, "max_characters": 200, "min_hangul": 0.5, "max_unreadable": 0.01}
+DROP = {
+    "empty": True,
+    "duplicate": "exact",
+    "max_characters": 200,
+    "min_korean": 0.5,
+    "min_korean_output": 0.5,
+    "foreign_script": True,
+    "broken_characters": True,
+    "max_unreadable": 0.01,
+}
 HELD_OUT = {"sources": [], "share": 0.0, "max_rows": 1000, "seed": 1}
 SLOWEST = ["test_dvc", "test_killed", "test_default", "test_team", "test_processes", "test_train_processes"]
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmark_inputs"

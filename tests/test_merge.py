@@ -25,9 +25,12 @@ TABLES = st.dictionaries(
 )
 SWITCHES = {
     "empty": (False, True),
-    "duplicate": (False, True),
+    "duplicate": (None, "normalised"),
     "max_characters": (None, 200),
-    "min_hangul": (None, 0.5),
+    "min_korean": (None, 0.5),
+    "min_korean_output": (None, 0.5),
+    "foreign_script": (False, True),
+    "broken_characters": (False, True),
 }
 NO_FILTER = {key: off for key, (off, _) in SWITCHES.items()}
 
@@ -97,8 +100,18 @@ def test_text_is_normalised_to_nfc_and_stripped(run_merge):
 FILTERS = {
     "empty": ({"empty": True}, [("한라산은?", ""), ("  ", "답")]),
     "too_long": ({"max_characters": 200}, [("가" * 150, "나" * 51)]),
-    "not_korean": ({"min_hangul": 0.5}, [("tell me more 한글", "답"), ("123 + 456", "답")]),
-    "duplicate": ({"duplicate": True}, [("시를 써 줘", "답"), (" 시를 써 줘", "답\n")]),
+    "not_korean": ({"min_korean": 0.5}, [("tell me more 한글", "답"), ("123456", "답"), ("ㅋㅋㅋ", "답")]),
+    "output_not_korean": (
+        {"min_korean_output": 0.5},
+        [("비는 왜 와?", "Warm air rises and cools down."), ("눈은?", "雪是从云中落下的水。")],
+    ),
+    "foreign_script": ({"foreign_script": True}, [("비는 왜 와?", "구름が たくさん 모여서 와요.")]),
+    "broken_characters": (
+        {"broken_characters": True},
+        [("비는 왜 \ufffd와?", "답"), ("비는 왜 와?", "\uf0b7 구름 때문")],
+    ),
+    "duplicate": ({"duplicate": "exact"}, [("시를 써 줘", "답"), (" 시를 써 줘", "답\n")]),
+    "duplicate, normalised": ({"duplicate": "normalised"}, [("시를써줘!", "답"), ("“시를 써 줘”", "답.")]),
 }
 
 
@@ -107,7 +120,7 @@ def test_a_filter_drops_its_rows_and_when_off_keeps_them(reason, run_merge):
     on, bad = FILTERS[reason]
     files = {"life": pairs([("시를 써 줘", "답"), ("가" * 150, "나" * 50), ("한글 ha", "답"), *bad])}
     merged = run_merge(files, drop=NO_FILTER | on)
-    assert dropped_rows(merged) == [("life", line, reason) for line in range(4, 4 + len(bad))]
+    assert dropped_rows(merged) == [("life", line, reason.split(",")[0]) for line in range(4, 4 + len(bad))]
     assert len(merged.raw) == 3
     merged = run_merge(files, drop=NO_FILTER)
     assert (len(merged.raw), len(merged.dropped)) == (3 + len(bad), 0)
@@ -184,11 +197,11 @@ def test_every_row_read_is_in_raw_or_held_out_or_dropped(run_merge, jsonl, table
 @given(TABLES, st.sampled_from(sorted(TEXTS)), st.data())
 def test_an_added_row_changes_no_id_and_no_order_of_the_others(run_merge, tables, text, data):
     files = {source: pairs([("기준이 되는 글", "답"), *rows]) for source, rows in tables.items()}
-    before = run_merge(files, drop={"duplicate": False}).raw
+    before = run_merge(files, drop={"duplicate": None}).raw
     source = data.draw(st.sampled_from(sorted(files)))
     place = data.draw(st.integers(0, len(files[source])))
     more = files | {source: [*files[source][:place], *pairs([(text, "새로운 답")]), *files[source][place:]]}
-    after = run_merge(more, drop={"duplicate": False}).raw
+    after = run_merge(more, drop={"duplicate": None}).raw
     assert after[after["output"] != "새로운 답"].reset_index(drop=True).equals(before)
     assert len(after) == len(before) + 1
 
@@ -229,7 +242,7 @@ def test_no_more_rows_are_held_out_than_allowed(run_merge, most, share):
     files = {"life": many("생활", 30), "chat": [*many("생활", 30), *many("대화", 3)]}
     held = run_merge(
         files,
-        drop={"duplicate": False},
+        drop={"duplicate": None},
         held_out={"sources": ["life"], "share": share, "max_rows": most},
     ).held_out
     assert len(held) <= most

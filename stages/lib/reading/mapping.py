@@ -14,10 +14,12 @@ A step into a text reads the text as JSON.
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from stages.lib.reading.containers import plain
+from stages.lib.text.korean import strip_blank
 
 STEP = re.compile(r'\.?(?:"(?P<quoted>[^"]+)"|(?P<key>[^.\[\]"{}^|]+))|\[(?P<index>-?\d+)?\]')
 PLACE = re.compile(r"\{([^{}]*)\}")
@@ -163,7 +165,7 @@ def as_json(text: str) -> Any:
 def to_text(field: str, value: Any) -> str:
     """Return a scalar as text, without spaces around it: null, NaN and the word nan as an empty one."""
     if isinstance(value, str):
-        text = plain(value)
+        text = strip_blank(unicodedata.normalize("NFC", value))
         return "" if text in EMPTY else text
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

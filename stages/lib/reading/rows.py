@@ -30,6 +30,8 @@ class Mapped(NamedTuple):
     line: int
     source: str
     instruction: str
+    request: str
+    """The first field of the instruction that is not empty: what is asked, without the text it is asked about."""
     output: str
     turns: list[Turn] | None = None
     """None if the row is one question and its answer."""
@@ -150,11 +152,12 @@ class Mapper:
         if not isinstance(place.value, dict):
             raise NoRowError(UNREADABLE)
         self.keys.update(place.value)
-        instruction = "\n".join(filter(None, [field.text(place) for field in self.instruction]))
+        parts = list(filter(None, [field.text(place) for field in self.instruction]))
+        instruction = "\n".join(parts)
         output, system = text_at(self.output, place), text_at(self.system, place)
         turns = [Turn("system", system), Turn("user", instruction), Turn("assistant", output)]
         has_turns = system and instruction and output
-        return self.written(found, instruction, output, turns if has_turns else None)
+        return self.written(found, parts, output, turns if has_turns else None)
 
     def to_turns(self, found: Found, place: Place) -> Mapped:
         if isinstance(place.value, dict):
@@ -169,7 +172,7 @@ class Mapper:
             return self.no_row(found, settled.reason, "\n".join(f"{role}: {text}" for role, text in turns))
         self.unanswered += settled.unanswered
         turns_or_none = None if settled.is_pair() else settled.turns
-        return self.written(found, settled.instruction, settled.output, turns_or_none)
+        return self.written(found, [settled.instruction], settled.output, turns_or_none)
 
     def group_rows(self, records: Iterable[Found]) -> Iterator[Mapped]:
         """Yield a conversation for each group of a file's records."""
@@ -209,10 +212,11 @@ class Mapper:
             where = f"{found.file}, row {found.line}: the group.order of {self.source.name} in merge.sources"
             raise UserError(f"{where} must be a number, got {written!r}") from None
 
-    def written(self, found: Found, instruction: str, output: str, turns: list[Turn] | None) -> Mapped:
+    def written(self, found: Found, parts: list[str], output: str, turns: list[Turn] | None) -> Mapped:
         """Return a row; what cannot be written in utf-8 is unreadable."""
         origin = text_at(self.origin, found.place).split("_")[0] or self.source.name
-        row = Mapped(self.name_of(found), found.line, origin, instruction, output, turns)
+        instruction, request = "\n".join(parts), next(iter(parts), "")
+        row = Mapped(self.name_of(found), found.line, origin, instruction, request, output, turns)
         try:
             "".join([origin, instruction, output, *(turn.text for turn in turns or ())]).encode("utf-8")
         except UnicodeEncodeError:
@@ -224,7 +228,7 @@ class Mapper:
         if original is None:
             original = found.original if found.place is None else as_written(found.place.value)
         why = reason or found.reason
-        return Mapped(self.name_of(found), found.line, self.source.name, "", "", None, why, writable(original))
+        return Mapped(self.name_of(found), found.line, self.source.name, "", "", "", None, why, writable(original))
 
     def name_of(self, found: Found) -> str:
         """Return the path of a record's file in the folder of the source."""
