@@ -83,7 +83,7 @@ def test_text_that_only_looks_like_markup_stays():
     assert without_markup(text) == text
 
 
-@pytest.mark.parametrize("text", ["3 + 4 =", "12÷4", "(1.5−0.5)×2", "３＋４"])
+@pytest.mark.parametrize("text", ["3 + 4 =", "12÷4", "(1.5−0.5)×2", "３＋４", "3 + 4는?"])
 def test_arithmetic_needs_no_hangul(text):
     assert is_korean(text, 1)
 
@@ -91,6 +91,22 @@ def test_arithmetic_needs_no_hangul(text):
 @pytest.mark.parametrize("text", ["12345", "3 + x", "=", "왜", "ㅋㅋ 3+4", "```\n안녕하세요\n```"])
 def test_digits_formulas_one_syllable_and_code_alone_are_not_korean(text):
     assert not is_korean(text, 0)
+
+
+ENGLISH = (
+    "Sea levels rise, and storms grow stronger every year.\nWe must act now, not later.\nThat is all there is to say"
+)
+
+
+@pytest.mark.parametrize("text", [f"다음 글의 주제는?\n{ENGLISH}", f"{ENGLISH}\n위 글의 주제는?"])
+def test_a_korean_request_before_or_after_foreign_text_is_korean(text):
+    assert korean_share(text) < 0.2
+    assert is_korean(text, 0.2)
+
+
+@pytest.mark.parametrize("text", [f"서울\n{ENGLISH}", f"{ENGLISH}\n(출처: 서울)\n{ENGLISH}"])
+def test_foreign_text_with_a_korean_name_or_a_line_inside_is_not(text):
+    assert not is_korean(text, 0.2)
 
 
 ASKS = {

@@ -21,6 +21,7 @@ OTHER = r"\u0400-\u10ff\u1780-\u17ffぁ-ゖァ-ヺｦ-ﾝ"
 """Cyrillic to Georgian (Hebrew, Arabic, Hindi and Thai are between them), Khmer, kana."""
 JAMO = r"\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\ud7b0-\ud7fb"
 SYLLABLE = re.compile("[가-힣]")
+KOREAN_WORD = re.compile(r"\S*[가-힣]\S*")
 LETTER = re.compile(rf"[^\W\d_{JAMO}]")
 NOT_HANGUL = re.compile(rf"[^\W\d_{JAMO}가-힣]")
 NOT_HANJA = re.compile(rf"[^\W\d_{JAMO}{HANJA}]")
@@ -52,7 +53,8 @@ QUOTED = re.compile(
     r"""[(（\[「『《〈][^()（）\[\]「」『』《》〈〉가-힣]*[)）\]」』》〉]"""
 )
 """A quotation or a bracket without Hangul."""
-ARITHMETIC = re.compile(r"(?=.*\d)(?=.*[-+−*/×÷=^<>＋－＝])[\W\d]+", re.DOTALL)
+ARITHMETIC = re.compile(r"(?=.*\d)(?=.*[-+−*/×÷=^<>＋－＝])[\W\d가-힣]+", re.DOTALL)
+"""Digits and operators, with no letters but Hangul: 3 + 4는?"""
 
 LANGUAGE = (
     "(?:(?:영|일본|중국|독일|프랑스|스페인|러시아|이탈리아|포르투갈|라틴|그리스|아랍|히브리|터키|튀르키예|베트남|태국|"
@@ -82,16 +84,16 @@ def strip_blank(text: str) -> str:
 
 
 def is_korean(text: str, share: float) -> bool:
-    """Return whether an instruction is Korean: arithmetic, or at least two syllables and `share` of the words."""
-    if is_arithmetic(text):
+    """Return whether an instruction is Korean: arithmetic, or at least two syllables and `share` of the words.
+
+    A first or last line of two Korean words or more is asked alone too: the lines between may be what it asks about.
+    """
+    if ARITHMETIC.fullmatch(text):
         return True
-    plain = without_markup(text)
-    return len(SYLLABLE.findall(plain)) >= 2 and (korean_share(plain) or 0.0) >= share
-
-
-def is_arithmetic(text: str) -> bool:
-    """Return whether the text has digits and operators and no letters."""
-    return bool(ARITHMETIC.fullmatch(text))
+    plain = without_markup(text).strip()
+    lines = plain.split("\n")
+    asked = [plain, *(line for line in (lines[0], lines[-1]) if len(KOREAN_WORD.findall(line)) >= 2)]
+    return len(SYLLABLE.findall(plain)) >= 2 and any((korean_share(part) or 0.0) >= share for part in asked)
 
 
 def answers_in_korean(instruction: str, output: str, share: float) -> bool:
