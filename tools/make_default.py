@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import pyarrow as pa
@@ -34,11 +35,6 @@ HOMES = {  # the source that the rows of a topic go to; its short questions go t
     "화초와 텃밭 식물": "faq",
     "한국사 인물": "knowledge",
 }
-INTRODUCE = (
-    "{이름}에 대해 아는 대로 설명해 주세요.",
-    "{이름}{을} 처음 접하는 사람에게 네 문장 정도로 소개해 주세요.",
-    "{이름}에 관한 짧은 소개 글을 써 줄 수 있나요?",
-)
 SUMMARIZE = (
     "다음 글을 한 문장으로 요약해 주세요.",
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
@@ -46,6 +42,10 @@ SUMMARIZE = (
 )
 SCRAPED = 450
 """Rows of the source `scraped`."""
+READ_ALOUD = dict(zip("0123456789", "영일이삼사오육칠팔구", strict=True)) | dict(
+    zip(ascii_uppercase, "이비씨디이프지치이이이엘엠엔오피큐알스티유이유스이트", strict=True)
+)
+"""The last syllable of the name of a digit or a letter: H is 에이치."""
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
 
 
@@ -68,14 +68,25 @@ class BundledRow:
 
 
 def with_particles(pattern: str, name: str) -> str:
-    """Fill in the name, and replace each particle in braces with the form that fits the syllable before it."""
+    """Fill in the name, and replace each particle in braces with the form that fits the syllable before it.
+
+    A digit or a Latin letter counts as it is read aloud: CPU가, URL이, 2가, 3이.
+    """
     parts = re.split(r"\{(\w+)\}", pattern.replace("{이름}", name))
     text = parts[0]
     for particle, rest in zip(parts[1::2], parts[2::2], strict=True):
-        final = (ord(text[-1]) - 0xAC00) % 28
+        final = final_consonant(text[-1])
         bare = final == 0 or (particle == "으로" and final == 8)  # ㄹ takes 로
         text += (PARTICLES[particle] if bare else particle) + rest
     return text
+
+
+def final_consonant(character: str) -> int:
+    """Return the number of the final consonant, 0 for none, as in Unicode's Hangul syllables."""
+    syllable = READ_ALOUD.get(character.upper(), character)
+    if not "가" <= syllable <= "힣":
+        raise ValueError(f"no particle fits {character!r}; a name ends in a Hangul syllable, a digit or a Latin letter")
+    return (ord(syllable) - ord("가")) % 28
 
 
 def topics() -> list[dict[str, Any]]:
@@ -87,21 +98,13 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     rng = random.Random(20240501)
     inputs, pretrain, spare, documents = [], [], [], []
     for topic in topics():
-        documents += articles(rng, list(topic["items"].values()))
-        for number, (name, facts) in enumerate(topic["items"].items()):
-            for facet, asks in topic["asks"].items():
-                ways = [
-                    BundledRow(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet])
-                    for a in asks
-                ]
-                *long, short = ways
-                rng.shuffle(long)
-                (inputs if rng.random() < 0.4 else pretrain).append(replace(short, source="chat"))
-                cut = 2 if rng.random() < 0.45 else 1
-                inputs += long[:cut]
-                spare.append(long[cut])
-                pretrain += long[cut + 1 :]
-            inputs += whole_rows(rng, topic["topic"], name, facts, number, pretrain)
+        documents += articles(rng, topic)
+        for number, name in enumerate(topic["items"]):
+            for facet in topic["asks"]:
+                taken, left, reserve = facet_rows(rng, topic, name, facet)
+                inputs, pretrain, spare = inputs + taken, pretrain + left, [*spare, reserve]
+            inputs += whole_rows(rng, topic, name, number, pretrain)
+    inputs += other_rows(pretrain)
     rng.shuffle(spare)
     pretrain += spare[40:]
     inputs += [shuffled(rng, row) for row in spare[:40]]
@@ -113,33 +116,71 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents
 
 
-def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
+def articles(rng: random.Random, topic: dict[str, Any]) -> Iterator[str]:
     """Yield documents about four items of a topic, with a paragraph for each."""
-    for _ in range(len(items)):
-        paragraphs = []
-        for facts in rng.sample(items, 4):
-            body = [text for facet, text in facts.items() if facet != "요약"]
-            paragraphs.append(" ".join(rng.sample(body, len(body))))
-        yield "\n".join(paragraphs)
+    for _ in topic["items"]:
+        paragraphs = [sentences(topic, name) for name in rng.sample(list(topic["items"]), 4)]
+        yield "\n".join(" ".join(rng.sample(paragraph, len(paragraph))) for paragraph in paragraphs)
+
+
+def sentences(topic: dict[str, Any], name: str) -> list[str]:
+    """Return what there is to say about an item; the first sentence names it."""
+    facts = topic["items"][name]
+    first = [facts["소개"]] if "소개" in facts else []
+    return first + [facts[facet][0] for facet in topic["asks"]]
+
+
+def facet_rows(
+    rng: random.Random, topic: dict[str, Any], name: str, facet: str
+) -> tuple[list[BundledRow], list[BundledRow], BundledRow]:
+    """Return the rows about a facet of an item that go to the inputs and to pretrain, and one in reserve.
+
+    The first of the two answers is formal (합니다체). The second (해요체 or 반말) belongs to two long questions and a
+    short one, of which at most one is in the inputs, so no answer is in the inputs twice.
+    """
+    home, (first, second) = HOMES[topic["topic"]], topic["items"][name][facet]
+    formal, casual, (short,) = (
+        [BundledRow(home, topic["topic"], with_particles(ask, name), answer) for ask in asks]
+        for asks, answer in zip(topic["asks"][facet].values(), (first, second, second), strict=True)
+    )
+    short = replace(short, source="chat")
+    rng.shuffle(formal)
+    rng.shuffle(casual)
+    other = rng.choices((short, casual[0], None), (0.4, 0.4, 0.2))[0]
+    taken = [formal[0]] + ([other] if other else [])
+    return taken, [row for row in (*formal[2:], *casual, short) if row is not other], formal[1]
 
 
 def whole_rows(
-    rng: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[BundledRow]
+    rng: random.Random, topic: dict[str, Any], name: str, number: int, pretrain: list[BundledRow]
 ) -> Iterator[BundledRow]:
-    """Yield the rows that ask about an item as a whole: an introduction, and for every other item a summary.
+    """Yield the rows that ask about an item as a whole: a paragraph or a list, and for every other item a summary.
 
     The rows that are not yielded are added to `pretrain`.
     """
-    body = " ".join(text for facet, text in facts.items() if facet != "요약")
-    asks = [BundledRow(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
+    facts, body = topic["items"][name], " ".join(sentences(topic, name))
+    listed = "\n".join(f"- {heading}: {facts[facet][0]}" for facet, heading in topic["headings"].items())
+    asks = [(ask, body) for ask in topic["whole"]["글"]] + [(ask, listed) for ask in topic["whole"]["목록"]]
     rng.shuffle(asks)
-    yield asks[0]
-    pretrain += asks[1:]
-    summary = BundledRow("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
+    first, *rest = (
+        BundledRow(HOMES[topic["topic"]], topic["topic"], with_particles(ask, name), text) for ask, text in asks
+    )
+    yield first
+    pretrain += rest
+    summary = BundledRow("assistant", topic["topic"], SUMMARIZE[number % 3], facts["요약"], input=body)
     if number % 2:
         yield summary
     else:
         pretrain.append(replace(summary, instruction=summary.text, input=""))
+
+
+def other_rows(pretrain: list[BundledRow]) -> Iterator[BundledRow]:
+    """Yield the rows that fit into no template. Their other phrasings are added to `pretrain`."""
+    for topic, entries in YAML(typ="safe").load(PARTS / "others.yaml").items():
+        for entry in entries:
+            first, *rest = (BundledRow(HOMES[topic], topic, ask, entry["answer"]) for ask in entry["asks"])
+            yield first
+            pretrain += rest
 
 
 def shuffled(rng: random.Random, row: BundledRow) -> BundledRow:
