@@ -40,6 +40,8 @@ SUMMARIZE = (
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
+ARTICLES = 6
+"""Documents about each topic; besides, pretrain has one with the questions about each item."""
 SCRAPED = 450
 """Rows of the source `scraped`."""
 READ_ALOUD = dict(zip("0123456789", "영일이삼사오육칠팔구", strict=True)) | dict(
@@ -96,13 +98,16 @@ def topics() -> list[dict[str, Any]]:
 def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     """Return the input rows (noise included), and the pairs and the documents of pretrain."""
     rng = random.Random(20240501)
-    inputs, pretrain, spare, documents = [], [], [], []
+    inputs, pretrain, spare, documents, questions = [], [], [], [], []
     for topic in topics():
         documents += articles(rng, topic)
         for number, name in enumerate(topic["items"]):
-            for facet in topic["asks"]:
-                taken, left, reserve = facet_rows(rng, topic, name, facet)
-                inputs, pretrain, spare = inputs + taken, pretrain + left, [*spare, reserve]
+            rows = [facet_rows(rng, topic, name, facet) for facet in topic["asks"]]
+            inputs += [row for taken, _, _ in rows for row in taken]
+            left = [row for _, left, _ in rows for row in left]
+            spare += [reserve for _, _, reserve in rows]
+            questions.append("\n".join(row.instruction for row in rng.sample(left, len(left))))
+            pretrain += left
             inputs += whole_rows(rng, topic, name, number, pretrain)
     inputs += other_rows(pretrain)
     rng.shuffle(spare)
@@ -113,12 +118,12 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     rng.shuffle(order)
     rng.shuffle(pretrain)
     inputs = [inputs[i] for i in order]
-    return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents
+    return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents + questions
 
 
 def articles(rng: random.Random, topic: dict[str, Any]) -> Iterator[str]:
     """Yield documents about four items of a topic, with a paragraph for each."""
-    for _ in topic["items"]:
+    for _ in range(ARTICLES):
         paragraphs = [sentences(topic, name) for name in rng.sample(list(topic["items"]), 4)]
         yield "\n".join(" ".join(rng.sample(paragraph, len(paragraph))) for paragraph in paragraphs)
 
@@ -313,14 +318,18 @@ def write_pretrain(pairs: list[BundledRow], documents: list[str], folder: Path) 
 
 
 def benchmark() -> dict[str, list[list[dict[str, Any]]]]:
-    """Return the items of each task in groups that share a text; a group goes to one split as a whole."""
+    """Return the items of each task in groups that go to one split as a whole.
+
+    Items of a group share a text; a group of HellaSwag has every label once.
+    """
     rng = random.Random(20240502)
     parts = {path.stem: YAML(typ="safe").load(path) for path in sorted((PARTS / "benchmark").glob("*.yaml"))}
     words = [wic_items(rng, entry["word"], *entry["senses"]) for entry in parts["wic"]]
+    endings = [hellaswag_item(rng, n, entry) for n, entry in enumerate(parts["hellaswag"])]
     return {
         "boolq": [boolq_items(entry) for entry in parts["boolq"]],
         "copa": [copa_items(rng, entry) for entry in parts["copa"]],
-        "hellaswag": [[hellaswag_item(rng, n, entry)] for n, entry in enumerate(parts["hellaswag"])],
+        "hellaswag": [endings[n : n + 4] for n in range(0, len(endings), 4)],
         "sentineg": [
             [{"sentence": good, "label": 1}, {"sentence": bad, "label": 0}]
             for good, bad in zip(parts["sentineg"]["positive"], parts["sentineg"]["negative"], strict=True)
@@ -334,9 +343,9 @@ def boolq_items(entry: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def copa_items(rng: random.Random, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    items = []
+    items, label = [], rng.randrange(2)
     for question, (right, wrong) in (("원인", entry["cause"]), ("결과", entry["effect"])):
-        label = rng.randrange(2)
+        label = 1 - label
         first, second = (right, wrong) if label == 0 else (wrong, right)
         item = {"premise": entry["premise"], "question": question, "alternative_1": first, "alternative_2": second}
         items.append(item | {"label": label})
