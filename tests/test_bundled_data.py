@@ -96,6 +96,16 @@ def test_every_label_is_equally_frequent(task: str) -> None:
     assert labels.total() == 60
 
 
+def test_a_conversation_has_several_rounds_and_ends_with_an_answer() -> None:
+    conversations = [row["messages"] for row in read_jsonl(ROOT / "data/inputs/counsel.jsonl")]
+    assert len(conversations) >= 10
+    assert any(turns[0]["role"] == "system" for turns in conversations)
+    for turns in conversations:
+        rounds = [turn["role"] for turn in turns if turn["role"] != "system"]
+        assert rounds == ["user", "assistant"] * (len(rounds) // 2)
+        assert len(rounds) >= 4
+
+
 def bigrams(text: str) -> set[str]:
     letters = re.sub(r"\s", "", text)
     return {letters[n : n + 2] for n in range(len(letters) - 1)}

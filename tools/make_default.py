@@ -1,6 +1,7 @@
 """Compose the bundled data from the hand-written parts in tools/default: `python -m tools.make_default`.
 
-    tools/default/topics/*.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
+    tools/default/topics/*.yaml, others.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
+    tools/default/conversations.yaml -> data/inputs/counsel.jsonl
     tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
 
 Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
@@ -16,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -260,7 +262,7 @@ def join_lines(records: Iterable[bytes]) -> bytes:
     return b"".join(record + b"\n" for record in records)
 
 
-def to_json(record: dict[str, str]) -> bytes:
+def to_json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
@@ -299,6 +301,16 @@ def write_knowledge(folder: Path, rows: list[BundledRow]) -> None:
 def write_scraped(folder: Path, rows: list[BundledRow]) -> None:
     records = (to_json({"prompt": row.instruction, "completion": row.output}) for row in rows)
     (folder / "scraped.jsonl").write_bytes(join_lines(records))
+
+
+def write_conversations(folder: Path) -> None:
+    """Write the conversations in OpenAI's layout: `messages`, each with `role` and `content`."""
+    records = []
+    for entry in YAML(typ="safe").load(PARTS / "conversations.yaml"):
+        turns = [("system", entry["system"])] if "system" in entry else []
+        turns += zip(cycle(("user", "assistant")), entry["turns"], strict=False)
+        records.append(to_json({"messages": [{"role": role, "content": text} for role, text in turns]}))
+    (folder / "counsel.jsonl").write_bytes(join_lines(records))
 
 
 SOURCES = {
@@ -388,6 +400,7 @@ def write_all(root: Path) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
     rows, pairs, documents = compose()
     planted = list(write_inputs(rows, root / "data/inputs"))
+    write_conversations(root / "data/inputs")
     write_pretrain(pairs, documents, root / "data/pretrain")
     write_benchmark(root / "data/benchmark_inputs")
     with (root / "tests/planted.csv").open("w", encoding="utf-8", newline="") as file:
