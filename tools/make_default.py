@@ -42,7 +42,7 @@ SUMMARIZE = (
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
-ARTICLES = 4
+ARTICLES = 6
 """Documents about each topic; besides, pretrain has one with the questions about each item."""
 SCRAPED = 450
 """Rows of the source `scraped`."""
