@@ -9,7 +9,7 @@ import pytest
 
 from stages.lib.core.artifacts import read_jsonl
 from tests.project import ROOT
-from tools.make_default import BundledRow, compose, sentences, topics, with_particles
+from tools.make_default import BundledRow, compose, said_about, topics, with_particles
 
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 
@@ -86,7 +86,7 @@ def test_no_word_is_used_that_no_engineer_says() -> None:
 def test_what_is_said_about_a_subject_begins_with_its_name() -> None:
     for topic in topics():
         for name in topic["items"]:
-            assert name in sentences(topic, name)[0], name
+            assert name in said_about(topic, name)[0], name
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -126,11 +126,11 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
 def articles(rng: random.Random, topic: dict[str, Any]) -> Iterator[str]:
     """Yield documents about four items of a topic, with a paragraph for each."""
     for _ in range(ARTICLES):
-        paragraphs = [sentences(topic, name) for name in rng.sample(list(topic["items"]), 4)]
+        paragraphs = [said_about(topic, name) for name in rng.sample(list(topic["items"]), 4)]
         yield "\n".join(" ".join(rng.sample(paragraph, len(paragraph))) for paragraph in paragraphs)
 
 
-def sentences(topic: dict[str, Any], name: str) -> list[str]:
+def said_about(topic: dict[str, Any], name: str) -> list[str]:
     """Return what there is to say about an item; the first sentence names it."""
     facts = topic["items"][name]
     first = [facts["소개"]] if "소개" in facts else []
@@ -165,7 +165,7 @@ def whole_rows(
 
     The rows that are not yielded are added to `pretrain`.
     """
-    facts, body = topic["items"][name], " ".join(sentences(topic, name))
+    facts, body = topic["items"][name], " ".join(said_about(topic, name))
     listed = "\n".join(f"- {heading}: {facts[facet][0]}" for facet, heading in topic["headings"].items())
     asks = [(ask, body) for ask in topic["whole"]["글"]] + [(ask, listed) for ask in topic["whole"]["목록"]]
     rng.shuffle(asks)
