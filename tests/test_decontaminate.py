@@ -257,10 +257,11 @@ def test_twelve_letters_identify_an_item_of_another_task_and_eleven_do_not(passa
 
 
 def test_a_near_copy_is_found_with_the_share_of_its_ngrams(check):
-    context = items("hellaswag")[0]["context"]
+    contexts = [item["context"] for item in items("hellaswag")]
+    number, context = next((n, text) for n, text in enumerate(contexts) if "옷매무새" in text)
     copy = context.replace("옷매무새를 가다듬는다", "옷차림을 가다듬었다").replace("면접관들에게", "면접관에게")
     leaks = check([(f"이야기를 완성하세요. {copy}", "끝")])
-    assert leaks[["task", "item", "kind", "item_text"]].to_numpy().tolist() == [["hellaswag", 0, "near", context]]
+    assert leaks[["task", "item", "kind", "item_text"]].to_numpy().tolist() == [["hellaswag", number, "near", context]]
     assert SETTINGS.share <= leaks["share"][0] < 1
 
 

@@ -56,7 +56,7 @@ def of_kind(raw: pd.DataFrame, composed: list[BundledRow], kind: str) -> pd.Data
 def test_the_committed_data_are_what_make_default_writes(tmp_path: Path) -> None:
     write_all(tmp_path)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(written) == 24
+    assert len(written) == 25
     for path in written:
         assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes(), path
 
