@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from benchmarks.measure import table
 from stages.decontaminate import FOUND, Params, read_benchmark, rows_with_items
@@ -76,7 +77,8 @@ def are_found(copied: pd.DataFrame, edit: "Edit", form: str, texts: pd.DataFrame
 
 def search(rows: pd.DataFrame, texts: pd.DataFrame) -> list[tuple[Any, ...]]:
     rule = read_params(Params).decontaminate.rule()
-    return list(rows_with_items(rows.assign(id=""), list(texts["normalised"].unique()), rule))
+    table = pa.Table.from_pandas(rows.assign(id="", turns=None), preserve_index=False)
+    return list(rows_with_items(table, list(texts["normalised"].unique()), rule))
 
 
 def replace_a_letter(text: str, dice: np.random.Generator) -> str:

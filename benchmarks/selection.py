@@ -87,7 +87,8 @@ def embed(corpus: pd.DataFrame, encoder: Path, dtype: Dtype) -> NDArray[np.float
 
 def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: str, fraction: float) -> set[str]:
     """Return the ids of the rows that a method selects; no row is leaked."""
-    reason = reasons(corpus["instruction"], nll, leaked=pd.Series(False, index=corpus.index))
+    none = pd.Series(False, index=corpus.index)
+    reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none)
     candidates = cells.assign(score=np.exp(nll), characters=corpus["output"].str.len())[reason.isna()]
     candidates = candidates.assign(rank=rank_in_cell(candidates, "score"))
     return set(candidates.loc[select(candidates, method, "exact", fraction, seed=1), "id"])

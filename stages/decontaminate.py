@@ -16,12 +16,13 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import model_validator
 
-from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.core.artifacts import read_arrow, read_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.metrics import ITEM
+from stages.lib.text.conversations import whole_texts
 from stages.lib.text.overlap import SHORT, Rule, containment, is_separate, normalise, overlapping, similarity
 from stages.lib.text.style import restyled
 
@@ -86,7 +87,7 @@ class Params(Section):
 
 def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> None:
     settings = params.decontaminate
-    corpus, items = read_table(raw), read_benchmark(benchmark, settings)
+    corpus, items = read_arrow(raw), read_benchmark(benchmark, settings)
     found = pd.DataFrame(rows_with_items(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
     listed = strongest(found.merge(items, on="normalised"))
     certain = (listed["kind"] != "restyled") | settings.drop_restyled
@@ -124,18 +125,18 @@ def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
     return [*identifying, " ".join(texts.values())]
 
 
-def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns `FOUND` for every row that contains one of these texts."""
-    instructions, outputs = list(corpus["instruction"]), list(corpus["output"])
+def rows_with_items(corpus: pa.Table, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns `FOUND` for every row that contains one of these texts, in any of its turns."""
+    ids, (instructions, outputs) = corpus["id"].to_pylist(), whole_texts(corpus)
     wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
     for row, number in overlapping(wholes, texts, rule):
         instruction, output, text = instructions[row], outputs[row], texts[number]
         kind, share = match_kind(text, instruction, output, wholes[row], rule)
         if kind:
-            yield row, corpus["id"].iat[row], kind, share, f"{instruction}\n\n{output}", text
+            yield row, ids[row], kind, share, f"{instruction}\n\n{output}", text
     for row, number in restyled(list(zip(instructions, outputs, strict=True)), texts, rule.ngram):
         text = f"{instructions[row]}\n\n{outputs[row]}"
-        yield row, corpus["id"].iat[row], "restyled", 1.0, text, texts[number]
+        yield row, ids[row], "restyled", 1.0, text, texts[number]
 
 
 def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:

@@ -121,6 +121,7 @@ def write_raw(new_folder):
             "source": sources or ["life"] * count,
             "instruction": instructions,
             "output": [f"{number}번째 답" for number in range(count)],
+            "turns": [None] * count,
         }
         write_table(path, columns, merge.RAW)
         return path

@@ -100,7 +100,9 @@ def check(tmp_path):
     def run(rows, benchmark=BENCHMARK, **settings):
         columns = dict(zip(("instruction", "output"), zip(*rows, strict=True), strict=True))
         ids = [f"row{number}" for number in range(len(rows))]
-        write_table(tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows)}, RAW)
+        write_table(
+            tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows), "turns": [None] * len(rows)}, RAW
+        )
         params = Params(decontaminate=SETTINGS.model_copy(update=settings))
         checking.decontaminate(params, raw=tmp_path / "raw", benchmark=benchmark, leaks=tmp_path / "leaks.parquet")
         return read_table(tmp_path / "leaks.parquet")

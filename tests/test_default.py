@@ -141,13 +141,14 @@ def test_every_row_read_is_in_raw_or_held_out_or_dropped(default: Path, composed
             "chat": pq.read_table(data / "inputs/chat.parquet").num_rows,
             "faq": len(list(csv.reader((data / "inputs/faq.csv").read_text(encoding="cp949").splitlines()))) - 1,
             "scraped": len((data / "inputs/scraped.jsonl").read_bytes().splitlines()),
+            "counsel": len((data / "inputs/counsel.jsonl").read_bytes().splitlines()),
             "knowledge": len(json.loads((data / "inputs/knowledge.json").read_text(encoding="utf-8-sig"))),
         }
     )
     written = [*pd.read_parquet(data / "raw.parquet")["source"], *pd.read_parquet(data / "dropped.parquet")["source"]]
     written += [row["source"] for row in read_jsonl(data / "held_out.jsonl")]
     assert Counter(GROUPS.get(source, source) for source in written) == read
-    assert sum(read.values()) == len(composed)
+    assert sum(read.values()) == len(composed) + read["counsel"]
 
 
 def test_every_planted_row_is_dropped_for_its_reason_and_no_clean_row_is(default: Path) -> None:

@@ -103,7 +103,7 @@ def trained_on_train(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         for number, item in enumerate(read_jsonl(path)):
             text = " ".join(value for value in item.values() if isinstance(value, str))
             rows.append({"id": f"{task} {number}", "source": task, "instruction": text, "output": str(item["label"])})
-    write_table(folder / "raw", pd.DataFrame(rows), merge.RAW)
+    write_table(folder / "raw", pd.DataFrame(rows).assign(turns=None), merge.RAW)
     return find_leaks(folder / "raw", folder / "kobest", folder / "leaks")
 
 

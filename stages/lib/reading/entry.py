@@ -48,7 +48,8 @@ class Turns(Section):
     text: FieldText | None = None
     """Field of a message that has its text; null: the message is a text."""
     roles: Roles | None = None
-    """Role of each speaker or marker; null: the first to speak is the user, the second the assistant."""
+    """Role of each speaker or marker; null: `role` is system, user, assistant or tool already, or the first to speak is
+    the user and the second the assistant."""
 
 
 class Group(Section):

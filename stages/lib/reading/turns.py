@@ -1,6 +1,7 @@
 """The turns of a conversation as files have them: messages, texts of alternating speakers, one text with markers."""
 
 import re
+from typing import get_args
 
 from stages.lib.reading.entry import Role, Turns
 from stages.lib.reading.mapping import Field, Place, ValuePath, as_json, to_text
@@ -10,6 +11,7 @@ UNREADABLE, NO_RECORDS, NO_GROUP = "unreadable", "no_records", "no_group"
 NO_TURNS, NO_ROLE, SPEAKERS = "no_turns", "no_role", "speakers"
 IN_ORDER: tuple[Role, ...] = ("user", "assistant")
 """Roles of the speakers in the order in which they first speak, if no map names them."""
+OURS: dict[str, Role] = {role: role for role in get_args(Role)}
 
 
 class NoRowError(Exception):
@@ -51,13 +53,19 @@ class TurnReader:
         return [Turn(role, text) for role, text in zip(roles, texts, strict=True)]
 
     def roles_of(self, messages: list[Place]) -> list[Role]:
-        """Return the role of each message: as `roles` says, or without it by the order in which they first speak."""
+        """Return the role of each message: as `roles` says.
+
+        Without it, the names are ours already, or the first to speak is the user and the second the assistant.
+        """
         if not self.role:
             return [IN_ORDER[number % 2] for number in range(len(messages))]
         names = [self.role.text(message) for message in messages]
         if self.roles is None:
             speakers = list(dict.fromkeys(names))
-            if len(speakers) > len(IN_ORDER):
+            ours = [OURS[name] for name in names if name in OURS]
+            if len(ours) == len(names):
+                return ours
+            if ours or len(speakers) > len(IN_ORDER):
                 raise NoRowError(SPEAKERS)
             return [IN_ORDER[speakers.index(name)] for name in names]
         for name in names:
