@@ -100,7 +100,7 @@ def selection_cost(tokens):
 
 def test_an_instruction_is_scored_and_embedded_once_however_many_rows_have_it(profile, tmp_path):
     assert profile()["selection_cost"] == selection_cost([1] + [6] * 9)
-    repeated = {"id": IDS, "source": SOURCES, "instruction": [*IDS[:9], IDS[8]], "output": IDS}
+    repeated = {"id": IDS, "source": SOURCES, "instruction": [*IDS[:9], IDS[8]], "output": IDS, "turns": [None] * 10}
     write_table(tmp_path / "repeated", repeated, RAW)
     assert profile(raw=tmp_path / "repeated")["selection_cost"] == selection_cost([1] + [6] * 8)
 
