@@ -93,7 +93,7 @@ def leave_a_word_out(text: str, dice: np.random.Generator) -> str:
 
 
 def change_the_style(text: str, dice: np.random.Generator) -> str:
-    """Return 예약 했어요 for 예약을 했다: another ending of a past tense, without 을 or 를; else empty."""
+    """Return a past tense with another ending and without 을 or 를 (예약 했어요 for 예약을 했다), else no text."""
     past = re.fullmatch(r"([\s\S]*[가-힣])다(\W*)", text)
     if not past or (ord(past[1][-1]) - ord("가")) % 28 != FINAL_SS:
         return ""

@@ -1,9 +1,9 @@
-"""What the environment of a stage costs on a CPU: `python -m benchmarks.environment`.
+"""What the environment variables of a stage cost on a CPU: `python -m benchmarks.environment`.
 
-The same work, in turns, with and without the variables that `portable: true` sets, on one thread; and with threads that
-sleep or spin while they wait for each other, on two threads, with the machine idle and beside a busy process of low
-priority. Libraries read these variables when they are imported, so each run is a process of its own, which prints the
-seconds of its work by the clock, without imports. Weights are random, lengths are real.
+The same work is timed in turns: with and without the variables that `portable: true` sets, on one thread; and with two
+threads that sleep or spin while they wait for each other, on an idle machine and beside a busy process of low priority.
+Libraries read these variables when they are imported, so each run is a process of its own, which prints the wall-clock
+seconds of its work, without imports. Weights are random, lengths are real.
 """
 
 import os
@@ -58,7 +58,7 @@ def in_turns(part: str, shape: str, threads: int, ways: dict[str, dict[str, str]
 
 
 def seconds_of(part: str, shape: str, threads: int, variables: dict[str, str]) -> float:
-    """Return the seconds that a new process needs for the work. It runs where no params.yaml asks for anything."""
+    """Return the seconds that a new process needs for the work. It runs in a folder without a params.yaml."""
     plain = {name: value for name, value in os.environ.items() if name not in {*PORTABLE, "OMP_WAIT_POLICY"}}
     environment = plain | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, "-m", "benchmarks.environment", part, shape, str(threads)]
@@ -128,7 +128,7 @@ WORK = {"scoring": scoring, "embedding": embedding, "training": training}
 
 
 def work(part: str, shape: str, threads: int) -> None:
-    """Do the work twice, because the first time prepares kernels, and print the seconds of the second."""
+    """Do the work twice, because the first time prepares kernels, and print the seconds of the second time."""
     import torch
 
     torch.manual_seed(1)

@@ -51,8 +51,8 @@ SHARED = 4
 LISTED = 3
 """Leaks that the error of `fail` lists."""
 KINDS = ("exact", "contained", "near", "restyled")
-"""A field of the row equals the text; the row contains the text; most of its n-grams are in one place of the row, or a
-sentence is similar to it; a sentence is the text in another style of speech or with other particles."""
+"""A field of the row equals the text; the row contains the text; most of the text's n-grams are in one place of the
+row, or a sentence is similar to it; a sentence is the text in another style of speech or with other particles."""
 
 
 class Decontaminate(Section):
@@ -67,7 +67,7 @@ class Decontaminate(Section):
     drop: bool
     """Whether no arm may select the rows found."""
     drop_restyled: bool
-    """Whether `drop` and `fail` also mean rows whose kind is `restyled`."""
+    """Whether `drop` and `fail` also apply to rows whose kind is `restyled`."""
     fail: bool
     """Whether finding a row stops the stage."""
 

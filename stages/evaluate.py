@@ -91,8 +91,8 @@ class Evaluate(Section):
     quantize: Literal["nf4"] | None
     """Weights of the base and all arms in 4 bits, with quantized scales (Dettmers et al. 2023, arXiv 2305.14314)."""
     chat: bool
-    """Whether to ask by the model's own chat template, with examples as earlier turns; every model, the base too, must
-    have one."""
+    """Whether to put each question into the model's own chat template, with examples as earlier turns; every model,
+    also the base, must have one."""
 
     @field_validator("tasks", "shots")
     @classmethod
@@ -158,7 +158,7 @@ def chat_template_of(model: Path) -> str:
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"{model}: evaluate.chat: true needs a chat template, and this tokenizer has none; set it to false"
+            f"{model}: evaluate.chat: true needs a chat template, and this tokenizer has none; set chat to false"
         )
     return dated(tokenizer.get_chat_template())
 

@@ -2,7 +2,7 @@
 
     data/inputs/* or the hub -> data/sources/<source>/*
 
-A zip or tar stays packed. What is in the files is the concern of `merge`.
+A zip or tar stays packed. `merge` reads what is in the files.
 """
 
 import logging
@@ -27,7 +27,7 @@ class Source(Section):
     from_: Literal["file", "hub"] = Field(alias="from")
     """Where the source comes from."""
     name: str
-    """A file or folder in `inputs`, a name of files in which * stands for any characters, or a data set on the hub."""
+    """A file or folder in `inputs`, a pattern in which * stands for any characters, or a data set on the hub."""
     revision: str | None
     """Commit hash of the hub data set; null for a file."""
     config: str | None
@@ -61,7 +61,7 @@ def fetch(params: Params, inputs: Path, sources: Path) -> None:
 
 
 def copy_files(inputs: Path, source: str, name: str, folder: Path) -> int:
-    """Copy what `name` says: a file, a folder with all it contains, or every file that it matches. Return their number.
+    """Copy a file, a folder with all it contains, or every file that matches `name`. Return the number of files.
 
     Names are compared and written in NFC, without spaces around them.
     """

@@ -3,7 +3,7 @@
     data/sources/* -> data/raw.parquet, data/held_out.jsonl, data/dropped.parquet
 
 For each source, rows read = raw + held out + dropped. Only this stage orders or drops rows. They are in the order of
-`merge.sources`, then of lines.
+`merge.sources`, then of file names, then of lines.
 """
 
 import logging
@@ -45,7 +45,7 @@ DROPPED = pa.schema(
     ]
 )
 CHUNK = 100_000
-"""Most rows that are Python objects at once."""
+"""Most rows that exist as Python objects at once."""
 
 
 class Drop(Section):
@@ -53,19 +53,20 @@ class Drop(Section):
     """Rows without an instruction or without an output."""
     duplicate: Literal["exact", "normalised"] | None
     """Rows that repeat the texts of an earlier row, in any source: exactly, or apart from spaces, punctuation, case and
-    width; null drops none."""
+    width (`normalised`); null drops none."""
     max_characters: Positive | None
     """Rows with more characters in instruction and output together; null drops none."""
     min_korean: Share | None
     """Rows with a smaller share of Korean words in the first field of the instruction; null drops none."""
     min_korean_output: Share | None
-    """Rows with a smaller share in the output, unless they ask for another language or for code; null drops none."""
+    """Rows with a smaller share of Korean words in the output, unless they ask for another language or for code; null
+    drops none."""
     foreign_script: bool
     """Rows with a foreign script inside a Korean output: 채소를 とても 많이 드세요."""
     broken_characters: bool
     """Rows with U+FFFD or private-use characters."""
     max_unreadable: Share
-    """Largest share of unreadable rows in a file; more stop the stage."""
+    """Largest share of unreadable rows in a source; a larger share stops the stage."""
 
 
 class HeldOut(Section):
@@ -132,7 +133,7 @@ def check_sources(sources: Path, names: list[str]) -> None:
 
 
 def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source, with the fields of `Mapped`, its own of `chunk_table`, and `is_row` as columns."""
+    """Return the rows of one source, with the columns of `chunk_table` and `is_row`."""
     path = folder / source.name
     rows = rows_table(read_source(path, source))
     bad = rows[rows["reason"] == UNREADABLE]
@@ -148,15 +149,16 @@ def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
 
 
 def rows_table(rows: Iterator[Mapped]) -> pd.DataFrame:
-    """Return the rows as a table, built in chunks because rows as Python objects need far more memory.
-
-    `asked` and `answered` are the instruction and the output; in a conversation, what was said in all of its turns.
-    """
+    """Return the rows as a table, built in chunks because rows as Python objects need far more memory."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     return pd.concat([chunk_table(chunk) for chunk in chunks], ignore_index=True)
 
 
 def chunk_table(rows: list[Mapped]) -> pd.DataFrame:
+    """Return the rows as a table, with the fields of `Mapped`, `asked`, `answered` and `text_hash` as columns.
+
+    `asked` and `answered` are the instruction and the output; of a conversation, what was said in all of its turns.
+    """
     table = pd.DataFrame(rows, columns=Mapped._fields)
     turns = as_column(row.turns for row in rows)
     asked, answered = whole_texts(
@@ -173,7 +175,7 @@ def identity(row: Mapped) -> Iterator[str]:
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
-    """Return the id of each row: the hash of its source and texts; if the same row comes again, with its number."""
+    """Return the id of each row: a hash of its source and texts; if the row occurs again, its number is hashed too."""
     ids = list(rows["text_hash"])
     number = rows.groupby("text_hash").cumcount()
     for row in number.index[number > 0]:
@@ -219,7 +221,7 @@ def mark_not_korean(rows: pd.DataFrame, drop: Drop, mark: Callable[[str, pd.Seri
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
-    """Return what each dropped row asks and answers, or the record as it was if it is no row."""
+    """Return the texts of each dropped row, or the record as it was if it is not a row."""
     rows = zip(bad["is_row"], bad["original"], bad["asked"], bad["answered"], strict=True)
     return [f"{asked}\n\n{answered}".strip() if is_row else original for is_row, original, asked, answered in rows]
 

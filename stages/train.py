@@ -81,8 +81,8 @@ class Train(Section):
     """The text around the turns of a conversation: a file in stages/lib/text/formats; `tokenizer`: the base's own chat
     template."""
     end: str | None
-    """The token that ends an answer, and then is the tokenizer's eos token: `<|im_end|>`, ...; null: the eos token that
-    the base has. A base's own template writes its own."""
+    """The token that ends an answer, such as `<|im_end|>`, which becomes the tokenizer's eos token; null: the base's
+    eos token. With `format: tokenizer`, the base's template decides what ends an answer."""
     loss_on: Literal["answers", "all"]
     """`all`: prompts are learned too."""
     packing: bool
@@ -180,7 +180,7 @@ def train(
 
 
 def load_chat_tokenizer(base: Path, settings: Train) -> Any:
-    """Return the base model's tokenizer with the chat template and the end of text that the trained model will have."""
+    """Return the base model's tokenizer with the chat template and the eos token that the trained model will have."""
     tokenizer = load_tokenizer(base)
     if settings.end:
         if settings.end not in tokenizer.get_vocab():
@@ -208,7 +208,7 @@ def training_fingerprint(params: Params, arm: str, samples: Path, base: Path) ->
 
 
 def encode_rows(tokenizer: Any, path: Path, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
-    """Return the rows of a file as tokens. Raises UserError if the chat template takes none of them."""
+    """Return the rows of a file as tokens. Raises UserError if the chat template refuses all of them."""
     examples = encode(tokenizer, [turns_of(row) for row in rows], settings.max_tokens)
     refusals = Counter(example.refused for example in examples if example.refused)
     if refusals:
@@ -217,10 +217,10 @@ def encode_rows(tokenizer: Any, path: Path, rows: list[dict[str, Any]], settings
             f"{path}: the chat template of train.format: {settings.format} refuses {refusals.total()} rows ({reasons})"
         )
         if refusals.total() == len(rows):
-            raise UserError(f"{told}, which is all; use another format")
+            raise UserError(f"{told}, which is all of them; use another format")
         log.warning("%s; they are left out", told)
     if rewritten := sum(example.rewritten for example in examples):
-        log.warning("%s: of %d rows only the last answer counts: the template rewrites earlier ones", path, rewritten)
+        log.warning("%s: only the last answer of %d rows is used: the template rewrites earlier ones", path, rewritten)
     return examples
 
 
@@ -231,7 +231,7 @@ def to_learn(examples: list[Example], loss_on: str) -> list[Example]:
 
 
 def count_rows(examples: list[Example], tests: list[Example]) -> dict[str, int]:
-    """Return how many rows there were, and what the chat template and `max_tokens` took from them."""
+    """Return how many rows there were, and how many the chat template refused or rewrote or `max_tokens` cut."""
     return {
         "rows": len(examples),
         "rows_refused": sum(bool(example.refused) for example in examples),
@@ -250,7 +250,7 @@ def end_ids(examples: list[Example]) -> set[int]:
 
 
 def stop_at(ends: set[int], folder: Path) -> None:
-    """Make generation stop at the ends of the answers too; an adapter is used with the settings of its base."""
+    """Make generation stop at these ends too. An adapter has no such settings, because it uses those of its base."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return

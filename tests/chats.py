@@ -54,12 +54,12 @@ def stock(name):
 
 
 def template_of(name):
-    """Return one of our formats, or a style as it is published."""
+    """Return the template of one of our formats, or of a style as published."""
     return chat_template(name, begins_with_bos=False) if name in OURS else stock(name)
 
 
 def prompt_of(name, question, end):
-    """Return what stands before the answer to one question in one of our formats, written by hand."""
+    """Return the text before the answer to one question in one of our formats, written by hand."""
     korae = "당신은 유용한 인공지능 비서입니다. 사용자가 몇 가지 지시가 포함된 작업을 제공합니다. "
     korae += "요청을 적절히 완료하는 응답을 작성하세요."
     kullm = "아래는 작업을 설명하는 명령어입니다. 요청을 적절히 완료하는 응답을 작성하세요."
@@ -84,7 +84,7 @@ def messages(turns):
 
 
 def shown(tokenizer, example):
-    """Return the text of the tokens, those that are learned in brackets, read from the labels one by one."""
+    """Return the text of the tokens, with brackets around those that are learned according to the labels."""
     if example.refused:
         return f"refused: {example.refused}"
     pairs = list(zip(example.ids, labels(example), strict=True))

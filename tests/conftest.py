@@ -50,7 +50,7 @@ BENCHMARK = Path(__file__).parent.parent / "data" / "benchmark_inputs"
 
 
 def pytest_collection_modifyitems(items):
-    """Run the files with few, slow tests first, so that in the end no worker waits for one of them."""
+    """Run the files with few, slow tests first, so that no worker waits for one of them at the end."""
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 

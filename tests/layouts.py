@@ -1,4 +1,4 @@
-"""Files in the layouts in which Korean sets are published, made up, and the rows that a plain reader finds in them."""
+"""Made-up files in the layouts of published Korean sets, and the rows that plain loops find in them."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ class Layout(NamedTuple):
     rows: list[tuple[str, str]]
     """Instruction and output of each row, by plain loops."""
     by_hand: dict[str, Any] = {}  # noqa: RUF012
-    """What only a person can know, and changes in the proposed entry."""
+    """What a person must change in the proposed entry."""
 
 
 def file(name: str, content: bytes) -> Callable[[Path], Path]:
@@ -69,7 +69,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def zip_in_cp949(files: dict[str, bytes]) -> bytes:
-    """Return a zip whose names are in cp949 and do not say so."""
+    """Return a zip whose names are in cp949, without a flag that says so."""
     stand_ins = {f"{number:0{len(name.encode('cp949'))}d}": name for number, name in enumerate(files)}
     content = zipped({stand_in: files[name] for stand_in, name in stand_ins.items()})
     for stand_in, name in stand_ins.items():
@@ -78,7 +78,7 @@ def zip_in_cp949(files: dict[str, bytes]) -> bytes:
 
 
 def tar_of_parts(name: str, content: bytes, cuts: list[int], lost: int | None = None) -> bytes:
-    """Return AI Hub's delivery: a tar of a zip's parts, named by the place where they begin; one may be lost."""
+    """Return a file as AI Hub delivers it: a tar of a zip's parts, named by their first byte; one may be missing."""
     out = io.BytesIO()
     starts = [0, *cuts]
     with tarfile.open(fileobj=out, mode="w") as archive:

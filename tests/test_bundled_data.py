@@ -74,7 +74,7 @@ def test_outputs_are_in_three_registers_and_some_have_lists_numerals_and_code(cl
     assert found["numerals"] >= 100
 
 
-def test_no_word_is_used_that_no_engineer_says() -> None:
+def test_no_word_is_used_that_no_engineer_would_use() -> None:
     folders = ("inputs", "pretrain", "benchmark_inputs")
     paths = [path for name in folders for path in (ROOT / "data" / name).rglob("*.*") if path.suffix != ".parquet"]
     texts = [path.read_bytes().decode("cp949" if path.suffix == ".csv" else "utf-8", "ignore") for path in paths]

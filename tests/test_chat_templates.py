@@ -1,4 +1,4 @@
-"""A conversation is rendered as by `apply_chat_template`; of it, its answers and their ends are learned."""
+"""A conversation is rendered as by `apply_chat_template`, and only its answers and their ends are learned."""
 
 import copy
 import datetime
@@ -17,9 +17,9 @@ from tests.chats import OURS, SHAPES, STYLES, TEMPLATES, messages, shown, stock,
 from tests.training import prepare, train_here
 
 SHOWN = (TEMPLATES / "shown.txt").read_text(encoding="utf-8")
-"""What is learned of each shape in each format, in brackets: as written by this test, then read line by line."""
+"""What is learned of each shape in each format, in brackets: printed by this test and checked by eye, line by line."""
 REWRITING = {"qwen3": 8, "exaone4": 1, "hyperclovax": 4}
-"""Shapes of which a template rewrites earlier answers."""
+"""Shapes whose earlier answers a template rewrites."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def tokenizers(tokenizer):
 
 @pytest.fixture
 def on_a_day(monkeypatch):
-    """Set the day that chat templates take for today."""
+    """Set the day that chat templates see as today."""
 
     def choose(*day):
         clock = SimpleNamespace(now=lambda: datetime.datetime(*day))
@@ -51,7 +51,7 @@ def learned_of(tokenizer):
 
 
 @pytest.mark.parametrize("name", [*OURS, *STYLES])
-def test_what_is_learned_of_each_shape_is_what_was_read(name, tokenizers):
+def test_what_is_learned_of_each_shape_is_what_was_checked_by_eye(name, tokenizers):
     tokenizer = tokenizers(template_of(name))
     lines = [f"{shape}: {shown(tokenizer, example)}" for shape, example in learned_of(tokenizer).items()]
     print("\n".join([f"== {name}", *lines]))
@@ -76,7 +76,7 @@ def test_text_and_tokens_are_those_of_apply_chat_template(name, template, tokeni
 
 
 @pytest.mark.parametrize("name", [*OURS, *STYLES])
-def test_what_stands_before_an_answer_is_its_prompt_in_use(name, tokenizers, on_a_day):
+def test_the_text_before_an_answer_is_its_prompt_in_use(name, tokenizers, on_a_day):
     on_a_day(2024, 7, 26)
     tokenizer = tokenizers(template_of(name))
     for shape, example in learned_of(tokenizer).items():
@@ -128,7 +128,7 @@ def test_an_answer_that_begins_with_a_space_is_learned_even_if_offsets_leave_spa
 
 def test_a_template_that_marks_nothing_stops(tokenizers):
     template = stock("qwen25") + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
-    with pytest.raises(UserError, match=r"has \{% generation %\}, but marks no answer by it in: '<\|im_start\|>system"):
+    with pytest.raises(UserError, match=r"has \{% generation %\}, but marks no answer with it in: '<\|im_start\|>sys"):
         encode(tokenizers(template), [SHAPES["ua"]], 500)
 
 
@@ -144,7 +144,7 @@ def test_a_template_that_writes_bos_twice_stops(tokenizers):
         encode(tokenizers("{{- bos_token }}" + stock("llama3")), [SHAPES["ua"]], 500)
 
 
-def test_a_date_in_a_template_does_not_change_by_day(tokenizers, on_a_day):
+def test_a_date_in_a_template_does_not_change_from_day_to_day(tokenizers, on_a_day):
     tokenizer = tokenizers(stock("llama32"))
     found = []
     for day in ((2024, 7, 26), (2026, 10, 2)):
@@ -163,7 +163,7 @@ def test_an_answer_gets_no_space_from_a_tokenizer_that_begins_every_text_with_on
     assert example.ids == tokenizer.apply_chat_template(messages(SHAPES["uaua"]))["input_ids"]
 
 
-def test_a_token_that_would_reach_from_the_prompt_into_the_answer_is_split_there(tokenizers):
+def test_a_token_that_would_cross_from_the_prompt_into_the_answer_is_split_there(tokenizers):
     template = (
         "{% for message in messages %}{{ message.content }}{{ '<|im_end|>' if loop.index0 % 2 else '' }}{% endfor %}"
     )
@@ -246,18 +246,18 @@ def test_a_base_without_a_chat_template_is_refused(base_in, tmp_path):
         train_here(prepare(tmp_path / "run", base_in(None), as_rows(["ua"])), **ONE_STEP)
 
 
-def test_rows_that_a_template_refuses_are_left_out_and_told(base_in, tmp_path, caplog):
+def test_rows_that_a_template_refuses_are_left_out_and_logged(base_in, tmp_path, caplog):
     folder = prepare(tmp_path / "run", base_in(None), as_rows(["ua", "uata", "suata"]))
     train_here(folder, **(ONE_STEP | {"format": "koalpaca"}))
     assert "refuses 2 rows (2: the format koalpaca has no place for the role tool); they are left out" in caplog.text
     assert read_json(folder / "training.json")["rows_refused"] == 2
-    with pytest.raises(UserError, match=r"refuses 2 rows .*, which is all; use another format"):
+    with pytest.raises(UserError, match=r"refuses 2 rows .*, which is all of them; use another format"):
         train_here(
             prepare(tmp_path / "none", base_in(None), as_rows(["uata", "suata"])), **ONE_STEP | {"format": "korae"}
         )
 
 
-def test_an_end_that_is_not_eos_can_be_stated(base_in, tmp_path):
+def test_an_end_other_than_eos_can_be_stated(base_in, tmp_path):
     base = base_in(None)
     folder = prepare(tmp_path / "run", base, as_rows(["uaua"]))
     train_here(folder, **(ONE_STEP | {"format": "chatml", "end": "<|im_end|>"}))

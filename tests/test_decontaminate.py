@@ -214,12 +214,12 @@ STYLES = {
 
 
 @pytest.mark.parametrize("text", STYLES)
-def test_a_sentence_in_another_style_of_speech_leaves_the_same(text):
+def test_a_sentence_in_another_style_of_speech_leaves_the_same_letters(text):
     assert {without_style(style) for style in STYLES[text]} == {without_style(text)}
 
 
 @given(st.permutations(list(STYLES)))
-def test_other_sentences_leave_something_else(texts):
+def test_different_sentences_leave_different_letters(texts):
     assert len(set(map(without_style, texts))) == len(texts)
     assert without_style("정우가 치과 예약을 안 했어요") != without_style("정우가 치과 예약을 했어요")
 
@@ -245,7 +245,7 @@ def test_only_a_certain_leak_stops_the_stage_unless_restyled_ones_count_too(chec
         check(RESTYLED, benchmark, fail=True, drop_restyled=True)
 
 
-def test_a_sentence_of_little_but_particles_is_never_restyled(check, make_benchmark):
+def test_a_sentence_that_is_mostly_particles_is_never_restyled(check, make_benchmark):
     assert check([("눈?", "눈이 건조해요.")], make_benchmark({"copa": [{"premise": "눈은 건조하다."}]})).empty
 
 

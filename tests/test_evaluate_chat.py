@@ -1,4 +1,4 @@
-"""Asked by its chat template, a model answers as the harness's own flag makes it answer."""
+"""Asked in its chat template, a model gets the figures that the harness gives with its own flag."""
 
 import datetime
 from types import SimpleNamespace

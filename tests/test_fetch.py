@@ -1,4 +1,4 @@
-"""A source is a file, a folder or the files that fit a name, copied as they are into a folder of its own."""
+"""A source is a file, a folder or the files whose names match, copied as they are into a folder of its own."""
 
 import unicodedata
 
@@ -51,7 +51,7 @@ def fetched(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_a_file_a_folder_or_all_that_it_fits(name, fetched):
+def test_a_name_is_a_file_a_folder_or_all_that_it_matches(name, fetched):
     assert fetched(name) == ("life", NAMES[name])
 
 
@@ -60,12 +60,12 @@ def test_the_name_of_a_source_is_in_nfc(fetched):
 
 
 @pytest.mark.parametrize("source", ["../life", "a/b", ".hidden", " "])
-def test_a_source_is_called_what_a_folder_can_be_called(source, fetched):
-    with pytest.raises(ValidationError, match="a source's name must not be empty, contain a / or begin with a point"):
+def test_the_name_of_a_source_must_be_one_that_a_folder_can_have(source, fetched):
+    with pytest.raises(ValidationError, match="a source's name must not be empty, contain a / or begin with a dot"):
         fetched("민원.csv", source=source)
 
 
-def test_a_name_that_nothing_fits_stops_with_what_there_is(fetched):
+def test_a_name_that_matches_nothing_stops_and_lists_the_files(fetched):
     with pytest.raises(UserError, match=r"fetch\.sources\.life\.name: no file .*민원\.tsv; .* has TL\.zip\.part0, TL"):
         fetched("민원.tsv")
 

@@ -1,4 +1,4 @@
-"""What is Korean, of texts with Latin names, Hanja, ㅋㅋ, code, formulas and other languages in them."""
+"""Which texts are Korean if they contain Latin names, Hanja, ㅋㅋ, code, formulas or other languages."""
 
 import json
 import unicodedata
@@ -72,7 +72,7 @@ MARKUP = {
 
 
 @pytest.mark.parametrize("kind", MARKUP)
-def test_markup_is_taken_out_and_no_hangul_around_it(kind):
+def test_markup_is_taken_out_but_not_the_hangul_around_it(kind):
     plain = without_markup(MARKUP[kind])
     assert not [letter for letter in plain if letter.isalpha() and letter.isascii()]
     assert [word for word in ("코드", "가", "이게", "에서", "로", "안녕", "와") if word in plain]
@@ -89,7 +89,7 @@ def test_arithmetic_needs_no_hangul(text):
 
 
 @pytest.mark.parametrize("text", ["12345", "3 + x", "=", "왜", "ㅋㅋ 3+4", "```\n안녕하세요\n```"])
-def test_digits_formulas_one_syllable_and_code_alone_are_not_korean(text):
+def test_text_of_only_digits_formulas_code_or_one_syllable_is_not_korean(text):
     assert not is_korean(text, 0)
 
 
@@ -105,7 +105,7 @@ def test_a_korean_request_before_or_after_foreign_text_is_korean(text):
 
 
 @pytest.mark.parametrize("text", [f"서울\n{ENGLISH}", f"{ENGLISH}\n(출처: 서울)\n{ENGLISH}"])
-def test_foreign_text_with_a_korean_name_or_a_line_inside_is_not(text):
+def test_foreign_text_with_a_korean_name_or_line_inside_is_not_korean(text):
     assert not is_korean(text, 0.2)
 
 
@@ -186,7 +186,7 @@ DIFFERENT = [("5-6", "56"), ("1.5", "15"), ("3 4", "34"), ("-1", "1"), ("3~4", "
 
 
 @pytest.mark.parametrize("pair", [*SAME, *DIFFERENT])
-def test_spaces_and_punctuation_make_no_other_text_and_operators_do(pair):
+def test_spaces_and_punctuation_do_not_make_another_text_but_operators_do(pair):
     one, other = map(same_text, pair)
     assert (one == other) == (pair in SAME)
 

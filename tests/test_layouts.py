@@ -1,4 +1,4 @@
-"""Files in the layouts of published sets are read whole by the entries that `tools.look` proposes."""
+"""The entries that `tools.look` proposes read every row of files in the layouts of published sets."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tools import look
 
 
 def proposed(path):
-    """Return the entries that `tools.look` prints, as they are read from params.yaml."""
+    """Return the entries that `tools.look` prints, parsed as YAML."""
     text = "\n".join(look.look(path))
     return YAML(typ="safe").load(text[text.index("\nfetch:") :])
 
@@ -34,7 +34,7 @@ def joined(entry, changes):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_published_layout_is_read_whole_by_the_proposed_entry(name, tmp_path):
+def test_the_proposed_entry_reads_every_row_of_a_published_layout(name, tmp_path):
     layout = LAYOUTS[name]
     path = layout.write(tmp_path / "inputs")
     entries = proposed(path)
@@ -46,7 +46,7 @@ def test_a_published_layout_is_read_whole_by_the_proposed_entry(name, tmp_path):
     assert {row.reason for row in rows} == {None}
 
 
-def test_few_layouts_need_a_hand_and_the_page_lists_them_all():
+def test_few_layouts_need_an_edit_and_the_page_lists_them_all():
     page = (ROOT / "docs/mapping.md").read_text(encoding="utf-8")
     by_hand = {name for name, layout in LAYOUTS.items() if layout.by_hand}
     print(f"{len(LAYOUTS)} layouts, {len(by_hand)} by hand: {', '.join(sorted(by_hand))}")
@@ -98,7 +98,7 @@ def test_the_script_on_the_page_makes_conversations_of_turns_that_are_keys(tmp_p
     assert [(row.instruction, row.output, len(row.turns)) for row in read] == [(q, "네.", 4) for q, _ in PAIRS]
 
 
-def test_what_looks_like_nothing_known_is_shown_with_an_entry_to_fill_in(tmp_path):
+def test_an_unknown_layout_is_shown_with_an_entry_to_fill_in(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(as_json([{"height": 1947, "where": "제주"}]))
     lines = list(look.look(path))

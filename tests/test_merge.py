@@ -333,7 +333,7 @@ def test_a_list_in_a_single_line_stops_with_its_number_and_one_in_another_column
         run_merge({"life": [good, other, good | {"output": CHAT}]})
 
 
-def test_a_conversation_that_is_no_row_is_dropped_with_its_file_and_reason(run_merge):
+def test_a_conversation_that_is_not_a_row_is_dropped_with_its_file_and_reason(run_merge):
     turns = {"path": "messages", "role": "role", "text": "content", "roles": {"user": "user", "assistant": "assistant"}}
     columns = {"chat": {"instruction": [], "output": None, "turns": turns}}
     rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT[:1]}, {"messages": CHAT[::-1]}]

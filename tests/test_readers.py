@@ -49,7 +49,7 @@ FILES = {
 
 @pytest.fixture
 def read(tmp_path):
-    """Read a source whose files these are; return its rows."""
+    """Read a source that has these files; return its rows."""
 
     def run(content, **entry):
         contents = content if isinstance(content, dict) else {"life.dat": content}
@@ -143,7 +143,7 @@ def test_a_csv_row_of_another_width_is_unreadable(read):
     assert rows[1].original == "하나,둘,셋"
 
 
-def test_other_scalars_become_text_and_what_is_no_value_is_empty(read):
+def test_other_scalars_become_text_and_missing_values_are_empty(read):
     outputs = [3, 0.5, None, float("nan"), True, "nan", "난 nan"]
     rows = read("\n".join(json.dumps({"instruction": "?", "output": one}) for one in outputs).encode())
     assert [row.output for row in rows] == ["3", "0.5", "", "", "true", "", "난 nan"]
@@ -202,7 +202,7 @@ def test_a_field_says_where_its_text_is(written):
 
 
 @pytest.mark.parametrize("written", ["", "a..b", "a[", "a[x]", "a|b", "{}", "a[0]]", '"a', "^"])
-def test_what_is_no_field_is_an_error(written):
+def test_text_that_is_not_a_field_is_an_error(written):
     with pytest.raises(ValueError, match=r"docs/mapping\.md"):
         Field(written)
 
@@ -248,7 +248,7 @@ NO_ROWS = {
 
 
 @pytest.mark.parametrize("name", NO_ROWS)
-def test_a_record_that_is_no_conversation_has_its_reason(name, read):
+def test_a_record_that_is_not_a_conversation_has_its_reason(name, read):
     turns = {"path": "messages", "role": "role", "text": "content"}
     good = {"messages": messages(("a", "하나"), ("b", "둘"))}
     bad, _ = read(json.dumps([NO_ROWS[name], good]).encode(), turns=turns)
@@ -281,7 +281,7 @@ def test_a_row_of_a_file_without_records_has_its_reason(read):
     assert json.loads(rows[-1].original) == {"title": "빈 글"}
 
 
-def test_lines_of_kakaotalk_that_nobody_wrote_are_no_messages(read):
+def test_lines_of_kakaotalk_that_no_user_wrote_are_not_messages(read):
     chat = (
         f"{TITLE}2026. 10. 2. 오후 3:15, 이름/#: 님 : 점심?\n둘째 줄\n2026. 10. 2. 오후 3:16: 나무님이 들어왔습니다.\n"
     )
@@ -299,7 +299,7 @@ def test_a_broken_file_among_others_is_one_unreadable_row(read):
 
 
 def claiming(size, content):
-    """Return a zip that says that its file unpacks to this size, as a bomb's does."""
+    """Return a zip that claims that its file unpacks to this size, as a zip bomb does."""
     place = content.index(b"PK\x01\x02") + 24
     return content[:place] + size.to_bytes(4, "little") + content[place + 4 :]
 
@@ -331,7 +331,7 @@ BAD = {
     "archives in archives": (
         zipped({"a.zip": zipped({"a.zip": zipped({"a.zip": ZIP})})}),
         {},
-        ["a.zip/a.zip/a.zip: the 4th archive inside each other"],
+        ["a.zip/a.zip/a.zip: archives are nested 4 deep"],
     ),
     "a password": (password(ZIP), {}, ["life.dat: a/rows.jsonl in it needs a password"]),
     "a part is missing": (PARTS, {}, ["TL.zip: a part is missing before .part200", "there are .part0, .part200"]),

@@ -86,7 +86,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
     )
 
 
-def test_a_row_is_found_by_what_is_said_in_any_of_its_turns(ask):
+def test_a_row_is_found_by_a_text_in_any_of_its_turns(ask):
     _, lines, _ = ask("가운데 말")
     assert lines[0].startswith(f"{0:016x} [life]")
 

@@ -1,6 +1,6 @@
 """Layouts of published Korean sets, and the words by which `tools.look` guesses others.
 
-Each layout is an entry of merge.sources without its name. The first that reads a file's rows is proposed.
+Each layout is an entry of merge.sources without its name. `tools.look` proposes the first that reads a file's rows.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Show what a file or folder contains, and the entries of params.yaml that would read it: `python -m tools.look FILE`.
+"""Show what a file or folder contains, and propose entries for params.yaml that read it: `python -m tools.look FILE`.
 
-It looks at the first rows of the first files. Comments in the entries mark what only you can know.
+It looks at the first rows of the first files. Comments above an entry mark what only you can know.
 """
 
 import io
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     formats: list[str]
     """Of the files whose rows are here."""
     rows: list[tuple[str, Record]]
-    """With the name of the file of each."""
+    """Each with the name of its file."""
     broken: list[str]
     """What is wrong with the files that could not be read."""
 
@@ -109,7 +109,7 @@ def places_of(value: Any, records: str) -> Iterator[Place]:
 
 
 def try_entry(sample: Sample, title: str, entry: Entry) -> Guess | None:
-    """Return a guess if the entry, without the fields that no row has, makes a row of at least half the rows."""
+    """Return a guess if the entry, without the fields that no row has, can read at least half the rows."""
     for _ in range(2):
         try:
             mapper = Mapper(MergeSource.model_validate({"name": "x"} | entry), sample.path)
@@ -134,7 +134,7 @@ def is_usable(row: Mapped) -> bool:
 
 
 def without(entry: Any, missing: set[str]) -> Any:
-    """Return an entry without the alternatives of its fields that have a missing path."""
+    """Return an entry without those alternatives of its fields that have a missing path."""
     if isinstance(entry, dict):
         return {key: left for key, value in entry.items() if (left := without(value, missing)) not in ("", [])}
     if isinstance(entry, list):
@@ -144,7 +144,7 @@ def without(entry: Any, missing: set[str]) -> Any:
 
 
 def record_paths(value: Any, path: str = "", depth: int = 5) -> Iterator[str]:
-    """Yield the paths that may lead to records, those nearest to the row first."""
+    """Yield the paths that may lead to records, beginning with those nearest to the row."""
     if isinstance(value, dict) and is_keyed(value):
         yield from record_paths(next(iter(value.values())), f"{path}[]", depth - 1)
         return
@@ -158,7 +158,7 @@ def record_paths(value: Any, path: str = "", depth: int = 5) -> Iterator[str]:
 
 
 def is_keyed(value: dict[str, Any]) -> bool:
-    """Return whether an object is a list with keys: two or more objects that share keys."""
+    """Return whether an object is like a list with keys: it contains two or more objects, which share keys."""
     objects = [set(one) for one in value.values() if isinstance(one, dict)]
     return len(value) == len(objects) > 1 and bool(set.intersection(*objects))
 
@@ -186,8 +186,8 @@ def turn_entries(places: list[Place], columns: dict[str, Any]) -> Iterator[tuple
     for path, messages in turn_lists(places[0].value):
         where = {"path": path} if path else {}
         if isinstance(messages[0], str):
-            alternate = "texts of user and assistant in turn"
-            yield alternate, {"turns": where}, ("the first text is taken as the user's",)
+            alternate = "a list of texts, user and assistant in turn"
+            yield alternate, {"turns": where}, ("the first text counts as the user's",)
             continue
         keys = columns_of([Place(message) for message in messages])
         role, text = named(keys, layouts.ROLE_KEYS), named(keys, layouts.TEXT_KEYS)
@@ -229,7 +229,7 @@ def roles_of(names: set[str]) -> tuple[Entry, tuple[str, ...]]:
     known = {name: layouts.ROLES[name.casefold()] for name in sorted(names) if name.casefold() in layouts.ROLES}
     unknown = sorted(names - set(known))
     if not known:
-        return {}, ("the first to speak is taken as the user, the second as the assistant; `roles` can say it",)
+        return {}, ("the first to speak counts as the user, the second as the assistant; if not, add `roles`",)
     guessed = dict.fromkeys(unknown, "assistant" if "assistant" not in known.values() else "user")
     notes = (f"who is {', '.join(unknown)}?",) if unknown else ()
     return {"roles": known | guessed}, notes
@@ -265,7 +265,7 @@ def dotted(path: str, key: Any) -> str:
 
 
 def named(columns: Iterable[str], names: list[str]) -> str | None:
-    """Return the column with one of these names as its last key, otherwise as any key, otherwise as a word of a key."""
+    """Return the column that has one of these names as its last key, else as any key, else as a word of a key."""
     keys = {path: [key.strip('"') for key in re.sub(r"\[[^\]]*\]", "", path).split(".")] for path in columns}
     words = {path: [word for key in found for word in key.split()] for path, found in keys.items()}
     last = {path: found[-1:] for path, found in keys.items()}
@@ -288,7 +288,7 @@ def describe_files(sample: Sample) -> Iterator[str]:
 
 def describe_columns(sample: Sample, records: str) -> Iterator[str]:
     places = [found.place for found in islice(found_in(sample, records), ROWS) if found.place]
-    yield f"records: {records or 'the rows themselves'}; {len(places)} looked at, with these columns:"
+    yield f"records: {records or 'the rows themselves'}; the first {len(places)} have these columns:"
     columns = columns_of(places)
     width = max((len(path) for path in columns), default=0)
     yield from (f"  {path:{width}}  {shortened(value)}" for path, value in columns.items())
@@ -312,7 +312,7 @@ def propose(path: Path, guess: Guess) -> Iterator[str]:
     name = plain_path(path.resolve().relative_to(inputs.resolve()).as_posix())
     source = re.sub(r"[^\w]+", "_", plain(path.name.partition(".")[0])).strip("_") or "mine"
     fetch = {"from": "file", "name": "*" if name == "." else name, "revision": None, "config": None, "split": None}
-    note = "" if is_inside else f"  # in place of {now}, with its sources"
+    note = "" if is_inside else f"  # replaces {now} and its sources"
     yield from ("", "fetch:", f"  inputs: {inputs}{note}", "  sources:", f"    {in_one_line({source: fetch})[1:-1]}")
     yield from ("merge:", "  sources:", *(f"    # {note}" for note in guess.notes))
     yield f"    - {in_one_line({'name': source} | guess.entry)}"

@@ -43,13 +43,13 @@ SUMMARIZE = (
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
 ARTICLES = 6
-"""Documents about each topic; besides, pretrain has one with the questions about each item."""
+"""Documents about each topic. For each item, pretrain also has a document with the questions about it."""
 SCRAPED = 450
 """Rows of the source `scraped`."""
 READ_ALOUD = dict(zip("0123456789", "영일이삼사오육칠팔구", strict=True)) | dict(
     zip(ascii_uppercase, "이비씨디이프지치이이이엘엠엔오피큐알스티유이유스이트", strict=True)
 )
-"""The last syllable of the name of a digit or a letter: H is 에이치."""
+"""The last syllable of the name of a digit or a letter: 치 for H, because H is 에이치."""
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
 
 
@@ -131,7 +131,7 @@ def articles(rng: random.Random, topic: dict[str, Any]) -> Iterator[str]:
 
 
 def said_about(topic: dict[str, Any], name: str) -> list[str]:
-    """Return what there is to say about an item; the first sentence names it."""
+    """Return sentences about an item; the first one names it."""
     facts = topic["items"][name]
     first = [facts["소개"]] if "소개" in facts else []
     return first + [facts[facet][0] for facet in topic["asks"]]
@@ -140,10 +140,10 @@ def said_about(topic: dict[str, Any], name: str) -> list[str]:
 def facet_rows(
     rng: random.Random, topic: dict[str, Any], name: str, facet: str
 ) -> tuple[list[BundledRow], list[BundledRow], BundledRow]:
-    """Return the rows about a facet of an item that go to the inputs and to pretrain, and one in reserve.
+    """Return the rows about a facet of an item: those for the inputs, those for pretrain, and one in reserve.
 
     The first of the two answers is formal (합니다체). The second (해요체 or 반말) belongs to two long questions and a
-    short one, of which at most one is in the inputs, so no answer is in the inputs twice.
+    short one; at most one of these three rows is in the inputs, so no answer is in the inputs twice.
     """
     home, (first, second) = HOMES[topic["topic"]], topic["items"][name][facet]
     formal, casual, (short,) = (
@@ -182,7 +182,7 @@ def whole_rows(
 
 
 def other_rows(pretrain: list[BundledRow]) -> Iterator[BundledRow]:
-    """Yield the rows that fit into no template. Their other phrasings are added to `pretrain`."""
+    """Yield the rows that fit no template. Their other phrasings are added to `pretrain`."""
     for topic, entries in YAML(typ="safe").load(PARTS / "others.yaml").items():
         for entry in entries:
             first, *rest = (BundledRow(HOMES[topic], topic, ask, entry["answer"]) for ask in entry["asks"])

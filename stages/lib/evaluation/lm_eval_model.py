@@ -45,7 +45,7 @@ class SharedLM(HFLM):  # type: ignore[misc]
         bos: list[int],
         template: str | None = None,
     ) -> None:
-        """`bos`: what the tokenizer begins every text with; `template`: the chat template to ask by."""
+        """`bos`: what the tokenizer begins every text with; `template`: the chat template for the questions, if any."""
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
         self.truncated: set[tuple[str, str]] = set()
         self.bos = bos

@@ -1,4 +1,4 @@
-"""Find the files of a source where they are: in folders, in zips, in tars of zip parts. Nothing is unpacked to disk."""
+"""Find the files of a source in folders, in zips and in tars of zip parts, and unpack nothing to disk."""
 
 import io
 import re
@@ -17,32 +17,32 @@ from typing import BinaryIO, NamedTuple
 from stages.lib.core.errors import UserError
 
 DEEPEST = 3
-"""Most archives inside each other."""
+"""Most archives nested in each other."""
 SMALL = 2**27
-"""Bytes that an archive may always unpack to, however well it is packed."""
+"""Bytes that an archive may always unpack to, however small it is."""
 MOST_PACKED = 200
-"""Most bytes that each byte of the outermost file may unpack to; Korean JSON reaches 20, a zip bomb 1,000 and more."""
+"""Most bytes that a byte of the outermost file may unpack to; in Korean JSON up to 20, in a zip bomb 1,000 or more."""
 PART = re.compile(r"(?P<whole>.+)\.part(?P<number>\d+)")
 NOT_DATA = re.compile(r"(?:.*/)?(?:\.|~\$|__MACOSX/|Thumbs\.db$|desktop\.ini$)")
-"""What macOS, Windows and Excel leave beside the files."""
+"""Files that macOS, Windows and Excel leave beside the data."""
 BROKEN = (
     *(LookupError, ValueError, RecursionError, OSError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, tarfile.TarError),
 )
-"""What reading a file that is damaged, or is no such file, can raise."""
+"""What reading can raise if a file is damaged or has another format."""
 PACKED = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 class Member(NamedTuple):
     name: str
-    """Its path; inside an archive that of the archive, a slash and its path there."""
+    """Its path; inside an archive, the archive's path, a slash and its path in the archive."""
     size: int
     """In bytes."""
     open: Callable[[], BinaryIO]
 
 
 class Parts(io.RawIOBase):
-    """Parts of a file, read as one file from the first to the last."""
+    """Parts of a file, read one after the other as one file."""
 
     def __init__(self, parts: list[Member]) -> None:
         self.streams = [part.open() for part in parts]
@@ -79,24 +79,24 @@ class Parts(io.RawIOBase):
 
 
 def plain(text: str) -> str:
-    """Return a name as names are compared: in NFC, because macOS writes NFD, and without spaces around it."""
+    """Return a name in the form in which names are compared: in NFC, because macOS writes NFD, and stripped."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def plain_path(name: str) -> str:
-    """Return a path with plain names, slashes between them and none before the first."""
+    """Return a path with plain names, a slash between them and none before the first."""
     return "/".join(filter(None, map(plain, name.replace("\\", "/").split("/"))))
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Return whether a name fits a pattern, in which * stands for any characters, / among them, and ? for one."""
+    """Return whether a name matches a pattern, in which * stands for any characters, also /, and ? for one."""
     return fnmatchcase(plain_path(name), plain_path(pattern).replace("[", "[[]"))
 
 
 def listed_files(folder: Path) -> dict[str, Path]:
-    """Return the files in a folder and its subfolders by their plain paths, in their order.
+    """Return the files in a folder and its subfolders by plain path, in the order of these paths.
 
-    Raises ValueError if two files have one plain path.
+    Raises ValueError if two files have the same plain path.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -110,7 +110,7 @@ def listed_files(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Raise what damaged files raise as a UserError that names the file."""
+    """Turn the errors that damaged files raise into a UserError that names the file."""
     try:
         yield
     except BROKEN as error:
@@ -118,9 +118,9 @@ def naming(where: str) -> Iterator[None]:
 
 
 def find_files(path: Path) -> Iterator[Member]:
-    """Yield the file, or the folder's files, in the order of their names, and in place of an archive those inside it.
+    """Yield the file, or the folder's files in the order of their names; of an archive, yield the files inside it.
 
-    Raises UserError for an archive that is damaged, needs a password, lacks a part or is a zip bomb.
+    Raises UserError if an archive is damaged, needs a password, lacks a part or is a zip bomb.
     """
     with naming(str(path)):
         files = listed_files(path) if path.is_dir() else {"": path}
@@ -134,12 +134,12 @@ def find_files(path: Path) -> Iterator[Member]:
 
 
 def unpack(member: Member, limit: int, depth: int = 0) -> Iterator[Member]:
-    """Yield a file, or in place of an archive what it contains; archives may unpack to `limit` bytes."""
+    """Yield a file or, of an archive, the files inside it; an archive may unpack to at most `limit` bytes."""
     with naming(member.name):
         stream = member.open()
         list_members = archive_reader(stream)
         if list_members and depth == DEEPEST:
-            raise ValueError(f"the {depth + 1}th archive inside each other; unpack it first")
+            raise ValueError(f"archives are nested {depth + 1} deep, at most {DEEPEST} are read; unpack this one first")
         inside = list_members(seekable(stream), limit) if list_members else ()
         members = list(join_parts(sorted(inside, key=lambda inner: inner.name)))
     if not list_members:
@@ -150,12 +150,12 @@ def unpack(member: Member, limit: int, depth: int = 0) -> Iterator[Member]:
 
 
 def seekable(stream: BinaryIO) -> BinaryIO:
-    """Return a stream to jump about in; a file in a zip is read into memory, because going back unpacks it again."""
+    """Return a stream that can seek fast; a file in a zip is read into memory, because going back unpacks it again."""
     return io.BytesIO(stream.read()) if isinstance(stream, zipfile.ZipExtFile) else stream
 
 
 def archive_reader(stream: BinaryIO) -> Callable[[BinaryIO, int], Iterator[Member]] | None:
-    """Return what lists the members of an archive, or None if the stream is no archive, such as an .xlsx."""
+    """Return the function that lists an archive's members, or None if the stream is not an archive; an .xlsx is not."""
     head = stream.read(262)
     stream.seek(0)
     if head[257:262] == b"ustar":
@@ -174,7 +174,7 @@ def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(stream)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"a zip that is cut ({error}); is its last part missing? Download it again") from None
+        raise ValueError(f"a zip that is cut short ({error}); is its last part missing? Download it again") from None
 
 
 def tar_members(stream: BinaryIO, _limit: int) -> Iterator[Member]:
@@ -191,19 +191,19 @@ def zip_members(stream: BinaryIO, limit: int) -> Iterator[Member]:
     total = sum(info.file_size for info in infos)
     if total > limit:
         raise ValueError(
-            f"a zip that unpacks to {total:,} bytes, more than {MOST_PACKED} times its size, as a zip bomb does; "
+            f"a zip that unpacks to {total:,} bytes, more than the allowed {limit:,}, as a zip bomb does; "
             "if you trust it, unpack it first"
         )
     for info in infos:
         name = plain_path(decoded_name(info))
         if info.flag_bits & 1:
-            raise ValueError(f"{name} in it needs a password; unpack it with the password first")
+            raise ValueError(f"{name} in it needs a password; unpack the zip first")
         if not NOT_DATA.match(name):
             yield Member(name, info.file_size, partial(archive.open, info))  # type: ignore[arg-type]  # reads bytes
 
 
 def decoded_name(info: zipfile.ZipInfo) -> str:
-    """Return an entry's name. Where a zip does not say utf-8, it is utf-8 (macOS) or cp949 (Korean Windows) anyway."""
+    """Return an entry's name. If the zip does not say utf-8, it is still utf-8 (macOS) or cp949 (Korean Windows)."""
     if not info.flag_bits & 0x800:
         for encoding in ("utf-8", "cp949"):
             try:
@@ -214,9 +214,9 @@ def decoded_name(info: zipfile.ZipInfo) -> str:
 
 
 def join_parts(members: Iterable[Member]) -> Iterator[Member]:
-    """Yield the members, those called `NAME.part0`, `NAME.part1073741824`, ... as one called NAME.
+    """Yield the members; those called `NAME.part0`, `NAME.part1073741824`, ... are joined into one called NAME.
 
-    The number is the first byte of the part (AI Hub), or counts the parts.
+    The number is the place of the part's first byte (AI Hub), or the number of the part.
     """
     parts: dict[str, dict[int, Member]] = defaultdict(dict)
     for member in members:
@@ -242,7 +242,7 @@ def open_parts(parts: list[Member]) -> BinaryIO:
 
 
 def require_every_part(name: str, numbers: list[int], parts: list[Member]) -> None:
-    """Raise ValueError unless the parts follow each other. That the last is there only the joined archive shows."""
+    """Raise ValueError if there is a gap between the parts. Only the joined archive shows whether the last is there."""
     ends = [0]
     for part in parts:
         ends.append(ends[-1] + part.size)

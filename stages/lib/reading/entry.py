@@ -12,10 +12,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 def as_name(name: str) -> str:
-    """Return the name of a source. Raises ValueError unless a folder can have it."""
+    """Return the name of a source. Raises ValueError unless a folder can have this name."""
     name = plain(name)
     if not name or "/" in name or name.startswith("."):
-        raise ValueError("a source's name must not be empty, contain a / or begin with a point")
+        raise ValueError("a source's name must not be empty, contain a / or begin with a dot")
     return name
 
 
@@ -44,26 +44,26 @@ class Turns(Section):
     path: PathText | None = None
     """The list of messages, or a text with markers; null: the record itself, or with `group` its records."""
     role: FieldText | None = None
-    """Field of a message that names its speaker; null: user and assistant alternate, or markers name them."""
+    """Field of a message with its speaker; null: user and assistant alternate, or markers name them."""
     text: FieldText | None = None
-    """Field of a message that has its text; null: the message is a text."""
+    """Field of a message with its text; null: the message is the text."""
     roles: Roles | None = None
-    """Role of each speaker or marker; null: `role` is system, user, assistant or tool already, or the first to speak is
-    the user and the second the assistant."""
+    """Role of each speaker or marker; null: `role` has system, user, assistant or tool already, or else the first to
+    speak is the user and the second the assistant."""
 
 
 class Group(Section):
     by: FieldText
-    """Field that the records of one conversation share; they must be in one file."""
+    """Field that has the same value in all records of a conversation; they must be in one file."""
     order: FieldText | None = None
-    """Field with the number of a record in its conversation; null: as in the file."""
+    """Field with the number of a record in its conversation; null: the order of the file."""
 
 
 class MergeSource(Section):
     name: SourceName
     """An entry of fetch.sources."""
     files: str | None = None
-    """Which files to read, also inside archives: a name in which * stands for any characters; null: all."""
+    """Which files to read, also inside archives: a pattern in which * stands for any characters; null: all."""
     records: PathText | None = None
     """Path to the records; null: the rows of the file."""
     instruction: list[FieldText] = []  # noqa: RUF012  # pydantic copies it
@@ -79,14 +79,14 @@ class MergeSource(Section):
     source: FieldText | None = None
     """Field whose text before the first `_` is the row's source; null: the source is `name`."""
     encoding: str = "auto"
-    """Encoding of text: utf-8, cp949, ...; auto: utf-8 if the whole file is, otherwise cp949 if it is that."""
+    """Encoding of text files: utf-8, cp949, ...; auto: utf-8 if the text is valid utf-8, otherwise cp949."""
 
     @model_validator(mode="after")
     def has_one_mapping(self) -> "MergeSource":
         if self.turns is None and not (self.instruction and self.output):
             raise ValueError("needs `instruction` and `output`, or `turns`")
         if self.turns is not None and (self.instruction or self.output):
-            raise ValueError("has `turns`, which replaces `instruction` and `output`; remove these")
+            raise ValueError("has `turns`, which replaces `instruction` and `output`; remove those two")
         if self.group is not None and (self.turns is None or self.turns.path or not self.turns.text):
-            raise ValueError("has a `group`, which needs `turns` with the `text` of a record and without a `path`")
+            raise ValueError("has `group`, which needs `turns` with a `text` and without a `path`")
         return self

@@ -1,7 +1,7 @@
 """Messages of a KakaoTalk export: text of the PC, Android and iPhone apps, and the CSV of the Mac app.
 
-Every message has `date`, `time`, `user` and `message`; a date of numbers is written 2026-10-02. Lines that nobody wrote
-(the title, dates, who came and left) are no messages.
+Every message has `date`, `time`, `user` and `message`; a date in digits is written as 2026-10-02. Lines that no user
+wrote (the title, dates, who came and left) are left out.
 """
 
 import re
@@ -24,13 +24,13 @@ LINES_TO_LOOK_AT = 30
 
 
 def is_kakaotalk(head: str) -> bool:
-    """Return whether one of the first lines of a text is as KakaoTalk writes them."""
+    """Return whether one of the first lines of a text looks like one of KakaoTalk's."""
     lines = head.lstrip("\ufeff").splitlines()[:LINES_TO_LOOK_AT]
     return any(pattern.fullmatch(line) for line in lines for pattern in HEADS)
 
 
 def read_messages(lines: Iterable[str]) -> Iterator[tuple[int, Message]]:
-    """Yield the number of each message's line and the message; a line that starts none continues the one before."""
+    """Yield each message with the number of its first line; a line that starts no message continues the one before."""
     day, first, message = "", 0, None
     for number, line in enumerate(map(str.rstrip, lines), 1):
         if found := PC_DAY.fullmatch(line):

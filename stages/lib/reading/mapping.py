@@ -1,14 +1,14 @@
-"""The language that says where a field of a row is: docs/mapping.md shows each construct.
+"""The notation for where a field of a row is; docs/mapping.md explains it.
 
-    question                       a key; `"a.b"` if it contains one of . [ ] ^ | { } "
+    question                       a key; `"a.b"` if it contains one of . [ ] ^ | { }
     answer.contents                a key inside an object
     answers[0].text, turns[-1]     an item of a list
     sentences[]                    every item of a list, or every value of an object; texts are joined by a newline
-    ^context, ^^title              a key of the object around the record, of the one around that
-    rationale | target             the first that is not empty
-    {rationale}\n\n정답: {target}    a template; empty if one of its fields is
+    ^context, ^^title              a key of the object around the record, a key of the object around that one
+    rationale | target             the first field that is not empty
+    {rationale}\n\n정답: {target}    a template; empty if one of its fields is empty
 
-A step into a text reads the text as JSON.
+If a value on the way is a string, it is read as JSON.
 """
 
 import json
@@ -31,7 +31,7 @@ Step = str | int | slice
 
 
 class Place(NamedTuple):
-    """A record and the objects around it, from the nearest."""
+    """A record and the objects around it, the nearest first."""
 
     value: Any
     around: tuple[Any, ...] = ()
@@ -49,18 +49,18 @@ class ValuePath:
     """The way to values inside a record."""
 
     def __init__(self, written: str) -> None:
-        """Raise ValueError if it is no path."""
+        """Raise ValueError if the text is not a path."""
         self.written = plain(written)
         rest = self.written.lstrip("^")
         self.up = len(self.written) - len(rest)
         self.steps = tuple(parse_steps(self.written, rest))
         self.key = self.steps[0] if len(self.steps) == 1 and not self.up and isinstance(self.steps[0], str) else None
-        """The key, if the path is no more than one."""
+        """The key, if the path is only one key."""
         self.found = False
-        """Whether any record had it."""
+        """Whether any record had the path."""
 
     def values(self, place: Place) -> list[Any]:
-        """Return what the path leads to; nothing if a key or an item on the way is missing."""
+        """Return the values at the path; none if a key or an item on the way is missing."""
         if self.key is not None and isinstance(place.value, dict) and self.key in place.value:  # for speed
             self.found = True
             return [place.value[self.key]]
@@ -72,16 +72,16 @@ class ValuePath:
         return found
 
     def text(self, place: Place) -> str:
-        """Return the texts that the path leads to, joined by a newline. Raises NotTextError."""
+        """Return the texts at the path, joined by a newline. Raises NotTextError."""
         texts = [to_text(self.written, value) for value in self.values(place)]
         return texts[0] if len(texts) == 1 else "\n".join(filter(None, texts))
 
 
 class Field:
-    """Paths and templates, of which the first that is not empty counts."""
+    """One or more paths or templates; the first that is not empty gives the text."""
 
     def __init__(self, written: str) -> None:
-        """Raise ValueError if it is no field."""
+        """Raise ValueError if the text is not a field."""
         self.written = written
         self.paths: list[ValuePath] = []
         self.choices = [self.parse_choice(choice) for choice in written.split(" | ")]
@@ -116,11 +116,11 @@ class Field:
 
 def parse_steps(written: str, rest: str) -> Iterator[Step]:
     if not rest:
-        raise ValueError(f"{written!r}: no field; docs/mapping.md shows what can be written")
+        raise ValueError(f"{written!r}: not a field; docs/mapping.md shows how to write one")
     while rest:
         found = STEP.match(rest)
         if not found:
-            raise ValueError(f"{written!r}: not understood from {rest!r}; docs/mapping.md shows what can be written")
+            raise ValueError(f"{written!r}: not a field, because of {rest!r}; docs/mapping.md shows how to write one")
         key = found["quoted"] or found["key"]
         yield plain(key) if key else int(found["index"]) if found["index"] else EACH
         rest = rest[found.end() :]
@@ -146,14 +146,14 @@ def take_step(value: Any, step: Step) -> list[Any]:
 
 
 def take_key(value: dict[Any, Any], key: str) -> list[Any]:
-    """Return the value of a key, which may be written in NFD or with spaces around it."""
+    """Return the value of a key, which the file may have in NFD or with spaces around it."""
     if key in value:
         return [value[key]]
     return next(([value[name]] for name in value if plain(str(name)) == key), [])
 
 
 def as_json(text: str) -> Any:
-    """Return a text as the list or object that it is in JSON, or None."""
+    """Return the list or object that a text contains as JSON, or None."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
@@ -163,7 +163,7 @@ def as_json(text: str) -> Any:
 
 
 def to_text(field: str, value: Any) -> str:
-    """Return a scalar as text, without spaces around it: null, NaN and the word nan as an empty one."""
+    """Return a scalar as text, without spaces around it; null, NaN and the word nan give an empty text."""
     if isinstance(value, str):
         text = strip_blank(unicodedata.normalize("NFC", value))
         return "" if text in EMPTY else text

@@ -1,6 +1,6 @@
 """Read the rows of a file: JSON Lines, JSON, CSV, TSV, Parquet, .xlsx or KakaoTalk, by its content, not its ending.
 
-A row that cannot be read is kept as it is.
+A row that cannot be read is kept as raw text.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from stages.lib.reading.kakaotalk import CSV_HEADER, from_csv, is_kakaotalk, rea
 
 csv.field_size_limit(2**31 - 1)
 HEAD = 2**16
-"""Characters that show the format."""
+"""Characters at the beginning by which the format is recognised."""
 CHUNK = 2**20
 JSON_LINES = "JSON Lines"
 NAMES = {",": "CSV", "\t": "TSV"}
@@ -54,7 +54,7 @@ def read_contents(stream: BinaryIO, encoding: str) -> Contents:
     if head.startswith(b"PK\x03\x04"):  # any other zip is an archive, which `find_files` has opened
         return Contents("xlsx", None, numbered(workbook_rows(seekable(stream))))
     if head.startswith(b"\xd0\xcf\x11\xe0"):
-        raise ValueError("an old .xls, or a workbook with a password; save it as .xlsx without one")
+        raise ValueError("an old .xls, or a workbook with a password; save it as .xlsx without a password")
     codec = find_encoding(stream, encoding)
     text = io.TextIOWrapper(stream, codec, errors="surrogateescape", newline="")
     return text_contents(text, codec)
@@ -79,10 +79,10 @@ def text_contents(text: TextIO, codec: str) -> Contents:
 
 
 def find_encoding(stream: BinaryIO, encoding: str) -> str:
-    """Return the codec to read a text with: the stated one, or for `auto` utf-8 (with a BOM or without), then cp949.
+    """Return the codec to read a text with: the stated one, or for `auto` utf-8 (with or without a BOM), then cp949.
 
-    A Hangul syllable in utf-8 before the first byte that is no utf-8 shows that the text is utf-8 with a broken
-    character, even if cp949 could read it, as other characters. Raises ValueError if `auto` finds no encoding.
+    If there is a Hangul syllable in utf-8 before the first byte that is not utf-8, the text is utf-8 with a broken
+    character, even if cp949 could read it (as other characters). Raises ValueError if `auto` finds no encoding.
     """
     if encoding != "auto":
         is_utf8 = codecs.lookup(encoding).name == "utf-8"
@@ -93,22 +93,25 @@ def find_encoding(stream: BinaryIO, encoding: str) -> str:
     other, _ = first_error(stream, "cp949")
     if other is None:
         return "cp949"
-    raise ValueError(f"byte {place} is not utf-8 and byte {other} is not cp949; state its `encoding`")
+    raise ValueError(f"byte {place} is not utf-8 and byte {other} is not cp949; state its `encoding` in merge.sources")
 
 
 def require_encoding(text: TextIO, codec: str) -> None:
-    """Go to the beginning of a text. Raises ValueError if it has another encoding; only JSON Lines lose single rows."""
+    """Go back to the beginning of a text. Raises ValueError if it has another encoding.
+
+    JSON Lines are not checked, because a wrong byte there makes only its own line unreadable.
+    """
     place, _ = first_error(text.buffer, codec)
     text.seek(0)
     if place is not None:
         raise ValueError(
-            f"byte {place} is not {codec.removesuffix('-sig')}; correct it, or `encoding` in merge.sources"
+            f"byte {place} is not {codec.removesuffix('-sig')}; correct the file, or its `encoding` in merge.sources"
         )
 
 
 def first_error(stream: BinaryIO, codec: str) -> tuple[int | None, str]:
-    """Return the place of the first byte that is not of this encoding, or None, and up to a chunk of text before it."""
-    codec = codec.removesuffix("-sig")  # whose decoder counts from behind the BOM
+    """Return the place of the first byte that is not in this encoding, or None, and up to a chunk of text before it."""
+    codec = codec.removesuffix("-sig")  # because its decoder does not count the BOM
     decoder, start, before = codecs.getincrementaldecoder(codec)(), 0, ""
     stream.seek(0)
     try:
@@ -127,7 +130,7 @@ def first_error(stream: BinaryIO, codec: str) -> tuple[int | None, str]:
 
 
 def json_contents(text: TextIO, codec: str) -> Contents:
-    """Return the rows of JSON Lines, also of objects with a comma after each, or of one JSON text."""
+    """Return the rows of JSON Lines, which may have a comma after each object, or of one JSON text."""
     first = next(line for line in text if line.strip())
     if any(line.strip() for line in text) and is_row(first):
         text.seek(0)
@@ -164,7 +167,7 @@ def parse_line(number: int, line: str) -> Record:
 
 
 def printable(text: str) -> str:
-    """Return a text with U+FFFD for every byte that was not of its encoding."""
+    """Return a text with U+FFFD for every byte that was not in its encoding."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -190,7 +193,7 @@ def parquet_rows(stream: BinaryIO) -> Iterator[Any]:
 
 
 def workbook_rows(stream: BinaryIO) -> list[Any]:
-    """Return the rows of a workbook's only sheet with rows, or of several an object of lists by sheet."""
+    """Return a workbook's rows; if several sheets have rows, return one row: an object with the rows of each sheet."""
     from openpyxl import load_workbook
 
     try:
@@ -202,8 +205,8 @@ def workbook_rows(stream: BinaryIO) -> list[Any]:
 
 
 def sheet_rows(sheet: Any) -> list[dict[str, Any]]:
-    """Return the rows of a sheet below its header, without empty ones."""
-    sheet.reset_dimensions()  # some programs write a wrong size, and openpyxl would read no further
+    """Return the rows below a sheet's header, without empty rows."""
+    sheet.reset_dimensions()  # because some programs write too small a size, and openpyxl would read no further
     rows = (row for row in sheet.iter_rows(values_only=True) if any(cell is not None for cell in row))
     header = [plain(str(name)) if name is not None else "" for name in next(rows, ())]
     return [dict(zip(header, row, strict=False)) for row in rows]

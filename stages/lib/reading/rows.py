@@ -1,4 +1,4 @@
-"""The rows of a source: its records, mapped as its entry says. A record that is no row has a reason."""
+"""The rows of a source: its records, mapped as its entry says. A record that is not a row has a reason."""
 
 import json
 import logging
@@ -18,25 +18,26 @@ from stages.lib.text.conversations import Turn, settle
 log = logging.getLogger("stages")
 NOT_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 ONE_RECORD = 2**20
-"""Bytes up to which a broken file among others is one unreadable row: sets of small files have some."""
+"""Largest broken file, in bytes, that counts as one unreadable row if there are other files: of many small files, a few
+are often broken."""
 SHOWN = 1000
-"""Characters of a row that has no records; it may be a whole file."""
+"""Characters that are kept of a row without records, because it may be a whole file."""
 
 
 class Mapped(NamedTuple):
-    """A row, or what is none."""
+    """A row, or a record that is not one."""
 
     file: str
     line: int
     source: str
     instruction: str
     request: str
-    """The first field of the instruction that is not empty: what is asked, without the text it is asked about."""
+    """The first field of the instruction that is not empty: the request, without the text that it is about."""
     output: str
     turns: list[Turn] | None = None
     """None if the row is one question and its answer."""
     reason: str | None = None
-    """Why it is no row; None if it is one."""
+    """Why it is not a row; None if it is one."""
     original: str = ""
     """The record as it was, if there is a reason."""
 
@@ -54,7 +55,7 @@ class Found(NamedTuple):
 def read_source(folder: Path, source: MergeSource) -> Iterator[Mapped]:
     """Yield the rows of a source, in the order of its files' names and of their lines.
 
-    Raises UserError if a file is unreadable as a whole, a field is in no record or is no text, or a role is unknown.
+    Raises UserError if a file is unreadable as a whole, a field is in no record or is not text, or a role is unknown.
     """
     mapper, row = Mapper(source, folder), None
     has_rows = False
@@ -71,7 +72,7 @@ def read_source(folder: Path, source: MergeSource) -> Iterator[Mapped]:
 
 
 def read_records(folder: Path, source: MergeSource) -> Iterator[Found]:
-    """Yield the records of every file that `source.files` names, also inside archives."""
+    """Yield the records of every file whose name matches `source.files`, also inside archives."""
     names: list[str] = []
 
     def is_wanted(file: Member) -> bool:
@@ -133,9 +134,9 @@ class Mapper:
         self.by, self.order = map(to_field, (group.by, group.order) if group else (None, None))
         self.turns = TurnReader(source.turns or Turns())
         self.keys: set[str] = set()
-        """Keys of the records."""
+        """Keys that records had."""
         self.unanswered = 0
-        """Turns after the last answer of a conversation, which are left out."""
+        """How many turns were left out because they are after the last answer of a conversation."""
 
     def to_row(self, found: Found) -> Mapped:
         if found.place is None:
@@ -148,7 +149,7 @@ class Mapper:
             raise self.explained(found, error) from None
 
     def to_pair(self, found: Found, place: Place) -> Mapped:
-        """Return a record's instruction and output; with a system text they are turns."""
+        """Return a record's instruction and output, also as turns if there is a system text."""
         if not isinstance(place.value, dict):
             raise NoRowError(UNREADABLE)
         self.keys.update(place.value)
@@ -165,7 +166,7 @@ class Mapper:
         return self.settled(found, self.turns.read(place))
 
     def settled(self, found: Found, turns: list[Turn]) -> Mapped:
-        """Return the conversation that these turns make."""
+        """Return the turns as a row, or why they are not one."""
         system = text_at(self.system, found.place)
         settled = settle([Turn("system", system), *turns] if system else turns)
         if settled.reason:
@@ -175,7 +176,7 @@ class Mapper:
         return self.written(found, [settled.instruction], settled.output, turns_or_none)
 
     def group_rows(self, records: Iterable[Found]) -> Iterator[Mapped]:
-        """Yield a conversation for each group of a file's records."""
+        """Yield a row for each group of a file's records."""
         for _, of_file in groupby(records, key=lambda found: found.file):
             groups: dict[str, list[Found]] = {}
             for found in of_file:
@@ -213,7 +214,7 @@ class Mapper:
             raise UserError(f"{where} must be a number, got {written!r}") from None
 
     def written(self, found: Found, parts: list[str], output: str, turns: list[Turn] | None) -> Mapped:
-        """Return a row; what cannot be written in utf-8 is unreadable."""
+        """Return a row; a text that cannot be written in utf-8 makes it unreadable."""
         origin = text_at(self.origin, found.place).split("_")[0] or self.source.name
         instruction, request = "\n".join(parts), next(iter(parts), "")
         row = Mapped(self.name_of(found), found.line, origin, instruction, request, output, turns)
@@ -224,18 +225,18 @@ class Mapper:
         return row
 
     def no_row(self, found: Found, reason: str | None = None, original: str | None = None) -> Mapped:
-        """Return a record that is no row, for the reason given or the one it was found with."""
+        """Return a record that is not a row, with the given reason or the one it was found with."""
         if original is None:
             original = found.original if found.place is None else as_written(found.place.value)
         why = reason or found.reason
         return Mapped(self.name_of(found), found.line, self.source.name, "", "", "", None, why, writable(original))
 
     def name_of(self, found: Found) -> str:
-        """Return the path of a record's file in the folder of the source."""
+        """Return the path of a record's file inside the folder of the source."""
         return found.file.removeprefix(f"{self.folder}/")
 
     def explained(self, found: Found, error: ValueError) -> UserError:
-        """Return what is wrong with a record, with its file and row and what to do."""
+        """Return an error that says what is wrong with a record, in which file and row, and what to do."""
         where, entry = f"{found.file}, row {found.line}", f"{self.source.name} in merge.sources"
         if isinstance(error, UnknownRoleError):
             known = ", ".join(self.turns.roles or ())
@@ -246,13 +247,13 @@ class Mapper:
         if isinstance(error, NotTextError):
             return UserError(
                 f"{where}: expected text in the column {error.field}, got {NOT_TEXT[type(error.value)]}: "
-                f"{str(error.value)[:80]}; {entry} must name text inside it, or map a list of messages with `turns` "
+                f"{str(error.value)[:80]}; {entry} must name a text inside it, or map a list of messages with `turns` "
                 f"(docs/mapping.md); `python -m tools.look {found.file}` proposes an entry"
             )
         return UserError(f"{where}: {error}; see {entry}")
 
     def missing(self) -> list[str]:
-        """Return the paths that no record had."""
+        """Return the paths that were in no record."""
         optional = (self.output, self.system, self.origin, self.by, self.order, self.turns.role, self.turns.text)
         fields = [*self.instruction, *filter(None, optional)]
         paths = [path for field in fields for path in field.paths] + ([self.turns.path] if self.turns.path else [])
@@ -265,7 +266,7 @@ class Mapper:
             listed = ", ".join(sorted(map(writable, map(str, self.keys))))
             raise UserError(
                 f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in "
-                "merge.sources (docs/mapping.md: a name with a point or a bracket in it needs quotes)"
+                "merge.sources (a name that contains a dot or a bracket needs quotes: docs/mapping.md)"
             )
         if self.unanswered:
             log.info("%s: %d turns after the last answer are left out", self.source.name, self.unanswered)
@@ -280,7 +281,7 @@ def text_at(field: Field | None, place: Place | None) -> str:
 
 
 def as_written(value: Any) -> str:
-    """Return a record as JSON: with U+FFFD for bytes of another encoding, and lone surrogates as they were escaped."""
+    """Return a record as JSON, with U+FFFD for bytes in another encoding and with lone surrogates escaped."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     try:
         return printable(text)

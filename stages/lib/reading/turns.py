@@ -1,4 +1,4 @@
-"""The turns of a conversation as files have them: messages, texts of alternating speakers, one text with markers."""
+"""Turns of a conversation as files have them: messages, texts of alternating speakers, or one text with markers."""
 
 import re
 from typing import get_args
@@ -10,12 +10,12 @@ from stages.lib.text.conversations import Turn
 UNREADABLE, NO_RECORDS, NO_GROUP = "unreadable", "no_records", "no_group"
 NO_TURNS, NO_ROLE, SPEAKERS = "no_turns", "no_role", "speakers"
 IN_ORDER: tuple[Role, ...] = ("user", "assistant")
-"""Roles of the speakers in the order in which they first speak, if no map names them."""
+"""Roles of the speakers in the order in which they first speak, if `roles` is null."""
 OURS: dict[str, Role] = {role: role for role in get_args(Role)}
 
 
 class NoRowError(Exception):
-    """A record is no row, for this reason."""
+    """A record is not a row, for this reason."""
 
 
 class UnknownRoleError(ValueError):
@@ -53,9 +53,9 @@ class TurnReader:
         return [Turn(role, text) for role, text in zip(roles, texts, strict=True)]
 
     def roles_of(self, messages: list[Place]) -> list[Role]:
-        """Return the role of each message: as `roles` says.
+        """Return the role of each message, as `roles` says.
 
-        Without it, the names are ours already, or the first to speak is the user and the second the assistant.
+        Without `roles`, the names are roles already, or the first to speak is the user and the second the assistant.
         """
         if not self.role:
             return [IN_ORDER[number % 2] for number in range(len(messages))]
@@ -85,6 +85,6 @@ class TurnReader:
 
 
 def marker_pattern(markers: list[str]) -> re.Pattern[str]:
-    """Return what finds a marker; one that begins with a letter or digit (`Q:`) only at the beginning of a line."""
+    """Return a pattern for markers; one that begins with a letter or digit (`Q:`) must be at the start of a line."""
     patterns = [rf"^[ \t]*{re.escape(one)}" if one[:1].isalnum() else re.escape(one) for one in markers]
     return re.compile(f"({'|'.join(sorted(patterns, key=len, reverse=True))})", re.MULTILINE)

@@ -1,13 +1,13 @@
 """Conversations as a model reads them: the same text and tokens in training, in the held-out loss and in use.
 
-A format is a chat template in Jinja, which the tokenizer of the trained model carries: a file formats/<name>.jinja or,
-under the name `tokenizer`, the template that the base brings. transformers renders all of them. Every answer is
-learned, with the token that ends it, and nothing else.
+A format is a chat template in Jinja, which the tokenizer of the trained model keeps: a file formats/<name>.jinja or,
+under the name `tokenizer`, the base's own template. transformers renders all of them. Only the answers are learned,
+each with the token that ends it.
 
-Our formats are the originals' with two changes. Every answer ends with the tokenizer's own end of text: KoQuality
+Our formats are the originals with two changes. Every answer ends with the tokenizer's own end of text: KoQuality
 writes no end, so its answers never stop; KoRAE writes `</s>`, which only Llama's tokenizers read as an end. And no
-prompt ends in a space, because that would be a token of its own (' ', '감', '자는'), and in running text it belongs to
-the next word (' 감', '자는'): the space begins the answer.
+prompt ends in a space, because the space would be a token of its own (' ', '감', '자는'), but in running text it
+belongs to the next word (' 감', '자는'). So the space begins the answer.
 """
 
 import re
@@ -28,7 +28,7 @@ FORMATS = Path(__file__).parent / "formats"
 OF_THE_BASE = "tokenizer"
 """The name of the base's own chat template."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""The tag before what a template marks as an answer."""
+"""The tag with which a template begins to mark an answer."""
 Span = tuple[int, int]
 
 
@@ -60,9 +60,9 @@ class Example(NamedTuple):
     cut: bool = False
     """Whether the last answer lost its end."""
     rewritten: bool = False
-    """Whether the template writes answers otherwise once others follow, so that only the last answer is learned."""
+    """Whether the template changes an answer as soon as other turns follow; then only the last answer is learned."""
     refused: str = ""
-    """Why the template does not take the conversation, which then has no ids."""
+    """Why the template refuses the conversation, which then has no ids."""
 
     def learned(self) -> list[Span]:
         """Return the spans of the labels; the first token is none, because nothing predicts it."""
@@ -74,8 +74,9 @@ def encode(
 ) -> list[Example]:
     """Return every conversation as the tokenizer's chat template writes it.
 
-    If the template refuses a system text, that begins the first question instead; what it refuses all the same has no
-    ids. Raises UserError if the template begins with two BOS, or if an answer is not marked or has no end.
+    If the template refuses a conversation with a system text, the system text is put before the first question. If it
+    refuses that too, the example has no ids. Raises UserError if the text begins with two BOS, or if an answer is not
+    marked or has no end.
     """
     ends = end_tokens(tokenizer)
     return [encode_or_refuse(tokenizer, turns, ends, max_tokens) for turns in conversations]
@@ -117,11 +118,11 @@ def encode_turns(
 
 
 def find_answers(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> tuple[str, list[Span], bool]:
-    """Return the text, where in it answers start and stop, and whether only the last could be found.
+    """Return the text, where in it answers start and stop, and whether only the last answer could be found.
 
-    They are what the template marks by `{% generation %}`; without it, what it adds to the prompt of use. Raises
-    jinja2's TemplateError if the template refuses the turns, or has another prompt for them in use: that of EXAONE 4
-    ends with an empty thought even if the answer brings a thought of its own.
+    Answers are what the template marks with `{% generation %}`; without it, what the template adds to its prompt
+    (`add_generation_prompt`). Raises jinja2's TemplateError if the template refuses the turns, or if the text does not
+    begin with the prompt: EXAONE 4's prompt ends with an empty thought even if the answer has a thought of its own.
     """
     from jinja2 import TemplateRuntimeError
 
@@ -129,23 +130,23 @@ def find_answers(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) ->
     if GENERATION.search(tokenizer.get_chat_template()):
         if not marked:
             raise UserError(
-                "params.yaml: train.format: the chat template has {% generation %}, but marks no answer by it in: "
-                f"{text[:200]!r}; mend the template, or take {{% generation %}} out of it"
+                "params.yaml: train.format: the chat template has {% generation %}, but marks no answer with it in: "
+                f"{text[:200]!r}; correct the template, or take {{% generation %}} out of it"
             )
         return text, marked, False
     found = [added_by_answer(tokenizer, turns, n, text) for n, turn in enumerate(turns) if turn.role == "assistant"]
     *earlier, last = found
     if last is None:
-        raise TemplateRuntimeError("the answered text does not begin with the prompt of use (add_generation_prompt)")
+        raise TemplateRuntimeError("the text with its answer does not begin with the prompt (add_generation_prompt)")
     if None in earlier:
         return text, [last], True
     return text, [span for span in found if span], False
 
 
 def added_by_answer(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], number: int, text: str) -> Span | None:
-    """Return what the answer at this number adds to its prompt of use, or None if `text` does not begin with both.
+    """Return where in `text` turn `number`, an answer, starts and stops, or None if `text` has it in another form.
 
-    Some templates (Qwen 3's) write an answer otherwise as soon as another follows.
+    Some templates (Qwen 3's) change an answer as soon as other turns follow.
     """
     prompt, _ = render(tokenizer, turns[:number], as_prompt=True)
     answered, _ = render(tokenizer, turns[: number + 1])
@@ -155,10 +156,10 @@ def added_by_answer(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn],
 def render(
     tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], as_prompt: bool = False
 ) -> tuple[str, list[Span]]:
-    """Return what `apply_chat_template` does, and what stands in `{% generation %}`.
+    """Return the text that `apply_chat_template` writes, and the spans inside `{% generation %}`.
 
-    By the function that it calls: its own mask is of tokens, and all zero if answers begin with a space and the
-    tokenizer's offsets leave spaces out, as those of GPT-NeoX do.
+    This calls the same function as `apply_chat_template`, but does not use its mask of tokens: that is all zero if
+    answers begin with a space and the tokenizer's offsets leave spaces out, as GPT-NeoX's do.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -175,13 +176,13 @@ def render(
 
 
 def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the tokens that may end an answer: all that stand for themselves, such as `<|im_end|>`."""
+    """Return the tokens that may end an answer: the eos token and all added tokens, such as `<|im_end|>`."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return tuple(sorted(text for text in added | {tokenizer.eos_token} if text.strip()))
 
 
 def place_after_end(text: str, start: int, stop: int, ends: tuple[str, ...]) -> int:
-    """Return where the answer's end token stops. What follows it, mostly a newline, is not learned."""
+    """Return where the answer's end token stops. What follows it, usually a newline, is not learned."""
     answer = text[start:stop].rstrip()
     if answer.endswith(ends):
         return start + len(answer)
@@ -197,16 +198,16 @@ def place_after_end(text: str, start: int, stop: int, ends: tuple[str, ...]) -> 
 def tokens_before(
     tokenizer: "PreTrainedTokenizerBase", text: str, places: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Return the tokens of the text, and how many of them stand before each of its places; the last place is its end.
+    """Return the tokens of the text, and how many of them are before each of its places; the last place is its end.
 
-    What stands before a place has the tokens that it has without what follows, as a prompt in use.
+    The text before a place gets the tokens that it has by itself, as a prompt in use does.
     """
     ids: list[int] = []
     counts, done = [], 0
     for place in places:
         if place > done:
             more = tokenizer(text[:place], add_special_tokens=False)["input_ids"]
-            if more[: len(ids)] != ids:  # a token would reach across the last place
+            if more[: len(ids)] != ids:  # a token would cross the last place
                 more = ids + tokenizer(text[done:place], add_special_tokens=False)["input_ids"]
             ids, done = more, place
         counts.append(len(ids))

@@ -3,8 +3,8 @@
 Korean is measured in 어절, the words between spaces. Of `Docker container의 network mode를 host로 설정하면?` only
 0.19 of the letters are Hangul, but four of six words contain a Hangul syllable, because particles and endings do.
 
-- Jamo (ㅋㅋ, ㅠㅠ, ㅁㄴㅇㄹ) count neither way.
-- Words of Hanja count neither way if the text has Hangul. Hanja are the characters of KS X 1001; all others
+- Jamo (ㅋㅋ, ㅠㅠ, ㅁㄴㅇㄹ) are not counted.
+- Words of Hanja are not counted if the text has Hangul. Hanja are the Chinese characters of KS X 1001; all others
   (气, 国) are foreign, because only Chinese and Japanese use them.
 - Code, URLs, HTML and LaTeX are taken out first. So are quotations and brackets without Hangul, unless nothing is left:
   `LTV(Loan to Value)란?` is one Korean word.
@@ -27,13 +27,13 @@ NOT_HANGUL = re.compile(rf"[^\W\d_{JAMO}가-힣]")
 NOT_HANJA = re.compile(rf"[^\W\d_{JAMO}{HANJA}]")
 FOREIGN = re.compile(f"[{OTHER}]|(?![{HANJA}])[㐀-鿿]")
 RUN = re.compile(f"[{OTHER}㐀-鿿ー]{{2,}}")
-"""At least two letters, because single ones are in emoticons: ヽ(´▽`)."""
+"""At least two letters, because emoticons have single ones: ヽ(´▽`)."""
 UNSPACED = re.compile(f"[{OTHER}㐀-鿿]")
 BLANK = r"[\s\u00ad\u034f\u115f\u1160\u180e\u200b-\u200f\u2060-\u2064\u2800\u3164\ufeff\uffa0]+"
-"""Spaces, and characters that show nothing: U+3164 (Hangul filler), U+200B, U+FEFF, ..."""
+"""Spaces and invisible characters: U+3164 (Hangul filler), U+200B, U+FEFF, ..."""
 EDGES = re.compile(rf"\A{BLANK}|{BLANK}\Z")
 BROKEN = re.compile(r"[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")
-"""U+FFFD, and the private use areas: what is left of fonts of their own and of wrong encodings."""
+"""U+FFFD and private-use characters, which come from wrong encodings and from custom fonts."""
 
 MARKUP = re.compile(
     r"""
@@ -60,22 +60,22 @@ LANGUAGE = (
     "(?:(?:영|일본|중국|독일|프랑스|스페인|러시아|이탈리아|포르투갈|라틴|그리스|아랍|히브리|터키|튀르키예|베트남|태국|"
     "인도네시아|말레이|몽골|산스크리트|외국)어|영문|일문|한문|한자|로마자|힌디|에스페란토|가타카나|히라가나)"
 )
-"""Without 일어, 독어, 불어 and the like, which are also in 일어나다, 고독어린, 불어나다."""
+"""Without 일어, 독어, 불어 and the like, because 일어나다, 고독어린 and 불어나다 contain them."""
 INTO_OTHER = re.compile(
     rf"""{LANGUAGE}\ ?로 | 영작 | \b(?:in|into|to)\ (?:English|Japanese|Chinese)
     | ``` | 코드 | 코딩 | 프로그래밍 | 스크립트 | 쿼리 | 명령어 | 정규\ ?(?:표현)?식 | 함수를?\ (?:작성|구현|만들|짜)
     | 파이썬 | 자바 | Python | Java | C\+\+ | SQL | HTML | CSS | JSON | XML | YAML | LaTeX | Markdown | regex""",
     re.VERBOSE | re.IGNORECASE,
 )
-"""What asks for another language, or for code."""
+"""A request for another language, or for code."""
 ABOUT_OTHER = re.compile(f"{LANGUAGE}|번역|통역|translat", re.IGNORECASE)
-"""What may ask for another language, unless it asks for Korean."""
+"""What is a request for another language unless the instruction asks for Korean."""
 INTO_KOREAN = re.compile("(?:한국어|한글|우리말|국문)로|(?:in|into|to) Korean", re.IGNORECASE)
 SIGNS = re.escape(".,:;~!?…·•\"'“”‘’「」『』《》〈〉()[]{}、。_*`")
 PUNCTUATION = re.compile(rf"[{SIGNS}]+(?![\d{SIGNS}])|(?<!\d)\s+|\s+(?!\d)")
-"""Not before a digit (.5), no space between digits, and no operator: 5-6 is not 56."""
+"""But no punctuation before a digit (.5), no space between digits, and no operator: 5-6 is not 56."""
 FEW = 3
-"""Words of an answer that may be a name, a number or a choice: `Google Chrome`."""
+"""Most words of a foreign answer that may be a name, a number or a choice: `Google Chrome`."""
 
 
 def strip_blank(text: str) -> str:
@@ -84,9 +84,10 @@ def strip_blank(text: str) -> str:
 
 
 def is_korean(text: str, share: float) -> bool:
-    """Return whether an instruction is Korean: arithmetic, or at least two syllables and `share` of the words.
+    """Return whether an instruction is arithmetic, or has at least two Hangul syllables and this share of Korean words.
 
-    A first or last line of two Korean words or more is asked alone too: the lines between may be what it asks about.
+    A first or last line of two or more Korean words may also have the share by itself, because the other lines may be
+    the text that it asks about.
     """
     if ARITHMETIC.fullmatch(text):
         return True
@@ -97,9 +98,10 @@ def is_korean(text: str, share: float) -> bool:
 
 
 def answers_in_korean(instruction: str, output: str, share: float) -> bool:
-    """Return whether `share` of the output's words are Korean, or none need be.
+    """Return whether at least this share of the output's words is Korean, or none need to be.
 
-    None need be if the instruction asks for another language or for code, or if they may be a name, being few.
+    None need to be if the instruction asks for another language or for code, or if the words are so few that they may
+    be a name.
     """
     plain = without_markup(output)
     korean = korean_share(plain)
@@ -109,17 +111,17 @@ def answers_in_korean(instruction: str, output: str, share: float) -> bool:
 
 
 def asks_for_other(instruction: str) -> bool:
-    """Return whether the instruction asks for code, or for a language that is not Korean."""
+    """Return whether the instruction asks for code, or for a language other than Korean."""
     if INTO_OTHER.search(instruction):
         return True
     return bool(ABOUT_OTHER.search(instruction)) and not INTO_KOREAN.search(instruction)
 
 
 def has_foreign_script(instruction: str, output: str) -> bool:
-    """Return whether a Korean output has a run of a foreign script for no reason.
+    """Return whether a Korean output has two or more letters of a foreign script together without a good reason.
 
-    It has a reason if it is quoted or in brackets, if instruction or output names a language, or if the instruction
-    has such a script too.
+    A good reason: they are in quotation marks or brackets, the instruction or the output names a language, or the
+    instruction has a foreign script too.
     """
     if not FOREIGN.search(output):
         return False
@@ -152,11 +154,14 @@ def korean_share(plain: str) -> float | None:
 
 
 def is_korean_word(word: str) -> bool:
-    """Return whether the word has Hangul syllables, and no fewer than foreign letters: Japanese has no spaces."""
+    """Return whether the word has Hangul syllables, and at least as many as letters of foreign scripts.
+
+    Without this rule, one syllable would make a whole Japanese sentence, which has no spaces, a Korean word.
+    """
     syllables = len(SYLLABLE.findall(word))
     return 0 < syllables >= len(FOREIGN.findall(word))
 
 
 def same_text(text: str) -> str:
-    """Return what texts that differ only in spaces, punctuation, case and width have in common: 만드는 법, 만드는법."""
+    """Return the text in a form that is equal for texts that differ only in spaces, punctuation, case and width."""
     return PUNCTUATION.sub("", unicodedata.normalize("NFKC", text).casefold())

@@ -36,11 +36,11 @@ SYLLABLES = 7
 SENTENCE = re.compile(r"[^\w\s]+|\n")
 """What ends a sentence, a line or a quotation, or is inside one, as a comma is."""
 CHAT = re.compile(rf"(?<=[다요죠까])\s+|{SENTENCE.pattern}")
-"""What ends a sentence in chats too, which have no punctuation: `너무 좋았어요 또 갈까 해요`."""
+"""What ends a sentence, also in chats without punctuation: `너무 좋았어요 또 갈까 해요`."""
 JAMO = re.compile("[ㄱ-ㆎﾡ-ￜ]+")
-"""Jamo by themselves (ㅋㅋ, ㅠㅠ). NFKC would join ㄳ to the syllable before it: 네ㄳ, 넧."""
+"""Single jamo (ㅋㅋ, ㅠㅠ). NFKC would join ㄳ to the syllable before it: 네ㄳ, 넧."""
 QUOTING = "이?라[고는며]"
-"""What follows a quotation, with or without its marks: 정말 맛있어요라는 리뷰."""
+"""What follows a quotation, with or without quotation marks: 정말 맛있어요라는 리뷰."""
 JOINED = 3
 """Most neighbouring pieces between punctuation that are compared as one sentence: `소들이 [풀]을 뜯는다` has three."""
 PARTICLES = re.compile(
@@ -105,7 +105,7 @@ def normalise(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Return the text in NFKC and lower case, with a line end for ㅋㅋ and the like, because they end a sentence."""
+    """Return the text in NFKC and lower case, with a line end in place of ㅋㅋ and the like, which end sentences."""
     return unicodedata.normalize("NFKC", JAMO.sub("\n", text)).lower()
 
 
@@ -241,8 +241,8 @@ def similarity(text: str, instruction: str, output: str) -> float:
 def split_sentences(instruction: str, output: str) -> list[str]:
     """Return the row's distinct sentences, normalised: pieces between punctuation or line ends, and `JOINED` together.
 
-    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined. 다, 요, 죠 and 까 may end a
-    word inside a sentence too, so the row is split with and without them.
+    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined. 다, 요, 죠 and 까 may also
+    end a word inside a sentence, so the row is split twice, with and without them.
     """
     text, runs = fold(f"{instruction}\n{output}"), []
     for end in (SENTENCE, CHAT):

@@ -1,7 +1,7 @@
-"""Find sentences in another style of speech: 정우는 치과에 예약을 하였다, 정우가 치과 예약을 했어요.
+"""Find a sentence in another style of speech: 정우는 치과에 예약을 하였다, 정우가 치과 예약을 했어요.
 
-Of a sentence, only its letters are compared, without particles, contracted (하였 is 했) and without its ending. Endings
-are looked for among jamo, because they begin inside syllables: ㅂ니다 in 합니다.
+Two sentences are equal if their letters are, after particles and the ending are taken out and the rest is contracted
+(하였 is 했). Endings are found in jamo, because they begin inside syllables: ㅂ니다 in 합니다.
 """
 
 import re
@@ -28,13 +28,13 @@ B, N, L = (jamo(syllable)[-1] for syllable in "압안알")
 ENDING = re.compile(
     jamo(rf"(?:(?:습|{B})니(?:다|까)|{N}?다|{L}까|냐|니|인|{N}|어|아|여|음|지|죠|네|군|구|거든|데|야|예)$")
 )
-"""Endings of a sentence, of which particles are taken out: 는다 is 다, 어요 is 어, 인가요 is 인."""
+"""Endings of a sentence after particles are taken out: 는다 is 다, 어요 is 어, 인가요 is 인."""
 OPEN = {jamo(short)[1:]: jamo(long)[1:] for short, long in [("와", "오"), ("워", "우"), ("여", "이"), ("왜", "외")]}
 LAST = re.compile(f"(?:{'|'.join(OPEN)}|{jamo('해')})$")
 CORE = 5
-"""Letters that must be left of a text. With fewer, it is too common a sentence: 눈이 건조해."""
+"""Fewest letters that must be left of a text. With fewer, the sentence is too common: 눈이 건조해."""
 LONGEST = 40
-"""Letters of the longest text. In a longer one, another style changes so little that it is a near copy."""
+"""Letters of the longest text to look for. In a longer one, another style changes so little that it is a near copy."""
 
 
 def restyled(rows: Sequence[tuple[str, str]], texts: Sequence[str], ngram: int) -> Iterator[tuple[int, int]]:
@@ -54,7 +54,7 @@ def restyled(rows: Sequence[tuple[str, str]], texts: Sequence[str], ngram: int) 
 
 
 def without_style(sentence: str) -> str:
-    """Return the letters of the sentence without particles and without its ending."""
+    """Return the letters of the sentence without particles and ending."""
     letters = ENDING.sub("", jamo(contracted(sentence)))
     return PARTICLES.sub("", normalize("NFC", LAST.sub(lambda end: OPEN.get(end[0], jamo("하")), letters)))
 
