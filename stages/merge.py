@@ -179,7 +179,8 @@ def row_ids(rows: pd.DataFrame) -> list[str]:
     ids = list(rows["text_hash"])
     number = rows.groupby("text_hash").cumcount()
     for row in number.index[number > 0]:
-        ids[row] = text_hash(*rows.loc[row, ["source", "instruction", "output"]], str(number[row]))
+        said = [part for turn in rows.at[row, "turns"] or () for part in (turn["role"], turn["text"])]
+        ids[row] = text_hash(*rows.loc[row, ["source", "instruction", "output"]], *said, str(number[row]))
     return ids
 
 

@@ -38,7 +38,7 @@ READ = {
 }
 DROPPED = {
     "chatbot": {"duplicate": 82, "not_korean": 14},
-    "word_problems": {"duplicate": 16, "not_korean": 1},
+    "word_problems": {"duplicate": 16, "empty": 2, "not_korean": 1},
     "sharegpt": {"duplicate": 1, "empty": 24, "not_korean": 13, "output_not_korean": 3, "too_long": 27},
     "translation": {"duplicate": 4},
 }
