@@ -60,7 +60,7 @@ LANGUAGE = (
     "(?:(?:영|일본|중국|독일|프랑스|스페인|러시아|이탈리아|포르투갈|라틴|그리스|아랍|히브리|터키|튀르키예|베트남|태국|"
     "인도네시아|말레이|몽골|산스크리트|외국)어|영문|일문|한문|한자|로마자|힌디|에스페란토|가타카나|히라가나)"
 )
-"""Without 일어, 불어 and the like, which are also in 일어나다, 불어나다."""
+"""Without 일어, 불어 and the like, because 일어나다 and 불어나다 contain them."""
 INTO_OTHER = re.compile(
     rf"""{LANGUAGE}\ ?로 | 영작 | \b(?:in|into|to)\ (?:English|Japanese|Chinese)
     | ``` | 코드 | 코딩 | 프로그래밍 | 스크립트 | 쿼리 | 명령어 | 정규\ ?(?:표현)?식 | 함수를?\ (?:작성|구현|만들|짜)
