@@ -21,15 +21,15 @@ from benchmarks.measure import machine, table
 from stages.lib.core.portable import PORTABLE
 
 ROOT = Path(__file__).parent.parent
-LARGE, SMALL = (6, 320, 5, 8192, 1024), (1, 96, 2, 2048, 1024)
-"""Layers, width, heads, vocabulary, positions: 12.6 million parameters, and the shape of the default's scorer."""
+LARGE, SMALL = (4, 192, 4, 8192, 2048), (1, 96, 2, 2048, 1024)
+"""Layers, width, heads, vocabulary, positions: the scorers of `recipes/local.yaml` and of the default."""
 BUSY = "while True: pass"
 
 
 def main(rounds: int = 3) -> None:
     rows = [portable_line(part, shape, rounds) for part in WORK for shape in ("large", "small")]
     print(f"{table(rows)}\n")
-    rows = [spinning_line(part, busy, rounds) for part in WORK for busy in (False, True)]
+    rows = [spinning_line(part, busy, rounds) for part in ("scoring", "training") for busy in (False, True)]
     print(f"{table(rows)}\n\n{machine()}")
 
 
@@ -82,8 +82,8 @@ def scoring(shape: str) -> Callable[[], object]:
     from stages.lib.scoring.log_likelihood import nll_sums
 
     model = language_model(shape).eval()
-    ids = [row for row in token_ids(300, model.config.vocab_size) if len(row) > 1]
-    return lambda: nll_sums(model, ids, [1] * len(ids), 1024, "perplexity, batches")
+    ids = [row for row in token_ids(100, model.config.vocab_size) if len(row) > 1]
+    return lambda: nll_sums(model, ids, [1] * len(ids), 256, "perplexity, batches")
 
 
 def embedding(shape: str) -> Callable[[], object]:
@@ -95,8 +95,8 @@ def embedding(shape: str) -> Callable[[], object]:
 
     config = configuration(RobertaConfig, Shape(*SIZES[shape]), type_vocab_size=1)
     model = AutoModel.from_config(config).eval()
-    ids = token_ids(300, config.vocab_size)
-    return lambda: unit_vectors(model, ids, "mean", 1024)
+    ids = token_ids(100, config.vocab_size)
+    return lambda: unit_vectors(model, ids, "mean", 256)
 
 
 def training(shape: str) -> Callable[[], object]:
@@ -107,7 +107,7 @@ def training(shape: str) -> Callable[[], object]:
     ids = torch.randint(3, model.config.vocab_size, (8, 64))
 
     def steps() -> None:
-        for _ in range(10):
+        for _ in range(5):
             model(ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
