@@ -3,8 +3,8 @@
     python -m benchmarks.contamination [data/benchmark data/raw.parquet]
 
 The folder has KoBEST's <task>/<split>.jsonl; the rows should contain none of its items. Every text that identifies a
-test item is copied as it stands, spaces and punctuation included, once with one letter replaced and once with one word
-left out. A row has the copy as its whole instruction, or quoted in a sentence.
+test item is copied as it stands, spaces and punctuation included, once with one letter replaced, once with one word
+left out and once in another style of speech. A row has the copy as its whole instruction, or quoted in a sentence.
 """
 
 import re
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from benchmarks.measure import table
 from stages.decontaminate import FOUND, Params, read_benchmark, rows_with_items
@@ -29,6 +30,8 @@ FRAMES = {"alone": "{}", "quoted": "친구가 '{}'라고 했는데, 무슨 뜻�
 SYLLABLES = "가나다라마바사아자차카타파하고는도를에의이기지리시"
 LENGTHS = [5, 7, 10, 13, 21, 10**6]
 """Letters and digits with which a line of the table begins."""
+FINAL_SS = 20
+"""Number of the final consonant ㅆ (했, 갔) in Unicode's order."""
 
 
 def main(arguments: list[str]) -> None:
@@ -74,7 +77,8 @@ def are_found(copied: pd.DataFrame, edit: "Edit", form: str, texts: pd.DataFrame
 
 def search(rows: pd.DataFrame, texts: pd.DataFrame) -> list[tuple[Any, ...]]:
     rule = read_params(Params).decontaminate.rule()
-    return list(rows_with_items(rows.assign(id=""), list(texts["normalised"].unique()), rule))
+    table = pa.Table.from_pandas(rows.assign(id="", turns=None), preserve_index=False)
+    return list(rows_with_items(table, list(texts["normalised"].unique()), rule))
 
 
 def replace_a_letter(text: str, dice: np.random.Generator) -> str:
@@ -88,8 +92,21 @@ def leave_a_word_out(text: str, dice: np.random.Generator) -> str:
     return " ".join(np.delete(words, dice.integers(len(words))))
 
 
+def change_the_style(text: str, dice: np.random.Generator) -> str:
+    """Return a past tense with another ending and without 을 or 를 (예약 했어요 for 예약을 했다), else no text."""
+    past = re.fullmatch(r"([\s\S]*[가-힣])다(\W*)", text)
+    if not past or (ord(past[1][-1]) - ord("가")) % 28 != FINAL_SS:
+        return ""
+    ending = dice.choice(["습니다", "어요", "어", "네요", "음"])
+    return re.sub("(?<=[가-힣])[을를] ", " ", f"{past[1]}{ending}{past[2]}", count=1)
+
+
 Edit = Callable[[str, np.random.Generator], str]
-EDITS: dict[str, Edit] = {"a letter replaced": replace_a_letter, "a word left out": leave_a_word_out}
+EDITS: dict[str, Edit] = {
+    "a letter replaced": replace_a_letter,
+    "a word left out": leave_a_word_out,
+    "another style": change_the_style,
+}
 
 
 def clean_rows(corpus: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:

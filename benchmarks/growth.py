@@ -29,7 +29,7 @@ from stages.ppl import PPL
 ROOT = Path(__file__).parent.parent
 SIZES = ((40_000, 768), (375_506, 768), (4_000_000, 256))
 CHUNK = 50_000
-SOURCE = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
+SOURCE = {"instruction": ["instruction"], "output": "output"}
 FLAGS = {
     "merge": "--sources data/sources --raw data/raw.parquet --held_out data/held_out.jsonl "
     "--dropped data/dropped.parquet",
@@ -100,15 +100,17 @@ def in_own_process(write: Callable[[Path, int], None], folder: Path, number: int
 
 
 def write_sources(folder: Path, rows: int) -> None:
-    folder.mkdir(parents=True)
+    first, second = folder / "first/first.jsonl", folder / "second/second.parquet"
+    first.parent.mkdir(parents=True)
+    second.parent.mkdir()
     rng = np.random.default_rng(1)
     text = long_text(rng)
     columns = {"instruction": pieces(text, rows, 33, 0.87, rng), "output": pieces(text, rows, 39, 1.5, rng)}
     half = rows // 2
-    first = zip(columns["instruction"][:half], columns["output"][:half], strict=True)
-    write_jsonl(folder / "first.jsonl", (dict(zip(columns, pair, strict=True)) for pair in first))
+    pairs = zip(columns["instruction"][:half], columns["output"][:half], strict=True)
+    write_jsonl(first, (dict(zip(columns, pair, strict=True)) for pair in pairs))
     schema = pa.schema([(name, pa.string()) for name in columns])
-    write_table(folder / "second.parquet", {name: values[half:] for name, values in columns.items()}, schema)
+    write_table(second, {name: values[half:] for name, values in columns.items()}, schema)
 
 
 def write_scores(folder: Path, width: int) -> None:

@@ -16,13 +16,15 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import model_validator
 
-from stages.lib.core.artifacts import read_jsonl, read_table, write_table
+from stages.lib.core.artifacts import read_arrow, read_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.metrics import ITEM
+from stages.lib.text.conversations import whole_texts
 from stages.lib.text.overlap import SHORT, Rule, containment, is_separate, normalise, overlapping, similarity
+from stages.lib.text.style import restyled
 
 log = logging.getLogger("stages")
 LEAKS = pa.schema(
@@ -42,15 +44,15 @@ LEAKS = pa.schema(
 the row has, or the similarity; `text`: instruction and output; `item_text`: the text of the item that was found;
 `drop`: whether the row is no candidate."""
 FOUND = ["row", "id", "kind", "share", "text", "normalised"]
-LONG = 20
-"""In a task outside KoBEST, a text column of at least this many characters identifies its item ..."""
+LONG = 12
+"""In a task outside KoBEST, a text column of at least this many letters and digits identifies its item ..."""
 SHARED = 4
 """... unless more items than this have the same text (in KoBEST, up to 4 do): then it is a phrase of the task."""
 LISTED = 3
 """Leaks that the error of `fail` lists."""
-KINDS = ("exact", "contained", "near")
-"""A field of the row equals the text; the row contains the text; most of its n-grams are in one place of the row, or a
-sentence is similar to it."""
+KINDS = ("exact", "contained", "near", "restyled")
+"""A field of the row equals the text; the row contains the text; most of the text's n-grams are in one place of the
+row, or a sentence is similar to it; a sentence is the text in another style of speech or with other particles."""
 
 
 class Decontaminate(Section):
@@ -64,6 +66,8 @@ class Decontaminate(Section):
     """Minimum number of n-grams of a near copy. A text with fewer is found only if it is separate from other text."""
     drop: bool
     """Whether no arm may select the rows found."""
+    drop_restyled: bool
+    """Whether `drop` and `fail` also apply to rows whose kind is `restyled`."""
     fail: bool
     """Whether finding a row stops the stage."""
 
@@ -83,13 +87,15 @@ class Params(Section):
 
 def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> None:
     settings = params.decontaminate
-    corpus, items = read_table(raw), read_benchmark(benchmark, settings)
+    corpus, items = read_arrow(raw), read_benchmark(benchmark, settings)
     found = pd.DataFrame(rows_with_items(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
-    listed = strongest(found.merge(items, on="normalised")).assign(drop=settings.drop)
+    listed = strongest(found.merge(items, on="normalised"))
+    certain = (listed["kind"] != "restyled") | settings.drop_restyled
+    listed["drop"] = certain & settings.drop
     write_table(leaks, listed, LEAKS)
     log_leaks(listed, len(corpus), len(items[ITEM].drop_duplicates()))
-    if settings.fail and len(listed):
-        raise UserError(leak_message(listed, leaks))
+    if settings.fail and certain.any():
+        raise UserError(leak_message(listed[certain], leaks))
 
 
 def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
@@ -112,20 +118,25 @@ def read_benchmark(benchmark: Path, settings: Decontaminate) -> pd.DataFrame:
 
 def identifying_texts(task: str, item: dict[str, Any]) -> list[str]:
     texts = {column: value for column, value in item.items() if isinstance(value, str)}
-    long = [column for column, text in texts.items() if len(text) >= LONG]
-    columns = KOBEST[task].identifying if task in KOBEST else long
-    return [*(texts[column] for column in columns if column in texts), " ".join(texts.values())]
+    if task in KOBEST:
+        identifying = [texts[column] for column in KOBEST[task].identifying if column in texts]
+    else:
+        identifying = [text for text in texts.values() if len(normalise(text)) >= LONG]
+    return [*identifying, " ".join(texts.values())]
 
 
-def rows_with_items(corpus: pd.DataFrame, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns `FOUND` for every row that contains one of these texts."""
-    instructions, outputs = list(corpus["instruction"]), list(corpus["output"])
+def rows_with_items(corpus: pa.Table, texts: list[str], rule: Rule) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns `FOUND` for every row that contains one of these texts, in any of its turns."""
+    ids, (instructions, outputs) = corpus["id"].to_pylist(), whole_texts(corpus)
     wholes = [normalise(f"{i} {o}") for i, o in zip(instructions, outputs, strict=True)]
     for row, number in overlapping(wholes, texts, rule):
         instruction, output, text = instructions[row], outputs[row], texts[number]
         kind, share = match_kind(text, instruction, output, wholes[row], rule)
         if kind:
-            yield row, corpus["id"].iat[row], kind, share, f"{instruction}\n\n{output}", text
+            yield row, ids[row], kind, share, f"{instruction}\n\n{output}", text
+    for row, number in restyled(list(zip(instructions, outputs, strict=True)), texts, rule.ngram):
+        text = f"{instructions[row]}\n\n{outputs[row]}"
+        yield row, ids[row], "restyled", 1.0, text, texts[number]
 
 
 def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:

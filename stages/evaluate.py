@@ -33,6 +33,7 @@ from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer, require
 from stages.lib.models.lora import SETTINGS, load_network
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_folder, short_hash
 from stages.lib.text.bos import added_bos
+from stages.lib.text.dates import dated
 
 if TYPE_CHECKING:
     from stages.lib.evaluation.lm_eval_model import SharedLM
@@ -47,6 +48,7 @@ CODE = [
     LIB / "models/loading.py",
     LIB / "models/lora.py",
     LIB / "text/bos.py",
+    LIB / "text/dates.py",
 ]
 """What an answer depends on."""
 HARNESS_METRICS = """\
@@ -88,6 +90,9 @@ class Evaluate(Section):
     dtype: Dtype
     quantize: Literal["nf4"] | None
     """Weights of the base and all arms in 4 bits, with quantized scales (Dettmers et al. 2023, arXiv 2305.14314)."""
+    chat: bool
+    """Whether to put each question into the model's own chat template, with examples as earlier turns; every model,
+    also the base, must have one."""
 
     @field_validator("tasks", "shots")
     @classmethod
@@ -127,6 +132,7 @@ def evaluate(
     tasks = [find_task(name) for name in settings.tasks]
     if settings.quantize:
         require_bitsandbytes()
+    template = chat_template_of(model) if settings.chat else None
     checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, arm, model, base, benchmark))
     from stages.lib.evaluation.lm_eval_model import SharedLM, cached_templates
 
@@ -137,7 +143,7 @@ def evaluate(
         lines = check_tasks(tasks, max(settings.shots), Path(scratch))
         questions = [Question(task, shots, lines[task.name]) for shots in settings.shots for task in tasks]
         network, tokenizer = load_network(model, base, settings.load_config(), params.threads), load_tokenizer(model)
-        shared = SharedLM(network, tokenizer, settings.batch, added_bos(tokenizer))
+        shared = SharedLM(network, tokenizer, settings.batch, added_bos(tokenizer), template)
         definitions = manager(Path(scratch))
         found = all_answers(checkpoints, questions, lambda question: answers(arm, question, shared, definitions))
     if rank() != 0:
@@ -146,6 +152,15 @@ def evaluate(
         write_table(folder / "items.parquet", found, ITEMS)
     log_accuracy(arm, found.to_pandas())
     remove(checkpoints)
+
+
+def chat_template_of(model: Path) -> str:
+    tokenizer = load_tokenizer(model)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{model}: evaluate.chat: true needs a chat template, and this tokenizer has none; set chat to false"
+        )
+    return dated(tokenizer.get_chat_template())
 
 
 def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, benchmark: Path) -> Fingerprint:

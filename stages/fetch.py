@@ -1,8 +1,8 @@
 """Copy every instruction source as it is, from files or from pinned data sets of the hub.
 
-    data/inputs/* or the hub -> data/sources/<source>.{jsonl,json,csv,parquet}
+    data/inputs/* or the hub -> data/sources/<source>/*
 
-What the columns mean is the concern of `merge`.
+A zip or tar stays packed. `merge` reads what is in the files.
 """
 
 import logging
@@ -17,16 +17,17 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.models.hub import load_split, snapshot
+from stages.lib.reading.containers import listed_files, matches, naming, plain_path
+from stages.lib.reading.entry import SourceName
 
 log = logging.getLogger("stages")
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Source(Section):
     from_: Literal["file", "hub"] = Field(alias="from")
     """Where the source comes from."""
     name: str
-    """A file in `inputs`, or a data set on the hub."""
+    """A file or folder in `inputs`, a pattern in which * stands for any characters, or a data set on the hub."""
     revision: str | None
     """Commit hash of the hub data set; null for a file."""
     config: str | None
@@ -38,7 +39,7 @@ class Source(Section):
 class Fetch(Section):
     inputs: str
     """Folder of the files."""
-    sources: dict[str, Source]
+    sources: dict[SourceName, Source]
     """Instruction sources, by name."""
 
 
@@ -48,23 +49,36 @@ class Params(Section):
 
 def fetch(params: Params, inputs: Path, sources: Path) -> None:
     with atomic(sources) as scratch:
-        scratch.mkdir()
         for source, settings in params.fetch.sources.items():
+            folder = scratch / source
+            folder.mkdir(parents=True)
             if settings.from_ == "file":
-                copy_file(inputs / settings.name, source, scratch)
+                copied = copy_files(inputs, source, settings.name, folder)
+                log.info("%s: %s, %d files", source, settings.name, copied)
             else:
-                save_hub_dataset(source, settings, scratch)
-            log.info("%s: %s", source, settings.name)
+                save_hub_dataset(source, settings, folder)
+                log.info("%s: %s", source, settings.name)
 
 
-def copy_file(path: Path, source: str, folder: Path) -> None:
-    where = f"params.yaml: fetch.sources.{source}.name"
-    if not path.is_file():
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*"))) or "nothing"
-        raise UserError(f"{where}: no file {path}; {path.parent} has {there}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{where}: expected a file that ends in {', '.join(SUFFIXES)}, got {path.name}")
-    shutil.copyfile(path, folder / f"{source}{path.suffix.lower()}")
+def copy_files(inputs: Path, source: str, name: str, folder: Path) -> int:
+    """Copy a file, a folder with all it contains, or every file that matches `name`. Return the number of files.
+
+    Names are compared and written in NFC, without spaces around them.
+    """
+    with naming(str(inputs)):
+        there = listed_files(inputs)
+    wanted = plain_path(name)
+    chosen = {file: file.removeprefix(f"{wanted}/") for file in there if file.startswith(f"{wanted}/")}
+    if wanted in there:
+        chosen = {wanted: wanted.rpartition("/")[2]}
+    chosen = chosen or {file: file for file in there if matches(file, wanted)}
+    if not chosen:
+        listed = ", ".join(there) or "nothing"
+        raise UserError(f"params.yaml: fetch.sources.{source}.name: no file {inputs / name}; {inputs} has {listed}")
+    for file, target in chosen.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(there[file], folder / target)
+    return len(chosen)
 
 
 def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:

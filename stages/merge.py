@@ -3,17 +3,15 @@
     data/sources/* -> data/raw.parquet, data/held_out.jsonl, data/dropped.parquet
 
 For each source, rows read = raw + held out + dropped. Only this stage orders or drops rows. They are in the order of
-`merge.sources`, then of lines.
+`merge.sources`, then of file names, then of lines.
 """
 
 import logging
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,57 +21,52 @@ from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed, Share
 from stages.lib.core.runner import run
+from stages.lib.reading.entry import MergeSource
+from stages.lib.reading.rows import Mapped, read_source
+from stages.lib.reading.turns import UNREADABLE
+from stages.lib.text.conversations import TURNS, as_column, to_rows, whole_texts
 from stages.lib.text.hashing import text_hash, uniform_hash
-from stages.lib.text.readers import Record, read_records
+from stages.lib.text.korean import (
+    answers_in_korean,
+    has_broken_characters,
+    has_foreign_script,
+    is_korean,
+    same_text,
+)
 
 log = logging.getLogger("stages")
-COLUMNS = ["id", "source", "instruction", "output"]
-RAW = pa.schema([(name, pa.string()) for name in COLUMNS])
+COLUMNS = ["id", "source", "instruction", "output", "turns"]
+RAW = pa.schema([(name, TURNS if name == "turns" else pa.string()) for name in COLUMNS])
+"""`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`)."""
 DROPPED = pa.schema(
-    [("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
+    [
+        (name, pa.int64() if name == "line" else pa.string())
+        for name in ("id", "source", "file", "line", "reason", "text")
+    ]
 )
-HANGUL = re.compile("[\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff]+")
-NOT_TEXT: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 CHUNK = 100_000
-"""Most rows that are Python objects at once."""
-
-
-class Row(NamedTuple):
-    source: str
-    line: int
-    instruction: str
-    output: str
-    text_hash: str
-    """Of source, instruction and output."""
-    readable: bool
-    original: str
-    """The row as it was, if it is unreadable; otherwise empty."""
-
-
-class MergeSource(Section):
-    name: str
-    """An entry of fetch.sources."""
-    instruction: list[str]
-    """Columns that make up the instruction, joined by a space."""
-    output: str
-    """Column of the output."""
-    source: str | None
-    """Column whose text before the first `_` is the row's source; null: the source is `name`."""
-    encoding: str
-    """Encoding of a text file: utf-8 (a BOM is dropped), cp949, ..."""
+"""Most rows that exist as Python objects at once."""
 
 
 class Drop(Section):
     empty: bool
     """Rows without an instruction or without an output."""
-    duplicate: bool
-    """Rows whose instruction and output repeat those of an earlier row, in any source."""
+    duplicate: Literal["exact", "normalised"] | None
+    """Rows that repeat the texts of an earlier row, in any source: exactly, or apart from spaces, punctuation, case and
+    width (`normalised`); null drops none."""
     max_characters: Positive | None
     """Rows with more characters in instruction and output together; null drops none."""
-    min_hangul: Share | None
-    """Rows with a smaller share of Hangul among the letters of the instruction; null drops none."""
+    min_korean: Share | None
+    """Rows with a smaller share of Korean words in the first field of the instruction; null drops none."""
+    min_korean_output: Share | None
+    """Rows with a smaller share of Korean words in the output, unless they ask for another language or for code; null
+    drops none."""
+    foreign_script: bool
+    """Rows with a foreign script inside a Korean output: 채소를 とても 많이 드세요."""
+    broken_characters: bool
+    """Rows with U+FFFD or private-use characters."""
     max_unreadable: Share
-    """Largest share of unreadable rows in a file; more stop the stage."""
+    """Largest share of unreadable rows in a source; a larger share stops the stage."""
 
 
 class HeldOut(Section):
@@ -103,7 +96,7 @@ class Params(Section):
 def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Path) -> None:
     settings = params.merge
     check_sources(sources, [source.name for source in settings.sources])
-    rows = pd.concat([read_source(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
+    rows = pd.concat([read_rows(sources, source, settings.drop) for source in settings.sources], ignore_index=True)
     check_names(rows)
     rows["id"] = row_ids(rows)
     rows["reason"] = drop_reasons(rows, settings.drop)
@@ -118,8 +111,8 @@ def merge(params: Params, sources: Path, raw: Path, held_out: Path, dropped: Pat
             f"{dict(Counter(bad['reason']))}; look at merge.drop and merge.held_out"
         )
     write_table(raw, kept, RAW)
-    write_jsonl(held_out, drawn.to_dict("records"))
-    write_table(dropped, bad.assign(id=bad["id"].where(bad["readable"], None), text=dropped_text(bad)), DROPPED)
+    write_jsonl(held_out, to_rows(pa.Table.from_pandas(drawn, RAW, preserve_index=False)))
+    write_table(dropped, bad.assign(id=bad["id"].where(bad["is_row"], None), text=dropped_text(bad)), DROPPED)
     log_counts(rows[["source", "reason"]], kept["source"], drawn["source"])
 
 
@@ -131,7 +124,7 @@ def check_names(rows: pd.DataFrame) -> None:
 
 def check_sources(sources: Path, names: list[str]) -> None:
     """Raise UserError unless the fetched sources are the named ones, each named once."""
-    fetched = {path.stem for path in sources.iterdir()}
+    fetched = {path.name for path in sources.iterdir()}
     if fetched != set(names) or len(names) > len(set(names)):
         raise UserError(
             f"params.yaml: merge.sources and fetch.sources must name the same sources, each once: "
@@ -139,115 +132,99 @@ def check_sources(sources: Path, names: list[str]) -> None:
         )
 
 
-def read_source(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
-    """Return the rows of one source, with the fields of `Row` as columns."""
-    path = next(path for path in folder.iterdir() if path.stem == source.name)
-    columns: set[str] = set()
-    rows = rows_table(to_row(path, record, source, columns) for record in read_records(path, source.encoding))
-    bad = rows[~rows["readable"]]
+def read_rows(folder: Path, source: MergeSource, drop: Drop) -> pd.DataFrame:
+    """Return the rows of one source, with the columns of `chunk_table` and `is_row`."""
+    path = folder / source.name
+    rows = rows_table(read_source(path, source))
+    bad = rows[rows["reason"] == UNREADABLE]
     if len(bad) > drop.max_unreadable * len(rows):
         raise UserError(
             f"{path}: {len(bad)} of {len(rows)} rows are unreadable, more than merge.drop.max_unreadable allows "
-            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]}: {bad['original'].iloc[0][:80]!r}. "
-            f"Is the encoding of {source.name} in merge.sources ({source.encoding}) right?"
+            f"({drop.max_unreadable}); the first is row {bad['line'].iloc[0]} of {bad['file'].iloc[0]}: "
+            f"{bad['original'].iloc[0][:80]!r}. Is the encoding of {source.name} in merge.sources "
+            f"({source.encoding}) right?"
         )
-    check_columns(path, source, columns)
+    rows["is_row"] = rows["reason"].isna()
     return rows
 
 
-def rows_table(rows: Iterator[Row]) -> pd.DataFrame:
+def rows_table(rows: Iterator[Mapped]) -> pd.DataFrame:
     """Return the rows as a table, built in chunks because rows as Python objects need far more memory."""
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    return pd.concat([pd.DataFrame(chunk, columns=Row._fields) for chunk in chunks], ignore_index=True)
+    return pd.concat([chunk_table(chunk) for chunk in chunks], ignore_index=True)
 
 
-def check_columns(path: Path, source: MergeSource, columns: set[str]) -> None:
-    """Raise UserError unless the file has the columns that merge.sources names."""
-    missing = [column for column in used_columns(source) if column not in columns]
-    if missing:
-        listed = ", ".join(sorted(columns))
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {listed}; see {source.name} in merge.sources")
+def chunk_table(rows: list[Mapped]) -> pd.DataFrame:
+    """Return the rows as a table, with the fields of `Mapped`, `asked`, `answered` and `text_hash` as columns.
+
+    `asked` and `answered` are the instruction and the output; of a conversation, what was said in all of its turns.
+    """
+    table = pd.DataFrame(rows, columns=Mapped._fields)
+    turns = as_column(row.turns for row in rows)
+    asked, answered = whole_texts(
+        pa.table({"instruction": table["instruction"], "output": table["output"], "turns": turns})
+    )
+    hashes = [text_hash(*identity(row)) for row in rows]
+    return table.assign(turns=turns.to_pylist(), asked=asked, answered=answered, text_hash=hashes)
 
 
-def to_row(path: Path, record: Record, source: MergeSource, columns: set[str]) -> Row:
-    """Return a record of the file as a row, and add its columns to `columns`."""
-    name, instruction, output = source.name, "", ""
-    if record.values is not None:
-        columns.update(record.values)
-        require_text(path, record, source)
-        parts = [clean_text(record.values.get(column, "")) for column in source.instruction]
-        instruction = " ".join(part for part in parts if part)
-        output = clean_text(record.values.get(source.output, ""))
-        if source.source:
-            name = clean_text(record.values.get(source.source, "")).split("_")[0] or name
-    own_hash = text_hash(name, instruction, output)
-    return Row(name, record.line, instruction, output, own_hash, record.values is not None, record.raw)
-
-
-def require_text(path: Path, record: Record, source: MergeSource) -> None:
-    """Raise UserError if a column that merge.sources names has a list, an object or bytes in this row."""
-    values = record.values or {}
-    for column in used_columns(source):
-        value = values.get(column, "")
-        if not isinstance(value, str):
-            raise UserError(
-                f"{path}, row {record.line}: expected text in the column {column}, got {NOT_TEXT[type(value)]}: "
-                f"{str(value)[:80]}; {source.name} in merge.sources must name columns of text. Write question and "
-                "answer into columns of their own; docs/data.md shows how"
-            )
-
-
-def used_columns(source: MergeSource) -> list[str]:
-    return [*source.instruction, source.output, *([source.source] if source.source else [])]
-
-
-def clean_text(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
+def identity(row: Mapped) -> Iterator[str]:
+    yield from (row.source, row.instruction, row.output)
+    for turn in row.turns or ():
+        yield from turn
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
-    """Return the id of each row: a hash of source, instruction, output and, for a repeated row, its number."""
+    """Return the id of each row: a hash of its source and texts; if the row occurs again, its number is hashed too."""
     ids = list(rows["text_hash"])
     number = rows.groupby("text_hash").cumcount()
-    repeated = rows.loc[number > 0, ["source", "instruction", "output"]]
-    for row, *key in repeated.itertuples(name=None):
-        ids[row] = text_hash(*key, str(number[row]))
+    for row in number.index[number > 0]:
+        said = [part for turn in rows.at[row, "turns"] or () for part in (turn["role"], turn["text"])]
+        ids[row] = text_hash(*rows.loc[row, ["source", "instruction", "output"]], *said, str(number[row]))
     return ids
 
 
 def drop_reasons(rows: pd.DataFrame, drop: Drop) -> pd.Series:
     """Return why each row is dropped, or null if it stays. The first reason that applies counts."""
-    reason = pd.Series(None, index=rows.index, dtype=object)
+    reason = rows["reason"].astype(object).where(~rows["is_row"], None)
 
     def mark(name: str, applies: pd.Series) -> None:
         reason.loc[reason.isna() & applies] = name
 
-    mark("unreadable", ~rows["readable"])
     if drop.empty:
         mark("empty", (rows["instruction"] == "") | (rows["output"] == ""))
     if drop.max_characters is not None:
-        mark("too_long", rows["instruction"].str.len() + rows["output"].str.len() > drop.max_characters)
-    if drop.min_hangul is not None:
-        mark("not_korean", rows["instruction"].map(hangul_share) < drop.min_hangul)
-    if drop.duplicate:
-        left = rows.loc[reason.isna(), ["instruction", "output"]]
+        mark("too_long", rows["asked"].str.len() + rows["answered"].str.len() > drop.max_characters)
+    mark_not_korean(rows, drop, mark)
+    if drop.duplicate is not None:
+        left = rows.loc[reason.isna(), ["asked", "answered"]]
+        if drop.duplicate == "normalised":
+            left = left.apply(lambda column: column.map(same_text))
         mark("duplicate", left.duplicated().reindex(rows.index, fill_value=False))
     return reason
 
 
-def hangul_share(text: str) -> float:
-    """Return the share of Hangul (syllables and jamo) among the letters; 0 if there are no letters."""
-    letters = sum(map(str.isalpha, text))
-    return sum(map(len, HANGUL.findall(text))) / letters if letters else 0.0
+def mark_not_korean(rows: pd.DataFrame, drop: Drop, mark: Callable[[str, pd.Series], None]) -> None:
+    """Mark the rows that are broken or not Korean."""
+    pairs = list(zip(rows["asked"], rows["answered"], strict=True))
+
+    def pick(applies: Iterable[bool]) -> pd.Series:
+        return pd.Series(list(applies), index=rows.index, dtype=bool)
+
+    if drop.broken_characters:
+        mark("broken_characters", pick(has_broken_characters(f"{asked}{answered}") for asked, answered in pairs))
+    if drop.min_korean is not None:
+        mark("not_korean", pick(not is_korean(text, drop.min_korean) for text in rows["request"]))
+    if drop.min_korean_output is not None:
+        mark("output_not_korean", pick(not answers_in_korean(*pair, drop.min_korean_output) for pair in pairs))
+    if drop.foreign_script:
+        mark("foreign_script", pick(has_foreign_script(*pair) for pair in pairs))
 
 
 def dropped_text(bad: pd.DataFrame) -> list[str]:
-    """Return instruction and output of each dropped row, or the row as it was if it is unreadable."""
-    rows = zip(bad["readable"], bad["original"], bad["instruction"], bad["output"], strict=True)
-    return [
-        f"{instruction}\n\n{output}".strip() if readable else original
-        for readable, original, instruction, output in rows
-    ]
+    """Return the texts of each dropped row, or the record as it was if it is not a row."""
+    rows = zip(bad["is_row"], bad["original"], bad["asked"], bad["answered"], strict=True)
+    return [f"{asked}\n\n{answered}".strip() if is_row else original for is_row, original, asked, answered in rows]
 
 
 def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:

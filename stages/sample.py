@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from stages.lib.core.artifacts import read_table, require_same_rows, write_jsonl, write_table
+from stages.lib.core.artifacts import read_arrow, read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Section, Seed
 from stages.lib.core.runner import run
@@ -20,6 +20,7 @@ from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
 from stages.lib.selection.cells import Seeds
 from stages.lib.selection.methods import METHODS, Allocation, MethodName, select
 from stages.lib.selection.partitions import count_partitions, take_partition
+from stages.lib.text.conversations import to_rows
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(
@@ -131,11 +132,11 @@ class Params(Section):
 
 
 def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path, sample_parquet: Path) -> None:
-    settings, corpus = params.arms[arm], read_table(raw)
+    settings, corpus = params.arms[arm], read_arrow(raw)
     rows = read_cells(candidates, arm, settings.partition)
-    require_same_rows(raw=corpus["id"], candidates=rows["id"])
+    require_same_rows(raw=corpus["id"].to_pylist(), candidates=rows["id"])
     if settings.allocation == "koquality":
-        rows = rows.assign(reason=allow_repeated(rows["reason"]), instruction=corpus["instruction"])
+        rows = rows.assign(reason=allow_repeated(rows["reason"]), instruction=corpus["instruction"].to_pylist())
     candidate = rows["reason"].isna()
     require_scores(rows[candidate], arm, settings.by)
     warn_of_shared_rows(params, arm)
@@ -150,7 +151,7 @@ def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path,
             f"params.yaml: arms.{arm}: fraction {settings.fraction} of {candidate.sum()} candidates is less than one "
             "row; raise the fraction"
         )
-    write_jsonl(samples, corpus[rows["selected"]].to_dict("records"))
+    write_jsonl(samples, to_rows(corpus.filter(pa.array(rows["selected"]))))
     write_table(sample_parquet, rows.astype({"rank": "Int64"}), SAMPLE)
     log.info("%s: %s of %s candidates", arm, f"{rows['selected'].sum():,}", f"{candidate.sum():,}")
 

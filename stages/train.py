@@ -9,6 +9,7 @@ Uses transformers' Trainer on all weights or on an adapter, in one or more proce
 import logging
 import os
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
-from stages.lib.core.artifacts import atomic, read_jsonl, remove, write_json, write_table
+from stages.lib.core.artifacts import atomic, read_json, read_jsonl, remove, write_json, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed
 from stages.lib.core.processes import barrier, rank, world
@@ -29,7 +30,8 @@ from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, 
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_file, short_hash
 from stages.lib.text.bos import added_bos
-from stages.lib.text.chat_format import Example, FormatName, chat_template, encode, format_file
+from stages.lib.text.chat_format import OF_THE_BASE, Example, FormatName, chat_template, encode, format_file
+from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
 
 log = logging.getLogger("stages")
@@ -40,6 +42,8 @@ CODE = [
     LIB / "models/lora.py",
     LIB / "text/bos.py",
     LIB / "text/chat_format.py",
+    LIB / "text/conversations.py",
+    LIB / "text/dates.py",
     LIB / "training/budget.py",
     LIB / "training/callbacks.py",
     LIB / "training/collate.py",
@@ -74,7 +78,11 @@ class Train(Section):
     max_tokens: Positive
     """A row, prompt and answer together, is cut at this many tokens."""
     format: FormatName
-    """The text around instructions and answers: a file in stages/lib/text/formats."""
+    """The text around the turns of a conversation: a file in stages/lib/text/formats; `tokenizer`: the base's own chat
+    template."""
+    end: str | None
+    """The token that ends an answer, such as `<|im_end|>`, which becomes the tokenizer's eos token; null: the base's
+    eos token. With `format: tokenizer`, the base's template decides what ends an answer."""
     loss_on: Literal["answers", "all"]
     """`all`: prompts are learned too."""
     packing: bool
@@ -143,10 +151,10 @@ def train(
     require_machine(settings)
     require_tracker(tracker())
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
-    tokenizer = load_chat_tokenizer(base, settings.format)
-    tests = encode_rows(tokenizer, held, settings)
-    examples = to_learn(encode_rows(tokenizer, read_jsonl(samples), settings), settings.loss_on)
-    usable = [example for example in examples if example.learns()]
+    tokenizer = load_chat_tokenizer(base, settings)
+    tests = encode_rows(tokenizer, held_out, held, settings)
+    examples = encode_rows(tokenizer, samples, read_jsonl(samples), settings)
+    usable = [example for example in to_learn(examples, settings.loss_on) if example.learned()]
     if not usable:
         raise UserError(
             f"{samples}: train.max_tokens ({settings.max_tokens}) leaves no answer token in any of {len(examples)} rows"
@@ -162,20 +170,31 @@ def train(
             return
         finish_model(params, base, folder)
         tokenizer.save_pretrained(folder)
+        stop_at(end_ids(examples), folder)
         after = answer_nll(folder, base, tests, params)
-        tokens = [len(test.ids) - test.start for test in tests]
+        tokens = [sum(stop - start for start, stop in test.learned()) for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
         write_table(training_parquet, rows.assign(nll_base=before, nll=after), HELD_OUT)
-        write_json(training, done | count_rows(examples, tests, tokenizer.eos_token_id))
+        write_json(training, done | count_rows(examples, tests))
     remove(checkpoints)
 
 
-def load_chat_tokenizer(base: Path, name: FormatName) -> Any:
-    """Return the base model's tokenizer with the format's chat template."""
+def load_chat_tokenizer(base: Path, settings: Train) -> Any:
+    """Return the base model's tokenizer with the chat template and the eos token that the trained model will have."""
     tokenizer = load_tokenizer(base)
+    if settings.end:
+        if settings.end not in tokenizer.get_vocab():
+            known = ", ".join(sorted(token.content for token in tokenizer.added_tokens_decoder.values()))
+            raise UserError(f"params.yaml: train.end: {settings.end} is no token of {base}; it has {known}")
+        tokenizer.add_special_tokens({"eos_token": settings.end})
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set one in its config")
-    tokenizer.chat_template = chat_template(name, begins_with_bos=bool(added_bos(tokenizer)))
+        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set train.end")
+    if settings.format != OF_THE_BASE:
+        tokenizer.chat_template = chat_template(settings.format, begins_with_bos=bool(added_bos(tokenizer)))
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            f"{base}: the base has no chat template for train.format: {OF_THE_BASE}; use another format, such as chatml"
+        )
     return tokenizer
 
 
@@ -188,23 +207,59 @@ def training_fingerprint(params: Params, arm: str, samples: Path, base: Path) ->
     return compute_fingerprint(base, inputs | state | {"settings": settings.model_dump_json()}, CODE)
 
 
-def encode_rows(tokenizer: Any, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
-    instructions, outputs = [row["instruction"] for row in rows], [row["output"] for row in rows]
-    return encode(tokenizer, settings.format, instructions, outputs, settings.max_tokens)
+def encode_rows(tokenizer: Any, path: Path, rows: list[dict[str, Any]], settings: Train) -> list[Example]:
+    """Return the rows of a file as tokens. Raises UserError if the chat template refuses all of them."""
+    examples = encode(tokenizer, [turns_of(row) for row in rows], settings.max_tokens)
+    refusals = Counter(example.refused for example in examples if example.refused)
+    if refusals:
+        reasons = ", ".join(f"{count}: {reason}" for reason, count in refusals.most_common(3))
+        told = (
+            f"{path}: the chat template of train.format: {settings.format} refuses {refusals.total()} rows ({reasons})"
+        )
+        if refusals.total() == len(rows):
+            raise UserError(f"{told}, which is all of them; use another format")
+        log.warning("%s; they are left out", told)
+    if rewritten := sum(example.rewritten for example in examples):
+        log.warning("%s: only the last answer of %d rows is used: the template rewrites earlier ones", path, rewritten)
+    return examples
 
 
 def to_learn(examples: list[Example], loss_on: str) -> list[Example]:
-    return [Example(ids, 0) for ids, _ in examples] if loss_on == "all" else examples
+    if loss_on == "answers":
+        return examples
+    return [example._replace(answers=[(0, len(example.ids))]) for example in examples]
 
 
-def count_rows(examples: list[Example], tests: list[Example], end: int) -> dict[str, int]:
-    """Return how many rows there were, and how many were cut at `max_tokens`."""
+def count_rows(examples: list[Example], tests: list[Example]) -> dict[str, int]:
+    """Return how many rows there were, and how many the chat template refused or rewrote or `max_tokens` cut."""
     return {
         "rows": len(examples),
-        "rows_without_answer": sum(not example.learns() for example in examples),
-        "rows_cut": sum(example.ids[-1] != end for example in examples),
-        "held_out_cut": sum(test.ids[-1] != end for test in tests),
+        "rows_refused": sum(bool(example.refused) for example in examples),
+        "rows_without_answer": sum(not example.learned() and not example.refused for example in examples),
+        "rows_last_answer": sum(example.rewritten for example in examples),
+        "rows_cut": sum(example.cut for example in examples),
+        "held_out_refused": sum(bool(test.refused) for test in tests),
+        "held_out_last_answer": sum(test.rewritten for test in tests),
+        "held_out_cut": sum(test.cut for test in tests),
     }
+
+
+def end_ids(examples: list[Example]) -> set[int]:
+    """Return the tokens that end the answers."""
+    return {example.ids[example.answers[-1][1] - 1] for example in examples if example.answers and not example.cut}
+
+
+def stop_at(ends: set[int], folder: Path) -> None:
+    """Make generation stop at these ends too. An adapter has no such settings, because it uses those of its base."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    known = settings.get("eos_token_id")
+    known = known if isinstance(known, list) else [known] * (known is not None)
+    if not ends <= set(known):
+        settings.pop("_from_model_config", None)  # with it, transformers would take the end from config.json
+        write_json(path, settings | {"eos_token_id": known + sorted(ends - set(known))})
 
 
 def training_load_config(settings: Train) -> LoadConfig:
@@ -225,15 +280,21 @@ def scoring_load_config(settings: Train) -> LoadConfig:
 
 
 def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
-    """Return the summed NLL, in nats, of every held-out answer [N]. Raises UserError if one is not finite."""
-    if not tests:
-        return np.zeros(0)
+    """Return the summed NLL, in nats, of the answers of every held-out row [N]. Raises UserError if one is not finite.
+
+    An answer is scored after the conversation before it.
+    """
+    parts = [(number, test.ids[:stop], start) for number, test in enumerate(tests) for start, stop in test.learned()]
+    if not parts:
+        return np.zeros(len(tests))
     from stages.lib.scoring.log_likelihood import nll_sums
 
     network = load_network(folder, base, scoring_load_config(params.train), params.threads)
     check_length(network, params.train.max_tokens, "train.max_tokens")
-    ids, starts = [test.ids for test in tests], [test.start for test in tests]
-    sums = nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
+    numbers, ids, starts = zip(*parts, strict=True)
+    nlls = nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
+    sums = np.zeros(len(tests))
+    np.add.at(sums, list(numbers), nlls)
     bad = np.flatnonzero(~np.isfinite(sums))
     if len(bad):
         raise UserError(

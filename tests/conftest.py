@@ -33,15 +33,24 @@ ASKS = (
     "처음 접하는 사람에게 {}의 뜻과 쓰임을 두 문장으로 소개하는 글을 써 주세요.",
     "다음 낱말을 넣어 어린이도 알기 쉬운 이야기를 지어 주세요. 낱말은 {}, 바다, 구름, 오래된 시계, 그리고 겨울입니다.",
 )
-COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
-DROP = {"empty": True, "duplicate": True, "max_characters": 200, "min_hangul": 0.5, "max_unreadable": 0.01}
+COLUMNS = {"instruction": ["instruction"], "output": "output"}
+DROP = {
+    "empty": True,
+    "duplicate": "exact",
+    "max_characters": 200,
+    "min_korean": 0.5,
+    "min_korean_output": 0.5,
+    "foreign_script": True,
+    "broken_characters": True,
+    "max_unreadable": 0.01,
+}
 HELD_OUT = {"sources": [], "share": 0.0, "max_rows": 1000, "seed": 1}
 SLOWEST = ["test_dvc", "test_killed", "test_default", "test_team", "test_processes", "test_train_processes"]
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmark_inputs"
 
 
 def pytest_collection_modifyitems(items):
-    """Run the files with few, slow tests first, so that in the end no worker waits for one of them."""
+    """Run the files with few, slow tests first, so that no worker waits for one of them at the end."""
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
@@ -85,8 +94,8 @@ def run_merge(new_folder, jsonl):
         folder = new_folder()
         for source, content in files.items():
             suffix, data = content if isinstance(content, tuple) else (".jsonl", jsonl(content))
-            path = folder / "sources" / f"{source}{suffix}"
-            path.parent.mkdir(exist_ok=True)
+            path = folder / "sources" / source / f"{source}{suffix}"
+            path.parent.mkdir(parents=True)
             path.write_bytes(data)
         sources = [{"name": source} | COLUMNS | (columns or {}).get(source, {}) for source in files]
         settings = {"sources": sources, "drop": DROP | (drop or {}), "held_out": HELD_OUT | (held_out or {})}
@@ -112,6 +121,7 @@ def write_raw(new_folder):
             "source": sources or ["life"] * count,
             "instruction": instructions,
             "output": [f"{number}번째 답" for number in range(count)],
+            "turns": [None] * count,
         }
         write_table(path, columns, merge.RAW)
         return path

@@ -30,12 +30,17 @@ def parquet(rows: list[dict]) -> bytes:
 
 def write_corpus(folder: Path, leaks: Path) -> dict[str, Path]:
     """Write all that `profile` reads; return the path of each by the name of the parameter."""
-    write_table(folder / "raw", {"id": IDS, "source": SOURCES, "instruction": IDS, "output": IDS}, RAW)
+    write_table(
+        folder / "raw",
+        {"id": IDS, "source": SOURCES, "instruction": IDS, "output": IDS, "turns": [None] * len(IDS)},
+        RAW,
+    )
     held = [{"id": f"h{n}", "source": "life", "instruction": "가", "output": "나"} for n in range(3)]
     write_jsonl(folder / "held_out", held)
     dropped = {
         "id": list("abcd"),
         "source": ["life", "life", "faq", "chat"],
+        "file": ["a.jsonl"] * 4,
         "line": [1, 2, 3, 4],
         "reason": ["empty", "duplicate", "empty", "empty"],
         "text": list("abcd"),

@@ -13,10 +13,11 @@ from stages.lib.evaluation.tasks import find_task
 
 
 def ask_the_harness(
-    scratch: Path, model: Path, benchmark: Path, names: list[str], shots: list[int], batch: int
+    scratch: Path, model: Path, benchmark: Path, names: list[str], shots: list[int], batch: int, chat: bool = False
 ) -> dict[str, Any]:
     """Return what `simple_evaluate` answers to each task by itself: {"<shots>-shot": {"results": ..., "samples": ...}}.
 
+    `chat`: with its flags --apply_chat_template and --fewshot_as_multiturn.
     Without what it writes about the machine, for which it calls pip each time.
     """
     import lm_eval
@@ -35,6 +36,7 @@ def ask_the_harness(
 
     def of_each_task(count: int) -> dict[str, Any]:
         options = {"num_fewshot": count, "task_manager": manager, "bootstrap_iters": 0}
+        options |= {"apply_chat_template": chat, "fewshot_as_multiturn": chat}
         asked = {name: lm_eval.simple_evaluate(model=network, tasks=[name], **options) for name in names}
         return {part: {name: one[part][name] for name, one in asked.items()} for part in ("results", "samples")}
 

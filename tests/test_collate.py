@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DataCollatorForSeq2Seq
 
-from stages.lib.text.chat_format import Example, encode
+from stages.lib.text.chat_format import Example
 from stages.lib.training.collate import IGNORED, flattened, labels, pack, padded, present
+from tests.chats import encode_pairs
 
 LENGTHS = st.lists(st.integers(1, 32), min_size=1, max_size=60)
 MODELS = {"neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"), "llama": ("LlamaConfig", "LlamaForCausalLM")}
@@ -15,7 +16,7 @@ MODELS = {"neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"), "llama": ("LlamaConfi
 
 @given(LENGTHS)
 def test_packs_hold_every_row_once_within_the_limit_and_no_two_fit_into_one(lengths):
-    examples = [Example([number] * length, 1) for number, length in enumerate(lengths)]
+    examples = [Example([number] * length, [(1, length)]) for number, length in enumerate(lengths)]
     packs = pack(examples, 32)
     assert sorted(present(packs), key=lambda example: example.ids) == examples
     used = sorted(sum(len(example.ids) for example in pack) for pack in packs)
@@ -25,8 +26,7 @@ def test_packs_hold_every_row_once_within_the_limit_and_no_two_fit_into_one(leng
 
 @pytest.fixture
 def examples(tokenizer, rows):
-    columns = [row["instruction"] for row in rows], [row["output"] for row in rows]
-    return encode(tokenizer, "koalpaca", *columns, 128)[:9]
+    return encode_pairs(tokenizer, "koalpaca", rows[:9], 128)
 
 
 def test_padded_rows_are_those_of_transformers_whatever_the_filler(tokenizer, examples):
@@ -65,7 +65,7 @@ def test_a_row_in_a_pack_has_the_logits_that_it_has_alone(model, attention, buil
 def test_packed_rows_have_the_loss_of_padded_rows(everything, build, examples):
     network = build(*MODELS["neox"])
     if everything:
-        examples = [Example(ids, 0) for ids, _ in examples]
+        examples = [Example(one.ids, [(0, len(one.ids))]) for one in examples]
     packed, apart = flattened([examples]), padded([[example] for example in examples])
     assert (packed["labels"][:, 1:] != IGNORED).sum() == (apart["labels"][:, 1:] != IGNORED).sum()
     assert network(**packed, use_cache=False).loss.item() == pytest.approx(network(**apart).loss.item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""A conversation is trained on as it was held, or it has a reason; nothing of it is lost in silence."""
+"""A conversation is trained on turn by turn, or it has a reason; nothing of it is lost silently."""
 
 from itertools import pairwise
 
@@ -47,7 +47,7 @@ def test_messages_of_one_speaker_in_a_row_are_one_turn():
     assert settle(said).turns == [Turn("user", "안녕?\n시를 써 줘"), Turn("assistant", "봄\n여름")]
 
 
-def test_an_empty_system_text_is_as_none():
+def test_an_empty_system_text_is_left_out():
     assert settle([Turn("system", ""), *turns("ua")]) == settle(turns("ua"))
 
 

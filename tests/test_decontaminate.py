@@ -19,6 +19,7 @@ from stages.lib.core.params import read_params
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text import overlap
 from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping, without_particles
+from stages.lib.text.style import without_style
 from stages.merge import RAW
 from stages.sample import SAMPLE
 from tests.conftest import BENCHMARK
@@ -99,7 +100,9 @@ def check(tmp_path):
     def run(rows, benchmark=BENCHMARK, **settings):
         columns = dict(zip(("instruction", "output"), zip(*rows, strict=True), strict=True))
         ids = [f"row{number}" for number in range(len(rows))]
-        write_table(tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows)}, RAW)
+        write_table(
+            tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows), "turns": [None] * len(rows)}, RAW
+        )
         params = Params(decontaminate=SETTINGS.model_copy(update=settings))
         checking.decontaminate(params, raw=tmp_path / "raw", benchmark=benchmark, leaks=tmp_path / "leaks.parquet")
         return read_table(tmp_path / "leaks.parquet")
@@ -162,15 +165,105 @@ def test_an_item_of_six_syllables_is_found(prompt, check, make_benchmark):
 
 def test_six_syllables_inside_a_sentence_are_no_leak(check, make_benchmark):
     benchmark = make_benchmark({"sentineg": [SHORT]})
-    outputs = ["결말이 완전 별로예요.", "완전 별로예요라고는 못 하겠어요.", "불완전 별로예요."]
+    outputs = ["결말이 완전 별로예요.", "완전 별로예요네.", "불완전 별로예요."]
     assert check([("이 영화 어때요?", output) for output in outputs], benchmark).empty
 
 
+CHATS = [
+    "완전 별로예요ㅋㅋ",
+    "네ㄳ 완전 별로예요ㅠㅠ",
+    "ㅎㅎ완전 별로예요",
+    "완전 별로예요라는 리뷰",
+    "다들 완전 별로예요 한다던데요 완전 별로예요라고 했어요",
+    "잘 먹었어요 완전 별로예요 그래도 또 갈까 해요",
+]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_jamo_quoting_and_missing_punctuation_hide_no_short_item(chat, check, make_benchmark):
+    assert list(check([("어땠어?", chat)], make_benchmark({"sentineg": [SHORT]}))["item"]) == [0]
+
+
+def test_jamo_do_not_join_the_syllable_before_them():
+    assert normalise("네ㄳ 알겠어ㅇㅋ") == "네알겠어"
+
+
+def test_a_near_copy_in_a_chat_without_punctuation_is_found(check, make_benchmark):
+    benchmark = make_benchmark({"copa": [{"premise": "친구가 병원에 입원했다."}]})
+    chat = "어제 진짜 놀랐어요 친구가 병원에 입언했다 그래서 하루 종일 걱정했어요"
+    assert list(check([("왜 그래?", chat)], benchmark)["kind"]) == ["near"]
+
+
+STYLES = {
+    "정우는 치과에 예약을 하였다": [
+        "정우가 치과 예약을 했어요",
+        "정우 치과 예약했음",
+        "정우는 치과에 예약을 했습니다",
+        "정우랑 치과에 예약했지",
+    ],
+    "그는 매일 노래를 부른다": ["그는 매일 노래를 부릅니다", "그가 매일 노래를 부르네요", "그는 매일 노래를 부르니"],
+    "형은 동네에서 의사다": [
+        "형은 동네에서 의사예요",
+        "형이 동네 의사입니다",
+        "형은 동네에서 의사인가요",
+        "형은 동네 의사야",
+    ],
+    "회의 시간이 필요하다": ["회의 시간 필요해요", "회의 시간이 필요합니까", "회의 시간이 필요해"],
+    "손님에게 과자를 주었다": ["손님한테 과자를 줬어", "손님께 과자를 줬습니다"],
+}
+
+
+@pytest.mark.parametrize("text", STYLES)
+def test_a_sentence_in_another_style_of_speech_leaves_the_same_letters(text):
+    assert {without_style(style) for style in STYLES[text]} == {without_style(text)}
+
+
+@given(st.permutations(list(STYLES)))
+def test_different_sentences_leave_different_letters(texts):
+    assert len(set(map(without_style, texts))) == len(texts)
+    assert without_style("정우가 치과 예약을 안 했어요") != without_style("정우가 치과 예약을 했어요")
+
+
+RESTYLED = [("예약했니?", "어제 했지. 정우가 치과 예약을 했어요ㅎㅎ"), ("날씨는?", "맑아요.")]
+
+
+def test_an_item_in_another_style_of_speech_is_listed_as_restyled_and_not_dropped(check, make_benchmark):
+    benchmark = make_benchmark({"copa": [{"premise": "정우는 치과에 예약을 하였다."}]})
+    for settings, drop in (
+        ({}, False),
+        ({"drop_restyled": True}, True),
+        ({"drop_restyled": True, "drop": False}, False),
+    ):
+        leaks = check(RESTYLED, benchmark, **settings)
+        assert leaks[["id", "kind", "drop"]].to_numpy().tolist() == [["row0", "restyled", drop]]
+
+
+def test_only_a_certain_leak_stops_the_stage_unless_restyled_ones_count_too(check, make_benchmark):
+    benchmark = make_benchmark({"copa": [{"premise": "정우는 치과에 예약을 하였다."}]})
+    assert len(check(RESTYLED, benchmark, fail=True)) == 1
+    with pytest.raises(UserError, match=r"row0 contains copa test 0 \(restyled\)"):
+        check(RESTYLED, benchmark, fail=True, drop_restyled=True)
+
+
+def test_a_sentence_that_is_mostly_particles_is_never_restyled(check, make_benchmark):
+    assert check([("눈?", "눈이 건조해요.")], make_benchmark({"copa": [{"premise": "눈은 건조하다."}]})).empty
+
+
+@pytest.mark.parametrize(
+    ("passage", "letters"), [("왕이 도읍을 남쪽으로 옮겼다", 12), ("왕이 도읍을 남쪽에 옮겼다", 11)]
+)
+def test_twelve_letters_identify_an_item_of_another_task_and_eleven_do_not(passage, letters, check, make_benchmark):
+    assert len(normalise(passage)) == letters
+    benchmark = make_benchmark({"history": [{"passage": passage, "answer": "기록된 바가 전혀 없다"}]})
+    assert list(check([("옛날", f"그때 {passage}고 한다.")], benchmark)["kind"]) == ["contained"] * (letters == 12)
+
+
 def test_a_near_copy_is_found_with_the_share_of_its_ngrams(check):
-    context = items("hellaswag")[0]["context"]
+    contexts = [item["context"] for item in items("hellaswag")]
+    number, context = next((n, text) for n, text in enumerate(contexts) if "옷매무새" in text)
     copy = context.replace("옷매무새를 가다듬는다", "옷차림을 가다듬었다").replace("면접관들에게", "면접관에게")
     leaks = check([(f"이야기를 완성하세요. {copy}", "끝")])
-    assert leaks[["task", "item", "kind", "item_text"]].to_numpy().tolist() == [["hellaswag", 0, "near", context]]
+    assert leaks[["task", "item", "kind", "item_text"]].to_numpy().tolist() == [["hellaswag", number, "near", context]]
     assert SETTINGS.share <= leaks["share"][0] < 1
 
 

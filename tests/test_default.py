@@ -56,7 +56,7 @@ def of_kind(raw: pd.DataFrame, composed: list[BundledRow], kind: str) -> pd.Data
 def test_the_committed_data_are_what_make_default_writes(tmp_path: Path) -> None:
     write_all(tmp_path)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(written) == 24
+    assert len(written) == 25
     for path in written:
         assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes(), path
 
@@ -71,7 +71,7 @@ def test_no_instruction_of_pretrain_is_in_the_inputs(composed: list[BundledRow])
     assert not pretrain & {row.text.strip() for row in composed}
 
 
-def test_the_bundled_rows_are_in_six_schemas_and_many_lengths_and_a_third_are_scraped(
+def test_the_composed_rows_are_in_six_schemas_and_many_lengths_and_a_third_are_scraped(
     composed: list[BundledRow],
 ) -> None:
     clean = [row for row in composed if row.kind == "clean"]
@@ -89,7 +89,7 @@ def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
     of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "cost"}
     assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
-    assert set(summary["arms"]) == {"middle", "middle_2", "again", "again_2", "random", "random_2"}
+    assert set(summary["arms"]) == {"middle", "middle_2", "again", "again_2", "random", "random_2", "random_3"}
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():
             assert set(by_shots) == {"boolq", "copa", "hellaswag", "sentineg", "wic", "mean"}
@@ -111,10 +111,12 @@ def test_the_default_finds_the_planted_noise_and_no_difference_of_random_to_itse
 
 def test_middle_avoids_the_scraped_rows_and_random_takes_its_share(default: Path, raw: pd.DataFrame) -> None:
     share = (raw["source"] == "scraped").mean()
-    found = {arm: shares_of(default, arm)["scraped"] for arm in ("middle", "middle_2", "random", "random_2")}
+    found = {
+        arm: shares_of(default, arm)["scraped"] for arm in ("middle", "middle_2", "random", "random_2", "random_3")
+    }
     print(f"of raw {share:.2f}", found)
     assert all(found[arm] < share / 2 for arm in ("middle", "middle_2"))
-    assert all(abs(found[arm] - share) < 0.1 for arm in ("random", "random_2"))
+    assert all(abs(found[arm] - share) < 0.1 for arm in ("random", "random_2", "random_3"))
 
 
 def shares_of(default: Path, arm: str) -> dict[str, float]:
@@ -141,13 +143,14 @@ def test_every_row_read_is_in_raw_or_held_out_or_dropped(default: Path, composed
             "chat": pq.read_table(data / "inputs/chat.parquet").num_rows,
             "faq": len(list(csv.reader((data / "inputs/faq.csv").read_text(encoding="cp949").splitlines()))) - 1,
             "scraped": len((data / "inputs/scraped.jsonl").read_bytes().splitlines()),
+            "counsel": len((data / "inputs/counsel.jsonl").read_bytes().splitlines()),
             "knowledge": len(json.loads((data / "inputs/knowledge.json").read_text(encoding="utf-8-sig"))),
         }
     )
     written = [*pd.read_parquet(data / "raw.parquet")["source"], *pd.read_parquet(data / "dropped.parquet")["source"]]
     written += [row["source"] for row in read_jsonl(data / "held_out.jsonl")]
     assert Counter(GROUPS.get(source, source) for source in written) == read
-    assert sum(read.values()) == len(composed)
+    assert sum(read.values()) == len(composed) + read["counsel"]
 
 
 def test_every_planted_row_is_dropped_for_its_reason_and_no_clean_row_is(default: Path) -> None:

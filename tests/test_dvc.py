@@ -124,8 +124,8 @@ def test_a_new_section_reruns_nothing(project: Path) -> None:
 ADDITIONS = {
     "a method": ("selection/methods.py", 'METHODS["shortest"] = METHODS["longest"]\n'),
     "a metric": ("evaluation/metrics.py", 'METRICS["accuracy_again"] = METRICS["accuracy"]\n'),
-    "a format": ("text/formats/mine.json", '{"system": "", "before": "Q: ", "after": "\\nA: "}\n'),
-    "a reader": ("text/readers.py", "NEW = None\n"),
+    "a format": ("text/formats/mine.jinja", "{#- Ours. -#}\n"),
+    "a reader": ("reading/records.py", "NEW = None\n"),
     "a way to embed": ("scoring/embedding.py", "NEW = None\n"),
 }
 RERUN = {
@@ -141,7 +141,7 @@ RERUN = {
     },
     "a metric": {"fetch_benchmark", "decontaminate", *each("compare"), "compare_base", "report"},
     "a format": {"merge", "cluster", "candidates", "decontaminate", *each("sample"), "stability", "report"},
-    "a reader": {"merge", "cluster", "candidates", "decontaminate", *each("sample"), "stability", "report"},
+    "a reader": {"fetch", "merge"},
     "a way to embed": {"embed"},
 }
 """The most that each addition may rerun: stages of about a second, and no other."""

@@ -26,7 +26,7 @@ POSITIONS = 256
 
 
 def settings(**changes):
-    default = {"tasks": TASKS, "shots": list(SHOTS), "batch": 8, "dtype": "fp32", "quantize": None}
+    default = {"tasks": TASKS, "shots": list(SHOTS), "batch": 8, "dtype": "fp32", "quantize": None, "chat": False}
     return {"threads": 1, "evaluate": default | changes}
 
 

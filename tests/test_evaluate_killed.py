@@ -19,7 +19,7 @@ ALL = [(task, shots) for shots in SHOTS for task in TASKS]
 
 
 def settings(**changes):
-    default = {"tasks": TASKS, "shots": SHOTS, "batch": 8, "dtype": "fp32", "quantize": None}
+    default = {"tasks": TASKS, "shots": SHOTS, "batch": 8, "dtype": "fp32", "quantize": None, "chat": False}
     return {"threads": 1, "evaluate": default | changes}
 
 

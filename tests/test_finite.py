@@ -37,7 +37,7 @@ def token_of_nan(token):
 
 
 def evaluate_on(benchmark, model, out, shots=(0,)):
-    settings = {"tasks": ["copa"], "shots": list(shots), "batch": 4, "dtype": "fp32", "quantize": None}
+    settings = {"tasks": ["copa"], "shots": list(shots), "batch": 4, "dtype": "fp32", "quantize": None, "chat": False}
     params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
     evaluate.evaluate(params, "tuned", model, model, benchmark, out / "checkpoints", out / "eval")
 

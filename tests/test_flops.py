@@ -88,8 +88,8 @@ def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, 
         attn_implementation="eager",
         budget={"unit": "steps", "amount": 2},
     )
-    chat = train.load_chat_tokenizer(base, "koalpaca")
-    examples = train.encode_rows(chat, rows, params.train)
+    chat = train.load_chat_tokenizer(base, params.train)
+    examples = train.encode_rows(chat, base, rows, params.train)
     with FlopCounterMode(display=False) as counter:
         report = train.run_training(
             params, base, train.plan(params.train, examples, 1), 1, tmp_path / "checkpoints", tmp_path / "model"
@@ -99,7 +99,7 @@ def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, 
 
 
 def test_flash_attention_multiplies_only_the_tokens_of_a_row():
-    step = [[Example([1] * 5, 1), Example([1] * 3, 1)], [Example([1] * 2, 1)]]
+    step = [[Example([1] * 5, [(1, 5)]), Example([1] * 3, [(1, 3)])], [Example([1] * 2, [(1, 2)])]]
     assert token_pairs(step, None) == 25 + 9 + 4
     assert (token_pairs(step, 1), token_pairs(step, 2), token_pairs(step, 8)) == (64 + 4, 100, 100)
 

@@ -57,7 +57,7 @@ def get_source(tmp_path):
         source = {"from": "hub", "name": "org/data", "revision": COMMIT, "config": None, "split": "train"} | settings
         params = {"fetch": {"inputs": "data", "sources": {"alpaca": source}}}
         fetch.fetch(fetch.Params.model_validate(params), inputs=tmp_path, sources=tmp_path / "sources")
-        return tmp_path / "sources"
+        return tmp_path / "sources/alpaca"
 
     return run
 

@@ -16,7 +16,7 @@ from tests.project import ENVIRONMENT, change_params, commit, copy_project, run,
 
 OUTS = ("data/ppl.parquet", "data/embeddings.parquet")
 SYLLABLES = "가나다라마바사아자차카타파하고노도로모보소오조초코토포호"
-COLUMNS = {"instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
+COLUMNS = {"instruction": ["instruction"], "output": "output"}
 FILE = {"from": "file", "revision": None, "config": None, "split": None}
 ROWS = 120
 NATIVE = {name: value for name, value in ENVIRONMENT.items() if name not in PORTABLE}

@@ -25,9 +25,12 @@ TABLES = st.dictionaries(
 )
 SWITCHES = {
     "empty": (False, True),
-    "duplicate": (False, True),
+    "duplicate": (None, "normalised"),
     "max_characters": (None, 200),
-    "min_hangul": (None, 0.5),
+    "min_korean": (None, 0.5),
+    "min_korean_output": (None, 0.5),
+    "foreign_script": (False, True),
+    "broken_characters": (False, True),
 }
 NO_FILTER = {key: off for key, (off, _) in SWITCHES.items()}
 
@@ -53,7 +56,7 @@ SCHEMAS = {
         ".jsonl",
         json.dumps(KULLM).encode(),
         {"instruction": ["instruction", "input"], "output": "output", "source": "id"},
-        ("dolly", "요약해 줘. 긴 글이다.", "짧은 글이다."),
+        ("dolly", "요약해 줘.\n긴 글이다.", "짧은 글이다."),
     ),
     "kullm-v2, no input": (
         ".jsonl",
@@ -70,13 +73,13 @@ SCHEMAS = {
     "Korean columns": (
         ".csv",
         "번호,질문,답변\r\n1,예금이란?,맡긴 돈입니다.\r\n".encode("cp949"),
-        {"instruction": ["질문"], "output": "답변", "encoding": "cp949"},
+        {"instruction": ["질문"], "output": "답변"},
         ("set", "예금이란?", "맡긴 돈입니다."),
     ),
     "by number": (
         ".json",
         json.dumps(KNOWLEDGE, ensure_ascii=False).encode("utf-8-sig"),
-        {"instruction": ["question"], "output": "answer"},
+        {"records": "[]", "instruction": ["question"], "output": "answer"},
         ("set", "장보고는?", "청해진을 세웠습니다."),
     ),
 }
@@ -97,8 +100,18 @@ def test_text_is_normalised_to_nfc_and_stripped(run_merge):
 FILTERS = {
     "empty": ({"empty": True}, [("한라산은?", ""), ("  ", "답")]),
     "too_long": ({"max_characters": 200}, [("가" * 150, "나" * 51)]),
-    "not_korean": ({"min_hangul": 0.5}, [("tell me more 한글", "답"), ("123 + 456", "답")]),
-    "duplicate": ({"duplicate": True}, [("시를 써 줘", "답"), (" 시를 써 줘", "답\n")]),
+    "not_korean": ({"min_korean": 0.5}, [("tell me more 한글", "답"), ("123456", "답"), ("ㅋㅋㅋ", "답")]),
+    "output_not_korean": (
+        {"min_korean_output": 0.5},
+        [("비는 왜 와?", "Warm air rises and cools down."), ("눈은?", "雪是从云中落下的水。")],
+    ),
+    "foreign_script": ({"foreign_script": True}, [("비는 왜 와?", "구름が たくさん 모여서 와요.")]),
+    "broken_characters": (
+        {"broken_characters": True},
+        [("비는 왜 \ufffd와?", "답"), ("비는 왜 와?", "\uf0b7 구름 때문")],
+    ),
+    "duplicate": ({"duplicate": "exact"}, [("시를 써 줘", "답"), (" 시를 써 줘", "답\n")]),
+    "duplicate, normalised": ({"duplicate": "normalised"}, [("시를써줘!", "답"), ("“시를 써 줘”", "답.")]),
 }
 
 
@@ -107,7 +120,7 @@ def test_a_filter_drops_its_rows_and_when_off_keeps_them(reason, run_merge):
     on, bad = FILTERS[reason]
     files = {"life": pairs([("시를 써 줘", "답"), ("가" * 150, "나" * 50), ("한글 ha", "답"), *bad])}
     merged = run_merge(files, drop=NO_FILTER | on)
-    assert dropped_rows(merged) == [("life", line, reason) for line in range(4, 4 + len(bad))]
+    assert dropped_rows(merged) == [("life", line, reason.split(",")[0]) for line in range(4, 4 + len(bad))]
     assert len(merged.raw) == 3
     merged = run_merge(files, drop=NO_FILTER)
     assert (len(merged.raw), len(merged.dropped)) == (3 + len(bad), 0)
@@ -184,11 +197,11 @@ def test_every_row_read_is_in_raw_or_held_out_or_dropped(run_merge, jsonl, table
 @given(TABLES, st.sampled_from(sorted(TEXTS)), st.data())
 def test_an_added_row_changes_no_id_and_no_order_of_the_others(run_merge, tables, text, data):
     files = {source: pairs([("기준이 되는 글", "답"), *rows]) for source, rows in tables.items()}
-    before = run_merge(files, drop={"duplicate": False}).raw
+    before = run_merge(files, drop={"duplicate": None}).raw
     source = data.draw(st.sampled_from(sorted(files)))
     place = data.draw(st.integers(0, len(files[source])))
     more = files | {source: [*files[source][:place], *pairs([(text, "새로운 답")]), *files[source][place:]]}
-    after = run_merge(more, drop={"duplicate": False}).raw
+    after = run_merge(more, drop={"duplicate": None}).raw
     assert after[after["output"] != "새로운 답"].reset_index(drop=True).equals(before)
     assert len(after) == len(before) + 1
 
@@ -229,7 +242,7 @@ def test_no_more_rows_are_held_out_than_allowed(run_merge, most, share):
     files = {"life": many("생활", 30), "chat": [*many("생활", 30), *many("대화", 3)]}
     held = run_merge(
         files,
-        drop={"duplicate": False},
+        drop={"duplicate": None},
         held_out={"sources": ["life"], "share": share, "max_rows": most},
     ).held_out
     assert len(held) <= most
@@ -305,7 +318,7 @@ def test_a_column_that_is_not_text_stops_the_stage_and_says_how_to_map_it(what, 
     rows = [{"instruction": "질문", "output": "답"} | {column: value} for _ in range(3)]
     files = {".parquet": parquet(rows)} if what == "bytes" else {".parquet": parquet(rows), ".jsonl": jsonl(rows)}
     for suffix, data in files.items():
-        message = rf"life{suffix}, row 1: expected text in the column {column}, {got}.*life in merge\.sources"
+        message = rf"life{suffix}, row 1: expected text in the column {column}, {got}.*life in merge\.sources.*`turns`"
         with pytest.raises(UserError, match=message):
             run_merge({"life": (suffix, data)}, drop={"max_unreadable": 1.0})
 
@@ -318,6 +331,17 @@ def test_a_list_in_a_single_line_stops_with_its_number_and_one_in_another_column
     assert len(run_merge({"life": [good, other]}).raw) == 2
     with pytest.raises(UserError, match=r"life\.jsonl, row 3: expected text in the column output"):
         run_merge({"life": [good, other, good | {"output": CHAT}]})
+
+
+def test_a_conversation_that_is_not_a_row_is_dropped_with_its_file_and_reason(run_merge):
+    turns = {"path": "messages", "role": "role", "text": "content", "roles": {"user": "user", "assistant": "assistant"}}
+    columns = {"chat": {"instruction": [], "output": None, "turns": turns}}
+    rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT[:1]}, {"messages": CHAT[::-1]}]
+    merged = run_merge({"chat": rows}, columns=columns)
+    assert merged.raw[["instruction", "output"]].to_numpy().tolist() == [["시를 써 줘", "답"]]
+    assert dropped_rows(merged) == [("chat", 2, "no_turns"), ("chat", 3, "no_answer"), ("chat", 4, "turn_order")]
+    assert set(merged.dropped["file"]) == {"chat.jsonl"}
+    assert merged.dropped["id"].isna().all()
 
 
 def test_numbers_are_text(run_merge):

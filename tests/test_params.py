@@ -30,6 +30,7 @@ train:
   warmup: 0
   max_tokens: 64
   format: koalpaca
+  end: null
   loss_on: answers
   packing: false
   dtype: fp32
@@ -200,8 +201,9 @@ NUMBERS = {
     "cluster.seeds": (cluster, CLUSTER.replace("seeds: [1]", "seeds: []")),
     "merge.held_out.share": (
         merge,
-        "merge: {sources: [], drop: {empty: true, duplicate: true, max_characters: null, min_hangul: null, "
-        "max_unreadable: 0}, held_out: {sources: [], share: 1.5, max_rows: 1, seed: 1}}",
+        "merge: {sources: [], drop: {empty: true, duplicate: exact, max_characters: null, min_korean: null, "
+        "min_korean_output: null, foreign_script: true, broken_characters: true, max_unreadable: 0}, "
+        "held_out: {sources: [], share: 1.5, max_rows: 1, seed: 1}}",
     ),
 }
 

@@ -125,7 +125,8 @@ def test_a_stage_that_shares_no_work_ignores_the_process_group_of_its_pod(tmp_pa
     sources = [
         {"name": "life", "instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
     ]
-    drop = {"empty": True, "duplicate": True, "max_characters": None, "min_hangul": None, "max_unreadable": 0}
+    drop = {"empty": True, "duplicate": None, "max_characters": None, "min_korean": None, "min_korean_output": None}
+    drop |= {"foreign_script": False, "broken_characters": False, "max_unreadable": 0}
     held_out = {"sources": [], "share": 0.0, "max_rows": 0, "seed": 1}
     YAML().dump({"merge": {"sources": sources, "drop": drop, "held_out": held_out}}, tmp_path / "params.yaml")
     flags = "--sources sources --raw raw.parquet --held_out held_out.jsonl --dropped dropped.parquet"

@@ -40,7 +40,7 @@ def test_the_scores_of_kobest_are_those_of_the_harness_itself(
         out = tmp_path / "kobest" / path.parent.name / path.name
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:count]))
-    settings = {"tasks": list(KOBEST), "shots": shots, "batch": 16, "dtype": "fp32", "quantize": None}
+    settings = {"tasks": list(KOBEST), "shots": shots, "batch": 16, "dtype": "fp32", "quantize": None, "chat": False}
     params = evaluate.Params.model_validate({"threads": 1, "evaluate": settings})
     evaluate.evaluate(
         params,

@@ -189,7 +189,7 @@ def test_the_fingerprint_of_a_training_has_everything_that_it_reads(tmp_path, fo
     assert changed(find(warmup=1)) == {"settings"}
     for path, part in (
         (folder / "samples.jsonl", "rows"),
-        (formats / "koalpaca.json", "format"),
+        (formats / "koalpaca.jinja", "format"),
         (model / "model.safetensors", "weights"),
         (model / "tokenizer.json", "tokenizer"),
     ):

@@ -24,7 +24,9 @@ def data(new_folder, write_leaks):
     Row 6 nearly equals a held-out row.
     """
     folder, ids = new_folder(), [f"{n:016x}" for n in range(20)]
+    turns = [[{"role": "user", "text": "하나?"}, {"role": "assistant", "text": "가운데 말"}]] + [None] * 19
     table = {"id": ids, "source": ["life"] * 20, "instruction": TEXTS, "output": ["답" * (n + 1) for n in range(20)]}
+    table["turns"] = turns
     write_table(folder / "raw.parquet", table, RAW)
     held_out = [("h", "숨긴 질문"), ("near", "6번째의 한라산 질문은?")]
     write_jsonl(
@@ -32,7 +34,7 @@ def data(new_folder, write_leaks):
         [{"id": row, "source": "faq", "instruction": text, "output": "답"} for row, text in held_out],
     )
     dropped = {"id": ["d", None], "source": ["faq"] * 2, "line": [7, 8], "reason": ["empty", "unreadable"]}
-    write_table(folder / "dropped.parquet", dropped | {"text": ["빈 질문", '{"cut']}, DROPPED)
+    write_table(folder / "dropped.parquet", dropped | {"file": ["faq.csv"] * 2, "text": ["빈 질문", '{"cut']}, DROPPED)
     nll = [None if n == 3 else 2.0 + n for n in range(20)]
     ppl = write_ppl(folder / "ppl", ids, nll)
     halves = [[n // 10 for n in range(20)]]
@@ -82,6 +84,11 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
         ],
         "",
     )
+
+
+def test_a_row_is_found_by_a_text_in_any_of_its_turns(ask):
+    _, lines, _ = ask("가운데 말")
+    assert lines[0].startswith(f"{0:016x} [life]")
 
 
 def test_a_row_that_is_not_a_candidate_has_its_reason_and_no_rank(ask):

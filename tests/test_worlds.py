@@ -131,7 +131,7 @@ def world(new_folder, write_leaks):
     """A folder with all that `sample` reads, and the models."""
     folder = new_folder()
     for source, rows in plant().items():
-        write_jsonl(folder / f"sources/{source}.jsonl", rows)
+        write_jsonl(folder / f"sources/{source}/{source}.jsonl", rows)
     raw, outs = folder / "raw.parquet", {"held_out": folder / "held_out.jsonl", "dropped": folder / "dropped.parquet"}
     merge.merge(settings(merge), sources=folder / "sources", raw=raw, **outs)
     rows = read_table(raw)

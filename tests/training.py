@@ -19,6 +19,7 @@ SETTINGS = {
     "warmup": 0,
     "max_tokens": 128,
     "format": "koalpaca",
+    "end": None,
     "loss_on": "answers",
     "packing": False,
     "dtype": "fp32",

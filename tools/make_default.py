@@ -1,6 +1,7 @@
 """Compose the bundled data from the hand-written parts in tools/default: `python -m tools.make_default`.
 
-    tools/default/topics/*.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
+    tools/default/topics/*.yaml, others.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
+    tools/default/conversations.yaml -> data/inputs/counsel.jsonl
     tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
 
 Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
@@ -16,7 +17,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import pyarrow as pa
@@ -34,18 +37,19 @@ HOMES = {  # the source that the rows of a topic go to; its short questions go t
     "화초와 텃밭 식물": "faq",
     "한국사 인물": "knowledge",
 }
-INTRODUCE = (
-    "{이름}에 대해 아는 대로 설명해 주세요.",
-    "{이름}{을} 처음 접하는 사람에게 네 문장 정도로 소개해 주세요.",
-    "{이름}에 관한 짧은 소개 글을 써 줄 수 있나요?",
-)
 SUMMARIZE = (
     "다음 글을 한 문장으로 요약해 주세요.",
     "아래 글의 요점을 한 문장으로 정리해 주세요.",
     "이어지는 글을 읽고 핵심을 한 문장으로 말해 주세요.",
 )
+ARTICLES = 6
+"""Documents about each topic. For each item, pretrain also has a document with the questions about it."""
 SCRAPED = 450
 """Rows of the source `scraped`."""
+READ_ALOUD = dict(zip("0123456789", "영일이삼사오육칠팔구", strict=True)) | dict(
+    zip(ascii_uppercase, "이비씨디이프지치이이이엘엠엔오피큐알스티유이유스이트", strict=True)
+)
+"""The last syllable of the name of a digit or a letter: 치 for H, because H is 에이치."""
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이라": "라", "이나": "나"}
 
 
@@ -68,14 +72,25 @@ class BundledRow:
 
 
 def with_particles(pattern: str, name: str) -> str:
-    """Fill in the name, and replace each particle in braces with the form that fits the syllable before it."""
+    """Fill in the name, and replace each particle in braces with the form that fits the syllable before it.
+
+    A digit or a Latin letter counts as it is read aloud: CPU가, URL이, 2가, 3이.
+    """
     parts = re.split(r"\{(\w+)\}", pattern.replace("{이름}", name))
     text = parts[0]
     for particle, rest in zip(parts[1::2], parts[2::2], strict=True):
-        final = (ord(text[-1]) - 0xAC00) % 28
+        final = final_consonant(text[-1])
         bare = final == 0 or (particle == "으로" and final == 8)  # ㄹ takes 로
         text += (PARTICLES[particle] if bare else particle) + rest
     return text
+
+
+def final_consonant(character: str) -> int:
+    """Return the number of the final consonant, 0 for none, as in Unicode's Hangul syllables."""
+    syllable = READ_ALOUD.get(character.upper(), character)
+    if not "가" <= syllable <= "힣":
+        raise ValueError(f"no particle fits {character!r}; a name ends in a Hangul syllable, a digit or a Latin letter")
+    return (ord(syllable) - ord("가")) % 28
 
 
 def topics() -> list[dict[str, Any]]:
@@ -85,23 +100,18 @@ def topics() -> list[dict[str, Any]]:
 def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     """Return the input rows (noise included), and the pairs and the documents of pretrain."""
     rng = random.Random(20240501)
-    inputs, pretrain, spare, documents = [], [], [], []
+    inputs, pretrain, spare, documents, questions = [], [], [], [], []
     for topic in topics():
-        documents += articles(rng, list(topic["items"].values()))
-        for number, (name, facts) in enumerate(topic["items"].items()):
-            for facet, asks in topic["asks"].items():
-                ways = [
-                    BundledRow(HOMES[topic["topic"]], topic["topic"], with_particles(a, name), facts[facet])
-                    for a in asks
-                ]
-                *long, short = ways
-                rng.shuffle(long)
-                (inputs if rng.random() < 0.4 else pretrain).append(replace(short, source="chat"))
-                cut = 2 if rng.random() < 0.45 else 1
-                inputs += long[:cut]
-                spare.append(long[cut])
-                pretrain += long[cut + 1 :]
-            inputs += whole_rows(rng, topic["topic"], name, facts, number, pretrain)
+        documents += articles(rng, topic)
+        for number, name in enumerate(topic["items"]):
+            rows = [facet_rows(rng, topic, name, facet) for facet in topic["asks"]]
+            inputs += [row for taken, _, _ in rows for row in taken]
+            left = [row for _, left, _ in rows for row in left]
+            spare += [reserve for _, _, reserve in rows]
+            questions.append("\n".join(row.instruction for row in rng.sample(left, len(left))))
+            pretrain += left
+            inputs += whole_rows(rng, topic, name, number, pretrain)
+    inputs += other_rows(pretrain)
     rng.shuffle(spare)
     pretrain += spare[40:]
     inputs += [shuffled(rng, row) for row in spare[:40]]
@@ -110,36 +120,74 @@ def compose() -> tuple[list[BundledRow], list[BundledRow], list[str]]:
     rng.shuffle(order)
     rng.shuffle(pretrain)
     inputs = [inputs[i] for i in order]
-    return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents
+    return [*duplicates_last(inputs), *scraped(inputs)], pretrain, documents + questions
 
 
-def articles(rng: random.Random, items: list[dict[str, str]]) -> Iterator[str]:
+def articles(rng: random.Random, topic: dict[str, Any]) -> Iterator[str]:
     """Yield documents about four items of a topic, with a paragraph for each."""
-    for _ in range(len(items)):
-        paragraphs = []
-        for facts in rng.sample(items, 4):
-            body = [text for facet, text in facts.items() if facet != "요약"]
-            paragraphs.append(" ".join(rng.sample(body, len(body))))
-        yield "\n".join(paragraphs)
+    for _ in range(ARTICLES):
+        paragraphs = [said_about(topic, name) for name in rng.sample(list(topic["items"]), 4)]
+        yield "\n".join(" ".join(rng.sample(paragraph, len(paragraph))) for paragraph in paragraphs)
+
+
+def said_about(topic: dict[str, Any], name: str) -> list[str]:
+    """Return sentences about an item; the first one names it."""
+    facts = topic["items"][name]
+    first = [facts["소개"]] if "소개" in facts else []
+    return first + [facts[facet][0] for facet in topic["asks"]]
+
+
+def facet_rows(
+    rng: random.Random, topic: dict[str, Any], name: str, facet: str
+) -> tuple[list[BundledRow], list[BundledRow], BundledRow]:
+    """Return the rows about a facet of an item: those for the inputs, those for pretrain, and one in reserve.
+
+    The first of the two answers is formal (합니다체). The second (해요체 or 반말) belongs to two long questions and a
+    short one; at most one of these three rows is in the inputs, so no answer is in the inputs twice.
+    """
+    home, (first, second) = HOMES[topic["topic"]], topic["items"][name][facet]
+    formal, casual, (short,) = (
+        [BundledRow(home, topic["topic"], with_particles(ask, name), answer) for ask in asks]
+        for asks, answer in zip(topic["asks"][facet].values(), (first, second, second), strict=True)
+    )
+    short = replace(short, source="chat")
+    rng.shuffle(formal)
+    rng.shuffle(casual)
+    other = rng.choices((short, casual[0], None), (0.4, 0.4, 0.2))[0]
+    taken = [formal[0]] + ([other] if other else [])
+    return taken, [row for row in (*formal[2:], *casual, short) if row is not other], formal[1]
 
 
 def whole_rows(
-    rng: random.Random, topic: str, name: str, facts: dict[str, str], number: int, pretrain: list[BundledRow]
+    rng: random.Random, topic: dict[str, Any], name: str, number: int, pretrain: list[BundledRow]
 ) -> Iterator[BundledRow]:
-    """Yield the rows that ask about an item as a whole: an introduction, and for every other item a summary.
+    """Yield the rows that ask about an item as a whole: a paragraph or a list, and for every other item a summary.
 
     The rows that are not yielded are added to `pretrain`.
     """
-    body = " ".join(text for facet, text in facts.items() if facet != "요약")
-    asks = [BundledRow(HOMES[topic], topic, with_particles(ask, name), body) for ask in INTRODUCE]
+    facts, body = topic["items"][name], " ".join(said_about(topic, name))
+    listed = "\n".join(f"- {heading}: {facts[facet][0]}" for facet, heading in topic["headings"].items())
+    asks = [(ask, body) for ask in topic["whole"]["글"]] + [(ask, listed) for ask in topic["whole"]["목록"]]
     rng.shuffle(asks)
-    yield asks[0]
-    pretrain += asks[1:]
-    summary = BundledRow("assistant", topic, SUMMARIZE[number % 3], facts["요약"], input=body)
+    first, *rest = (
+        BundledRow(HOMES[topic["topic"]], topic["topic"], with_particles(ask, name), text) for ask, text in asks
+    )
+    yield first
+    pretrain += rest
+    summary = BundledRow("assistant", topic["topic"], SUMMARIZE[number % 3], facts["요약"], input=body)
     if number % 2:
         yield summary
     else:
         pretrain.append(replace(summary, instruction=summary.text, input=""))
+
+
+def other_rows(pretrain: list[BundledRow]) -> Iterator[BundledRow]:
+    """Yield the rows that fit no template. Their other phrasings are added to `pretrain`."""
+    for topic, entries in YAML(typ="safe").load(PARTS / "others.yaml").items():
+        for entry in entries:
+            first, *rest = (BundledRow(HOMES[topic], topic, ask, entry["answer"]) for ask in entry["asks"])
+            yield first
+            pretrain += rest
 
 
 def shuffled(rng: random.Random, row: BundledRow) -> BundledRow:
@@ -214,7 +262,7 @@ def join_lines(records: Iterable[bytes]) -> bytes:
     return b"".join(record + b"\n" for record in records)
 
 
-def to_json(record: dict[str, str]) -> bytes:
+def to_json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
@@ -255,6 +303,16 @@ def write_scraped(folder: Path, rows: list[BundledRow]) -> None:
     (folder / "scraped.jsonl").write_bytes(join_lines(records))
 
 
+def write_conversations(folder: Path) -> None:
+    """Write the conversations in OpenAI's layout: `messages`, each with `role` and `content`."""
+    records = []
+    for entry in YAML(typ="safe").load(PARTS / "conversations.yaml"):
+        turns = [("system", entry["system"])] if "system" in entry else []
+        turns += zip(cycle(("user", "assistant")), entry["turns"], strict=False)
+        records.append(to_json({"messages": [{"role": role, "content": text} for role, text in turns]}))
+    (folder / "counsel.jsonl").write_bytes(join_lines(records))
+
+
 SOURCES = {
     "life": write_life,
     "assistant": write_assistant,
@@ -272,14 +330,18 @@ def write_pretrain(pairs: list[BundledRow], documents: list[str], folder: Path) 
 
 
 def benchmark() -> dict[str, list[list[dict[str, Any]]]]:
-    """Return the items of each task in groups that share a text; a group goes to one split as a whole."""
+    """Return the items of each task in groups that go to one split as a whole.
+
+    Items of a group share a text; a group of HellaSwag has every label once.
+    """
     rng = random.Random(20240502)
     parts = {path.stem: YAML(typ="safe").load(path) for path in sorted((PARTS / "benchmark").glob("*.yaml"))}
     words = [wic_items(rng, entry["word"], *entry["senses"]) for entry in parts["wic"]]
+    endings = [hellaswag_item(rng, n, entry) for n, entry in enumerate(parts["hellaswag"])]
     return {
         "boolq": [boolq_items(entry) for entry in parts["boolq"]],
         "copa": [copa_items(rng, entry) for entry in parts["copa"]],
-        "hellaswag": [[hellaswag_item(rng, n, entry)] for n, entry in enumerate(parts["hellaswag"])],
+        "hellaswag": [endings[n : n + 4] for n in range(0, len(endings), 4)],
         "sentineg": [
             [{"sentence": good, "label": 1}, {"sentence": bad, "label": 0}]
             for good, bad in zip(parts["sentineg"]["positive"], parts["sentineg"]["negative"], strict=True)
@@ -293,9 +355,9 @@ def boolq_items(entry: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def copa_items(rng: random.Random, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    items = []
+    items, label = [], rng.randrange(2)
     for question, (right, wrong) in (("원인", entry["cause"]), ("결과", entry["effect"])):
-        label = rng.randrange(2)
+        label = 1 - label
         first, second = (right, wrong) if label == 0 else (wrong, right)
         item = {"premise": entry["premise"], "question": question, "alternative_1": first, "alternative_2": second}
         items.append(item | {"label": label})
@@ -338,6 +400,7 @@ def write_all(root: Path) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
     rows, pairs, documents = compose()
     planted = list(write_inputs(rows, root / "data/inputs"))
+    write_conversations(root / "data/inputs")
     write_pretrain(pairs, documents, root / "data/pretrain")
     write_benchmark(root / "data/benchmark_inputs")
     with (root / "tests/planted.csv").open("w", encoding="utf-8", newline="") as file:

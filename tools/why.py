@@ -41,6 +41,9 @@ def why(query: str, data: Path = Path("data")) -> Iterator[str]:
 
 def matches(rows: pd.DataFrame, query: str) -> pd.Series:
     text = rows["instruction"].str.contains(query, regex=False) | rows["output"].str.contains(query, regex=False)
+    if "turns" in rows:
+        spoken = rows["turns"].dropna()
+        text.loc[spoken.index] |= spoken.map(lambda turns: any(query in turn["text"] for turn in turns)).astype(bool)
     return (rows["id"] == query) | text
 
 

@@ -38,12 +38,18 @@ class SharedLM(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int, bos: list[int]
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch: int,
+        bos: list[int],
+        template: str | None = None,
     ) -> None:
-        """`bos`: what the tokenizer begins every text with."""
+        """`bos`: what the tokenizer begins every text with; `template`: the chat template for the questions, if any."""
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32")
         self.truncated: set[tuple[str, str]] = set()
         self.bos = bos
+        self.chat_template_args = {"chat_template": template} if template else {}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the tokens, with one BOS if the tokenizer adds it, but never with the end that some add too.
@@ -86,10 +92,13 @@ def ask(model: SharedLM, definitions: Any, task: str, shots: int) -> list[dict[s
     random.seed(DEFAULT_RANDOM_SEED)  # some tasks shuffle choices when they are loaded
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
+    chat = bool(model.chat_template_args)
     loaded = definitions.load([task])
     loaded["tasks"][task].set_config(key="num_fewshot", value=shots)
     loaded["tasks"][task].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    records: list[dict[str, Any]] = evaluate(model, loaded, bootstrap_iters=0)["samples"][task]
+    records: list[dict[str, Any]] = evaluate(
+        model, loaded, bootstrap_iters=0, apply_chat_template=chat, fewshot_as_multiturn=chat
+    )["samples"][task]
     return records
 
 

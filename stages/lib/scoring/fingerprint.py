@@ -15,7 +15,7 @@ from typing import Any
 Fingerprint = dict[str, str]
 """From the name of a part (weights, tokenizer, code, a setting, a library) to its value or hash."""
 MACHINE = {"threads", "portable"}
-"""The params at the top of the file that change bits."""
+"""The params at the top of params.yaml that change bits."""
 
 
 def compute_fingerprint(model: Path, settings: Mapping[str, Any], code: Iterable[Path]) -> Fingerprint:

@@ -1,7 +1,7 @@
-"""Turns of a conversation: whether their order makes sense, and how a table and a JSON Lines file carry them.
+"""Turns of a conversation: whether their order is possible, and how a table and a JSON Lines file store them.
 
 A row of raw has turns only if it is more than one question and its answer: several rounds, a system text, or a tool.
-Its instruction is the first turn of the user, which is what gets scored and clustered; its output is the last answer.
+Its instruction, which is scored and clustered, is the first turn of the user; its output is the last answer.
 """
 
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ class Turn(NamedTuple):
 
 class Conversation(NamedTuple):
     turns: list[Turn]
-    """As they are trained on, or, if there is a reason, as they were read."""
+    """As they are trained on or, if there is a reason, as they were read."""
     reason: str | None
-    """Why it cannot be trained on; null if it can."""
+    """Why it cannot be trained on; None if it can."""
     unanswered: int
     """Turns after the last answer, which were left out because they teach nothing."""
 
@@ -49,9 +49,9 @@ def settle(turns: Iterable[Turn]) -> Conversation:
     """Return the conversation that these turns make.
 
     An empty system text is left out, consecutive turns of one speaker are joined by a newline, and what comes after the
-    last answer is left out. The reason is EMPTY if there is no turn or one of the others has no text, NO_ANSWER without
-    an answer, TURN_ORDER if a role follows another that it cannot follow (see `FOLLOWS`): an answer at the beginning, a
-    system text in the middle, a tool's result that nobody reads.
+    last answer is left out. The reason is EMPTY if no turn is left or a turn has no text; NO_ANSWER if there is no
+    answer; TURN_ORDER if a role follows another that it cannot follow (see `FOLLOWS`), such as an answer at the
+    beginning, a system text in the middle, or a tool's result without an answer after it.
     """
     read = list(turns)
     said = [turn for turn in read if turn.text or turn.role != "system"]
@@ -76,9 +76,22 @@ def as_column(conversations: Iterable[list[Turn] | None]) -> pa.Array:
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows as they stand in a JSON Lines file; a row without turns has no key `turns`."""
+    """Return the rows as a JSON Lines file has them; a row without turns has no key `turns`."""
     rows: list[dict[str, Any]] = table.to_pylist()
     return [{key: value for key, value in row.items() if key != "turns" or value} for row in rows]
+
+
+def whole_texts(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Return what was asked [N] and what was answered [N] in each row; of a conversation, in all of its turns.
+
+    System texts and tools' results are part of what was asked.
+    """
+    asked, answered = table["instruction"].to_pylist(), table["output"].to_pylist()
+    for row, turns in enumerate(table["turns"].to_pylist()):
+        if turns:
+            asked[row] = "\n".join(turn["text"] for turn in turns if turn["role"] != "assistant")
+            answered[row] = "\n".join(turn["text"] for turn in turns if turn["role"] == "assistant")
+    return asked, answered
 
 
 def turns_of(row: dict[str, Any]) -> list[Turn]:

@@ -35,6 +35,12 @@ SYLLABLES = 7
 """... if the text has at least this many syllables. In a shorter one, a changed syllable leaves less similarity."""
 SENTENCE = re.compile(r"[^\w\s]+|\n")
 """What ends a sentence, a line or a quotation, or is inside one, as a comma is."""
+CHAT = re.compile(rf"(?<=[다요죠까])\s+|{SENTENCE.pattern}")
+"""What ends a sentence, also in chats without punctuation: `너무 좋았어요 또 갈까 해요`."""
+JAMO = re.compile("[ㄱ-ㆎﾡ-ￜ]+")
+"""Single jamo (ㅋㅋ, ㅠㅠ). NFKC would join ㄳ to the syllable before it: 네ㄳ, 넧."""
+QUOTING = "이?라[고는며]"
+"""What follows a quotation, with or without quotation marks: 정말 맛있어요라는 리뷰."""
 JOINED = 3
 """Most neighbouring pieces between punctuation that are compared as one sentence: `소들이 [풀]을 뜯는다` has three."""
 PARTICLES = re.compile(
@@ -94,12 +100,13 @@ class Index:
 
 
 def normalise(text: str) -> str:
-    """Return the letters and digits of a text in NFKC and lower case, without spaces and punctuation."""
+    """Return the letters and digits of a text in NFKC and lower case, without spaces, punctuation and ㅋㅋ."""
     return re.sub(r"[\W_]+", "", fold(text))
 
 
 def fold(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).lower()
+    """Return the text in NFKC and lower case, with a line end in place of ㅋㅋ and the like, which end sentences."""
+    return unicodedata.normalize("NFKC", JAMO.sub("\n", text)).lower()
 
 
 def without_particles(text: str) -> str:
@@ -234,10 +241,13 @@ def similarity(text: str, instruction: str, output: str) -> float:
 def split_sentences(instruction: str, output: str) -> list[str]:
     """Return the row's distinct sentences, normalised: pieces between punctuation or line ends, and `JOINED` together.
 
-    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined.
+    A comma or a bracket inside a sentence cuts it too, so neighbouring pieces are joined. 다, 요, 죠 and 까 may also
+    end a word inside a sentence, so the row is split twice, with and without them.
     """
-    pieces = [piece for part in SENTENCE.split(fold(f"{instruction}\n{output}")) if (piece := normalise(part))]
-    runs = [pieces[first : first + count] for first in range(len(pieces)) for count in range(1, JOINED + 1)]
+    text, runs = fold(f"{instruction}\n{output}"), []
+    for end in (SENTENCE, CHAT):
+        pieces = [piece for part in end.split(text) if (piece := normalise(part))]
+        runs += [pieces[first : first + count] for first in range(len(pieces)) for count in range(1, JOINED + 1)]
     return list(dict.fromkeys(map("".join, runs)))
 
 
@@ -247,6 +257,7 @@ def is_separate(text: str, instruction: str, output: str) -> bool:
     A few syllables somewhere in a row mean little: `추천드립니다` ends many sentences.
     """
     spaced = r"[\W_]*".join(map(re.escape, text))
-    begins, ends = rf"(?:^|[^\w\s]|\n)\s*{spaced}(?!\w)", rf"(?<!\w){spaced}[\W_]*\Z"
+    begins = rf"(?:^|[^\w\s]|\n|[다요죠까]\s)\s*{spaced}(?:(?!\w)|(?={QUOTING}))"
+    ends = rf"(?<!\w){spaced}[\W_]*\Z"
     searches = ((begins, instruction), (begins, output), (ends, instruction))
     return any(re.search(pattern, fold(part)) for pattern, part in searches)

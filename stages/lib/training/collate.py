@@ -84,9 +84,12 @@ def token_pairs(step: Sequence[Pack], together: int | None) -> int:
 
 
 def labels(example: Example) -> list[int]:
-    return [IGNORED] * example.start + example.ids[example.start :]
+    found = [IGNORED] * len(example.ids)
+    for start, stop in example.answers:
+        found[start:stop] = example.ids[start:stop]
+    return found
 
 
 def present(packs: Sequence[Pack]) -> list[Example]:
     """Return the rows of the packs; if there are none, one row without a label."""
-    return [example for pack in packs for example in pack] or [Example([0], 1)]
+    return [example for pack in packs for example in pack] or [Example([0], [])]
