@@ -27,8 +27,8 @@ def test_every_difference_is_drawn_inside_its_panel() -> None:
 
 def test_another_figure_is_another_picture(tmp_path) -> None:
     table = (figures.DOCS / "results/real_rows.csv").read_text(encoding="utf-8")
-    assert ",0.004,-0.088,0.096" in table
-    (tmp_path / "table.csv").write_text(table.replace(",0.004,-0.088,0.096", ",-0.1,-0.2,-0.05"), encoding="utf-8")
+    assert ",-0.003,-0.102,0.095" in table
+    (tmp_path / "table.csv").write_text(table.replace(",-0.003,-0.102,0.095", ",-0.1,-0.2,-0.05"), encoding="utf-8")
     dots = [
         {(dot.get("cx"), dot.get("cy")) for dot in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}circle")}
         for picture in (figures.pictures()["forest"], figures.forest(tmp_path / "table.csv"))

@@ -74,7 +74,7 @@ def test_the_fields_on_the_page_say_where_the_text_of_their_rows_is():
             field = YAML(typ="safe").load(written) if written[0] in "'\"" else written
             texts.append(Field(field).text(Place(json.loads(row))))
     assert texts == [
-        "첨성대는?",
+        "첨성대는 언제 세웠나요?",
         "신라 때입니다.",
         "신라",
         "",

@@ -120,8 +120,8 @@ POD = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localh
 
 
 def test_a_stage_that_shares_no_work_ignores_the_process_group_of_its_pod(tmp_path, jsonl):
-    (tmp_path / "sources").mkdir()
-    (tmp_path / "sources" / "life.jsonl").write_bytes(jsonl([{"instruction": "한국의 수도는?", "output": "서울"}]))
+    (tmp_path / "sources/life").mkdir(parents=True)
+    (tmp_path / "sources/life/life.jsonl").write_bytes(jsonl([{"instruction": "한국의 수도는?", "output": "서울"}]))
     sources = [
         {"name": "life", "instruction": ["instruction"], "output": "output", "source": None, "encoding": "utf-8"}
     ]
