@@ -190,9 +190,9 @@ def test_without_arms_the_base_alone_is_evaluated(project: Path) -> None:
         ({"control": "nope"}, "sample@spread", "control: 'nope' is not an arm"),
         ({"arms__spread__fraction": 2}, "sample@spread", "arms.spread.fraction"),
         (
-            {"merge__drop__emptyy": True},
+            {"merge__drop__emptyy": True, "merge__drop__foreign_script": 1},
             "merge",
-            "merge.drop.emptyy: unknown key",
+            "merge.drop.foreign_script: should be a valid boolean (got 1)\n  merge.drop.emptyy: unknown key",
         ),
     ],
 )
