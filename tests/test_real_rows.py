@@ -111,6 +111,7 @@ def kobest(task: str, split: str) -> list[dict[str, object]]:
     return read_jsonl(DATA / "kobest" / task / f"{split}.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "column", "count"), [("copa", "premise", 43), ("boolq", "paragraph", 4)])
 def test_the_items_that_kobest_itself_repeats_are_found(task, column, count, trained_on_train: pd.DataFrame) -> None:
     known = {item[column] for item in kobest(task, "train")}
@@ -119,6 +120,7 @@ def test_the_items_that_kobest_itself_repeats_are_found(task, column, count, tra
     assert repeated <= set(trained_on_train.loc[trained_on_train["task"] == task, "item"])
 
 
+@pytest.mark.slow
 def test_of_sentinegs_negations_the_documented_number_is_found(trained_on_train: pd.DataFrame) -> None:
     of = trained_on_train["task"].eq("sentineg") & trained_on_train["id"].str.startswith("sentineg")
     assert trained_on_train.loc[of, "item"].nunique() == 157
