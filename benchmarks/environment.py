@@ -21,13 +21,13 @@ from benchmarks.measure import machine, table
 from stages.lib.core.portable import PORTABLE
 
 ROOT = Path(__file__).parent.parent
-LARGE, SMALL = (4, 192, 4, 8192, 2048), (1, 96, 2, 2048, 1024)
+SIZES = {"large": (4, 192, 4, 8192, 2048), "small": (1, 96, 2, 2048, 1024)}
 """Layers, width, heads, vocabulary, positions: the scorers of `recipes/local.yaml` and of the default."""
 BUSY = "while True: pass"
 
 
 def main(rounds: int = 3) -> None:
-    rows = [portable_line(part, shape, rounds) for part in WORK for shape in ("large", "small")]
+    rows = [portable_line(part, shape, rounds) for part in WORK for shape in SIZES]
     print(f"{table(rows)}\n")
     rows = [spinning_line(part, busy, rounds) for part in ("scoring", "training") for busy in (False, True)]
     print(f"{table(rows)}\n\n{machine()}")
@@ -124,7 +124,6 @@ def language_model(shape: str) -> Any:
     return AutoModelForCausalLM.from_config(configuration(GPTNeoXConfig, Shape(*SIZES[shape])))
 
 
-SIZES = {"large": LARGE, "small": SMALL}
 WORK = {"scoring": scoring, "embedding": embedding, "training": training}
 
 

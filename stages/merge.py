@@ -36,6 +36,7 @@ from stages.lib.text.korean import (
 
 log = logging.getLogger("stages")
 COLUMNS = ["id", "source", "instruction", "output", "turns"]
+HASHED = COLUMNS[1:]
 RAW = pa.schema([(name, TURNS if name == "turns" else pa.string()) for name in COLUMNS])
 """`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`)."""
 DROPPED = pa.schema(
@@ -164,14 +165,15 @@ def chunk_table(rows: list[Mapped]) -> pd.DataFrame:
     asked, answered = whole_texts(
         pa.table({"instruction": table["instruction"], "output": table["output"], "turns": turns})
     )
-    hashes = [text_hash(*identity(row)) for row in rows]
-    return table.assign(turns=turns.to_pylist(), asked=asked, answered=answered, text_hash=hashes)
+    table = table.assign(turns=turns.to_pylist(), asked=asked, answered=answered)
+    return table.assign(text_hash=[text_hash(*row_texts(*row)) for row in table[HASHED].itertuples(index=False)])
 
 
-def identity(row: Mapped) -> Iterator[str]:
-    yield from (row.source, row.instruction, row.output)
-    for turn in row.turns or ():
-        yield from turn
+def row_texts(source: str, instruction: str, output: str, turns: list[dict[str, str]] | None) -> Iterator[str]:
+    """Yield what the id of a row depends on."""
+    yield from (source, instruction, output)
+    for turn in turns or ():
+        yield from (turn["role"], turn["text"])
 
 
 def row_ids(rows: pd.DataFrame) -> list[str]:
@@ -179,8 +181,7 @@ def row_ids(rows: pd.DataFrame) -> list[str]:
     ids = list(rows["text_hash"])
     number = rows.groupby("text_hash").cumcount()
     for row in number.index[number > 0]:
-        said = [part for turn in rows.at[row, "turns"] or () for part in (turn["role"], turn["text"])]
-        ids[row] = text_hash(*rows.loc[row, ["source", "instruction", "output"]], *said, str(number[row]))
+        ids[row] = text_hash(*row_texts(*rows.loc[row, HASHED]), str(number[row]))
     return ids
 
 

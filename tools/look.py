@@ -17,11 +17,11 @@ from ruamel.yaml import YAML
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.reading.containers import Member, find_files, naming, plain, plain_path
-from stages.lib.reading.entry import MergeSource
+from stages.lib.reading.entry import MergeSource, Turns
 from stages.lib.reading.mapping import STEP, Field, Place, ValuePath, as_json, follow
 from stages.lib.reading.records import Record, read_contents
 from stages.lib.reading.rows import Found, Mapped, Mapper, expand
-from stages.lib.reading.turns import marker_pattern
+from stages.lib.reading.turns import TurnReader, marker_pattern
 from tools import layouts
 from tools.output import print_lines
 
@@ -192,10 +192,9 @@ def turn_entries(places: list[Place], columns: dict[str, Any]) -> Iterator[tuple
         keys = columns_of([Place(message) for message in messages])
         role, text = named(keys, layouts.ROLE_KEYS), named(keys, layouts.TEXT_KEYS)
         if role and text:
-            speakers = [
-                list(follow(Place(m), tuple(ValuePath(role).steps))) for p in places for m in messages_at(p, path)
-            ]
-            roles, notes = roles_of({str(one.value).strip() for found in speakers for one in found})
+            reader, steps = TurnReader(Turns.model_validate(where)), ValuePath(role).steps
+            said = chain.from_iterable(map(reader.messages, places))
+            roles, notes = roles_of({str(one.value).strip() for message in said for one in follow(message, steps)})
             yield "conversations", {"turns": where | {"role": role, "text": text} | roles}, notes
     for path in columns:
         text = "\n".join(str(value) for place in places for value in ValuePath(path).values(place))
@@ -216,12 +215,6 @@ def turn_lists(value: Any, path: str = "", depth: int = 3) -> Iterator[tuple[str
     if isinstance(content, dict) and depth:
         for key, inner in content.items():
             yield from turn_lists(inner, dotted(path, key), depth - 1)
-
-
-def messages_at(place: Place, path: str) -> list[Any]:
-    found = ValuePath(path).values(place) if path else [place.value]
-    lists = [as_json(one) if isinstance(one, str) else one for one in found]
-    return [message for one in lists if isinstance(one, list) for message in one]
 
 
 def roles_of(names: set[str]) -> tuple[Entry, tuple[str, ...]]:

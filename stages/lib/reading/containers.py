@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -46,10 +47,8 @@ class Parts(io.RawIOBase):
 
     def __init__(self, parts: list[Member]) -> None:
         self.streams = [part.open() for part in parts]
-        ends = [0]
-        for part in parts:
-            ends.append(ends[-1] + part.size)
-        self.starts, self.size, self.place = ends[:-1], ends[-1], 0
+        *self.starts, self.size = offsets(parts)
+        self.place = 0
 
     def readable(self) -> bool:
         return True
@@ -76,6 +75,11 @@ class Parts(io.RawIOBase):
         for stream in self.streams:
             stream.close()
         super().close()
+
+
+def offsets(parts: list[Member]) -> list[int]:
+    """Return where each part begins in the whole, and where the whole ends."""
+    return list(accumulate((part.size for part in parts), initial=0))
 
 
 def plain(text: str) -> str:
@@ -243,13 +247,11 @@ def open_parts(parts: list[Member]) -> BinaryIO:
 
 def require_every_part(name: str, numbers: list[int], parts: list[Member]) -> None:
     """Raise ValueError if there is a gap between the parts. Only the joined archive shows whether the last is there."""
-    ends = [0]
-    for part in parts:
-        ends.append(ends[-1] + part.size)
+    starts = offsets(parts)
     counted = list(range(numbers[0], numbers[0] + len(numbers)))
-    if numbers == ends[:-1] or (numbers == counted and numbers[0] in (0, 1) and len(numbers) > 1):
+    if numbers == starts[:-1] or (numbers == counted and numbers[0] in (0, 1) and len(numbers) > 1):
         return
-    gap = next(number for number, end in zip(numbers, ends, strict=False) if number != end)
+    gap = next(number for number, start in zip(numbers, starts, strict=False) if number != start)
     raise ValueError(
         f"{name}: a part is missing before .part{gap}; there are {', '.join(f'.part{number}' for number in numbers)}; "
         "download it again"
