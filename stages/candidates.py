@@ -1,6 +1,7 @@
 """Collect the cells and the scores of each row in one table, with the reason if it is not a candidate.
 
-    data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet, data/held_out.jsonl
+    data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet, data/duplicates.parquet,
+    data/ratings.parquet, data/held_out.jsonl
         -> data/candidates.parquet
 
 Each score is a column of the table, and an arm can select `by:` any of them.
@@ -31,6 +32,10 @@ CANDIDATES = pa.schema(
         ("tokens", pa.int64()),
         ("nll", pa.float64()),
         ("ppl", pa.float64()),
+        ("nll_answer", pa.float64()),
+        ("nll_answer_alone", pa.float64()),
+        ("ifd", pa.float64()),
+        ("score", pa.float64()),
         ("characters", pa.int64()),
         ("reason", pa.string()),
     ]
@@ -42,6 +47,7 @@ characters of the output. `reason` says why the row is not a candidate; it is nu
 
 TEXT = ("id", "source", "instruction", "output")
 SCORES = ("id", "tokens", "nll", "ppl")
+MARKS = ("nll_answer", "nll_answer_alone", "ifd", "score")
 
 
 class Params(Section):
@@ -49,18 +55,28 @@ class Params(Section):
 
 
 def candidates(
-    _params: Params, raw: Path, ppl: Path, clusters: Path, leaks: Path, held_out: Path, candidates: Path
+    _params: Params,
+    raw: Path,
+    ppl: Path,
+    clusters: Path,
+    leaks: Path,
+    duplicates: Path,
+    ratings: Path,
+    held_out: Path,
+    candidates: Path,
 ) -> None:
     corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
-    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"])
-    leaked = read_table(leaks, "id", "drop").query("drop")["id"]
+    marks = read_table(ratings, "id", *MARKS)
+    require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"], ratings=marks["id"])
+    leaked, doubled = (corpus["id"].isin(read_table(path, "id", "drop").query("drop")["id"]) for path in (leaks, duplicates))
     near = nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
-    reason = reasons(corpus["instruction"], scores["ppl"], corpus["id"].isin(leaked), near)
+    reason = reasons(corpus["instruction"], scores["ppl"], leaked, near, doubled)
     rows = cells.assign(
         source=corpus["source"],
         characters=corpus["output"].str.len(),
         reason=reason,
         **scores[["tokens", "nll", "ppl"]],
+        **marks[list(MARKS)],
     )
     write_table(candidates, rows, with_partitions(CANDIDATES, count_partitions(cells)))
     others = dict(sorted(Counter(reason.dropna()).items()))

@@ -1,6 +1,6 @@
 """Summarise the corpus, the arms and their differences, and write the tables behind the plots.
 
-metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json
+metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json, data/audit.json
     -> metrics/summary.json, metrics/plots/{differences,ppl,cells,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
@@ -67,13 +67,16 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def report(params: Params, arms: Path, items: Path, profile: Path, stability: Path, summary: Path, plots: Path) -> None:
+def report(
+    params: Params, arms: Path, items: Path, profile: Path, stability: Path, audit: Path, summary: Path, plots: Path
+) -> None:
     warn_of_stray_files(params, [arms, items])
     corpus, base = read_json(profile), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
     compared = compared_methods(params, found, {name: read_json(items / f"{name}.json") for name in params.arms})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
+        "audit": without_lists_and_cost(read_json(audit)),
         "cost": costs(params, corpus["selection_cost"], found),
         "base": {name: base[name] for name in ("scores", "scores_without_leaks")},
         "majority_baseline": base["majority_baseline"],

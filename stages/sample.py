@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import read_arrow, read_table, require_same_rows, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Count, Section, Seed
+from stages.lib.core.params import Count, Positive, Section, Seed
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
 from stages.lib.selection.cells import Seeds
@@ -78,6 +78,8 @@ class AnyCluster(Section):
 
 
 class Params(Section):
+    threads: Positive
+    portable: bool = False
     cluster: AnyCluster
     arms: dict[str, Arm]
     """Ways to select rows, by name."""
@@ -131,7 +133,9 @@ class Params(Section):
         return {other: arm for other, arm in self.arms.items() if other != name and first in (other, arm.replicate)}
 
 
-def sample(params: Params, arm: str, raw: Path, candidates: Path, samples: Path, sample_parquet: Path) -> None:
+def sample(
+    params: Params, arm: str, raw: Path, candidates: Path, embeddings: Path, samples: Path, sample_parquet: Path
+) -> None:
     settings, corpus = params.arms[arm], read_arrow(raw)
     rows = read_cells(candidates, arm, settings.partition)
     require_same_rows(raw=corpus["id"].to_pylist(), candidates=rows["id"])

@@ -20,6 +20,7 @@ LIB = ROOT / "stages/lib"
 ARROWS = {
     "core": set(),
     "text": set(),
+    "rating": {"text"},
     "reading": {"text"},
     "models": set(),
     "scoring": {"text", "models"},

@@ -1,18 +1,22 @@
 """Which rows an arm may select, and how they rank in their cells.
 
 A row is a candidate if it has a perplexity, contains no item of the benchmark (as found by `decontaminate`), does not
-nearly equal a held-out row and is the first such row with its instruction, in the order of raw.
+nearly equal a held-out or an earlier row and is the first such row with its instruction, in the order of raw.
 """
 
 import pandas as pd
 
 CELL = ["length_group", "cluster"]
 NO_PPL, LEAKED, REPEATED, NEAR = "no perplexity", "leaked", "repeated instruction", "near held out"
+DOUBLED = "near duplicate"
 
 
-def reasons(instruction: pd.Series, ppl: pd.Series, leaked: pd.Series, near_held_out: pd.Series) -> pd.Series:
+def reasons(
+    instruction: pd.Series, ppl: pd.Series, leaked: pd.Series, near_held_out: pd.Series, doubled: pd.Series
+) -> pd.Series:
     """Return why each row is not a candidate, or null if it is one. A row that leaked says so in any case."""
     reason = pd.Series(None, index=instruction.index, dtype=object)
+    reason[doubled] = DOUBLED
     reason[near_held_out] = NEAR
     reason[ppl.isna()] = NO_PPL
     reason[leaked] = LEAKED
