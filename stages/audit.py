@@ -18,6 +18,7 @@ class AnyArm(Section):
 class Params(Section):
     arms: dict[str, AnyArm]
     ask: Ask
+    """Where `python -m tools.ask` asks a judge, and what it costs there."""
 
 
 def audit(params: Params, raw: Path, candidates: Path, duplicates: Path, ratings: Path, audit: Path) -> None:

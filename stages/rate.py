@@ -63,7 +63,7 @@ def rate(
     raw: Path,
     leaks: Path,
     duplicates: Path,
-    judge: Path,
+    model: Path,
     ledger: Path,
     checkpoints: Path,
     ratings: Path,
