@@ -68,7 +68,9 @@ def candidates(
     corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
     marks = read_table(ratings, "id", *MARKS)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"], ratings=marks["id"])
-    leaked, doubled = (corpus["id"].isin(read_table(path, "id", "drop").query("drop")["id"]) for path in (leaks, duplicates))
+    leaked, doubled = (
+        corpus["id"].isin(read_table(path, "id", "drop").query("drop")["id"]) for path in (leaks, duplicates)
+    )
     near = nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
     reason = reasons(corpus["instruction"], scores["ppl"], leaked, near, doubled)
     rows = cells.assign(

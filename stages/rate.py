@@ -1,7 +1,7 @@
 """Rate every row's answer. This stage never asks anybody: `python -m tools.ask` does, and it costs money.
 
-    data/raw.parquet, data/leaks.parquet, data/duplicates.parquet, models/hub/<rate.model>, <rate.ledger>
-        -> data/ratings.parquet (.checkpoints/rate: scores of earlier runs)
+data/raw.parquet, data/leaks.parquet, data/duplicates.parquet, models/hub/<rate.model>, <rate.ledger>
+    -> data/ratings.parquet (.checkpoints/rate: scores of earlier runs)
 """
 
 import logging

@@ -67,7 +67,13 @@ def stages_page() -> str:
 
 
 def readable(path: str, each: str) -> str:
-    return path.replace("${key}", f"<{each}>").replace("${item.inputs}", "<inputs>").replace("${control}", "<control>").replace("${rate.model}", "<rate.model>").replace("${rate.ledger}", "<rate.ledger>")
+    return (
+        path.replace("${key}", f"<{each}>")
+        .replace("${item.inputs}", "<inputs>")
+        .replace("${control}", "<control>")
+        .replace("${rate.model}", "<rate.model>")
+        .replace("${rate.ledger}", "<rate.ledger>")
+    )
 
 
 def params_page() -> str:
