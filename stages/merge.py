@@ -35,10 +35,11 @@ from stages.lib.text.korean import (
 )
 
 log = logging.getLogger("stages")
-COLUMNS = ["id", "source", "instruction", "output", "turns"]
-HASHED = COLUMNS[1:]
+HASHED = ["source", "instruction", "output", "turns"]
+COLUMNS = ["id", *HASHED, "final"]
 RAW = pa.schema([(name, TURNS if name == "turns" else pa.string()) for name in COLUMNS])
-"""`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`)."""
+"""`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`); `final` is null if the
+source has no field of the final answer."""
 DROPPED = pa.schema(
     [
         (name, pa.int64() if name == "line" else pa.string())

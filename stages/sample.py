@@ -5,7 +5,7 @@ data/raw.parquet, data/candidates.parquet -> data/samples/<arm>.jsonl, data/samp
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from stages.lib.selection.candidates import CELL, allow_repeated, rank_in_cell
 from stages.lib.selection.cells import Seeds
 from stages.lib.selection.methods import METHODS, Allocation, MethodName, select
 from stages.lib.selection.partitions import count_partitions, take_partition
-from stages.lib.text.conversations import to_rows
+from stages.lib.text.conversations import to_rows, with_final_answers
 
 log = logging.getLogger("stages")
 SAMPLE = pa.schema(
@@ -36,7 +36,7 @@ SAMPLE = pa.schema(
 )
 
 
-REPEATED = ("method", "by", "fraction", "allocation")
+REPEATED = ("method", "by", "fraction", "allocation", "answers")
 """Settings that a replicate shares with the arm it repeats."""
 
 
@@ -49,6 +49,8 @@ class Arm(Section):
     """Share of the candidates to select. `all` has none, because it selects every candidate."""
     allocation: Allocation = "exact"
     """`exact` gives all arms of a fraction one size; `koquality` selects as the original does, with repeated rows."""
+    answers: Literal["output", "final"] = "output"
+    """What to train on: a row's output, or only its final answer if the source has one (`final` in merge.sources)."""
     seed: Seed
     """Seed of the training, and of the selection if the method draws rows (`random`, `steady`)."""
     partition: Count = 0
@@ -155,9 +157,24 @@ def sample(
             f"params.yaml: arms.{arm}: fraction {settings.fraction} of {candidate.sum()} candidates is less than one "
             "row; raise the fraction"
         )
-    write_jsonl(samples, to_rows(corpus.filter(pa.array(rows["selected"]))))
+    write_jsonl(samples, to_train_on(corpus.filter(pa.array(rows["selected"])), arm, settings))
     write_table(sample_parquet, rows.astype({"rank": "Int64"}), SAMPLE)
     log.info("%s: %s of %s candidates", arm, f"{rows['selected'].sum():,}", f"{candidate.sum():,}")
+
+
+def to_train_on(selected: pa.Table, arm: str, settings: Arm) -> list[dict[str, Any]]:
+    """Return the selected rows with the answers that the arm is trained on."""
+    rows = to_rows(selected)
+    if settings.answers == "output":
+        return rows
+    finals = sum("final" in row for row in rows)
+    if not finals:
+        raise UserError(
+            f"params.yaml: arms.{arm}.answers: no selected row has a final answer; name its field as `final` in "
+            "merge.sources"
+        )
+    log.info("%s: %d of %d rows are trained on their final answer only", arm, finals, len(rows))
+    return with_final_answers(rows)
 
 
 def read_cells(path: Path, arm: str, partition: int) -> pd.DataFrame:

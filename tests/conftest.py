@@ -122,6 +122,7 @@ def write_raw(new_folder):
             "instruction": instructions,
             "output": [f"{number}번째 답" for number in range(count)],
             "turns": [None] * count,
+            "final": [None] * count,
         }
         write_table(path, columns, merge.RAW)
         return path

@@ -32,7 +32,14 @@ def write_corpus(folder: Path, leaks: Path) -> dict[str, Path]:
     """Write all that `profile` reads; return the path of each by the name of the parameter."""
     write_table(
         folder / "raw",
-        {"id": IDS, "source": SOURCES, "instruction": IDS, "output": IDS, "turns": [None] * len(IDS)},
+        {
+            "id": IDS,
+            "source": SOURCES,
+            "instruction": IDS,
+            "output": IDS,
+            "turns": [None] * len(IDS),
+            "final": [None] * len(IDS),
+        },
         RAW,
     )
     held = [{"id": f"h{n}", "source": "life", "instruction": "가", "output": "나"} for n in range(3)]

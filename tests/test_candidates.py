@@ -90,7 +90,7 @@ def files(new_folder, write_leaks):
     folder, ids = new_folder(), [f"row{n}" for n in range(6)]
     texts = ["가?", "나?", "가?", "다?", "나?", "라?"]
     outputs = ["답", "둘째 답", "셋", "넷째 답이다", "다섯", "마지막 답"]
-    texts_of = {"instruction": texts, "output": outputs, "turns": [None] * 6}
+    texts_of = {"instruction": texts, "output": outputs, "turns": [None] * 6, "final": [None] * 6}
     write_table(folder / "raw", {"id": ids, "source": [*"aabbcc"]} | texts_of, RAW)
     ppl = write_ppl(folder / "ppl", ids, [1.5, 2.5, 1.5, None, 2.5, 4.5], tokens=[3, 4, 3, 0, 4, 6])
     groups, clusters, distances = [0, 0, 0, 1, 0, 1], [0, 1, 0, 2, 1, 0], [0.5, 0.25, 0.5, 0.0, 0.25, 0.75]

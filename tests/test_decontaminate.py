@@ -101,7 +101,10 @@ def check(tmp_path):
         columns = dict(zip(("instruction", "output"), zip(*rows, strict=True), strict=True))
         ids = [f"row{number}" for number in range(len(rows))]
         write_table(
-            tmp_path / "raw", columns | {"id": ids, "source": ["life"] * len(rows), "turns": [None] * len(rows)}, RAW
+            tmp_path / "raw",
+            columns
+            | {"id": ids, "source": ["life"] * len(rows), "turns": [None] * len(rows), "final": [None] * len(rows)},
+            RAW,
         )
         params = Params(decontaminate=SETTINGS.model_copy(update=settings))
         checking.decontaminate(params, raw=tmp_path / "raw", benchmark=benchmark, leaks=tmp_path / "leaks.parquet")

@@ -100,7 +100,14 @@ def selection_cost(tokens):
 
 def test_an_instruction_is_scored_and_embedded_once_however_many_rows_have_it(profile, tmp_path):
     assert profile()["selection_cost"] == selection_cost([1] + [6] * 9)
-    repeated = {"id": IDS, "source": SOURCES, "instruction": [*IDS[:9], IDS[8]], "output": IDS, "turns": [None] * 10}
+    repeated = {
+        "id": IDS,
+        "source": SOURCES,
+        "instruction": [*IDS[:9], IDS[8]],
+        "output": IDS,
+        "turns": [None] * 10,
+        "final": [None] * 10,
+    }
     write_table(tmp_path / "repeated", repeated, RAW)
     assert profile(raw=tmp_path / "repeated")["selection_cost"] == selection_cost([1] + [6] * 8)
 
@@ -143,7 +150,16 @@ def test_a_profile_is_what_a_plain_count_gives(table, others, new_folder, write_
     paths = write_corpus(folder, write_leaks())
     ids = [f"r{n}" for n in range(len(table))]
     write_table(
-        paths["raw"], {"id": ids, "source": sources, "instruction": ids, "output": ids, "turns": [None] * len(ids)}, RAW
+        paths["raw"],
+        {
+            "id": ids,
+            "source": sources,
+            "instruction": ids,
+            "output": ids,
+            "turns": [None] * len(ids),
+            "final": [None] * len(ids),
+        },
+        RAW,
     )
     write_candidates(paths["candidates"], id=ids, source=sources, tokens=tokens, ppl=ppls, **cells)
     write_jsonl(paths["held_out"], [{"source": source} for source in held])

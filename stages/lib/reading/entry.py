@@ -70,6 +70,8 @@ class MergeSource(Section):
     """Fields that make up the instruction, joined by a newline."""
     output: FieldText | None = None
     """Field of the output."""
+    final: FieldText | None = None
+    """Field of the final answer, if `output` also has the way to it, such as the result of a word problem."""
     system: FieldText | None = None
     """Field of the system text."""
     turns: Turns | None = None

@@ -40,6 +40,8 @@ class Mapped(NamedTuple):
     """Why it is not a row; None if it is one."""
     original: str = ""
     """The record as it was, if there is a reason."""
+    final: str | None = None
+    """The final answer, without the way to it."""
 
 
 class Found(NamedTuple):
@@ -130,7 +132,8 @@ class Mapper:
         group = source.group
         self.source, self.folder = source, folder
         self.instruction = [Field(written) for written in source.instruction]
-        self.output, self.system, self.origin = map(to_field, (source.output, source.system, source.source))
+        self.output, self.final = map(to_field, (source.output, source.final))
+        self.system, self.origin = map(to_field, (source.system, source.source))
         self.by, self.order = map(to_field, (group.by, group.order) if group else (None, None))
         self.turns = TurnReader(source.turns or Turns())
         self.keys: set[str] = set()
@@ -217,9 +220,10 @@ class Mapper:
         """Return a row; a text that cannot be written in utf-8 makes it unreadable."""
         origin = text_at(self.origin, found.place).split("_")[0] or self.source.name
         instruction, request = "\n".join(parts), next(iter(parts), "")
-        row = Mapped(self.name_of(found), found.line, origin, instruction, request, output, turns)
+        final = text_at(self.final, found.place) or None
+        row = Mapped(self.name_of(found), found.line, origin, instruction, request, output, turns, final=final)
         try:
-            "".join([origin, instruction, output, *(turn.text for turn in turns or ())]).encode("utf-8")
+            "".join([origin, instruction, output, final or "", *(turn.text for turn in turns or ())]).encode("utf-8")
         except UnicodeEncodeError:
             return self.no_row(found, UNREADABLE)
         return row
@@ -254,8 +258,8 @@ class Mapper:
 
     def missing(self) -> list[str]:
         """Return the paths that were in no record."""
-        optional = (self.output, self.system, self.origin, self.by, self.order, self.turns.role, self.turns.text)
-        fields = [*self.instruction, *filter(None, optional)]
+        optional = [self.output, self.final, self.system, self.origin, self.by, self.order]
+        fields = [*self.instruction, *filter(None, [*optional, self.turns.role, self.turns.text])]
         paths = [path for field in fields for path in field.paths] + ([self.turns.path] if self.turns.path else [])
         return [path.written for path in paths if not path.found]
 

@@ -76,9 +76,21 @@ def as_column(conversations: Iterable[list[Turn] | None]) -> pa.Array:
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows as a JSON Lines file has them; a row without turns has no key `turns`."""
+    """Return the rows as a JSON Lines file has them; what a row does not have, such as turns, is no key of it."""
     rows: list[dict[str, Any]] = table.to_pylist()
-    return [{key: value for key, value in row.items() if key != "turns" or value} for row in rows]
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def with_final_answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file with the final answer, if there is one, in place of the last answer."""
+    return [answered(row, row["final"]) if "final" in row else row for row in rows]
+
+
+def answered(row: dict[str, Any], answer: str) -> dict[str, Any]:
+    """Return the row with another last answer."""
+    if "turns" not in row:
+        return row | {"output": answer}
+    return row | {"output": answer, "turns": [*row["turns"][:-1], Turn("assistant", answer)._asdict()]}
 
 
 def whole_texts(table: pa.Table) -> tuple[list[str], list[str]]:
