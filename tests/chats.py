@@ -15,7 +15,7 @@ from stages.lib.training.collate import IGNORED, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-OURS = ["chatml", "koalpaca", "koquality", "korae", "kullm"]
+OURS = ["alpaca", "chatml", "koalpaca", "koquality", "korae", "kullm"]
 CONTROL = (
     "<|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> <|stop|> <|endofturn|> <think> </think>"
 )
@@ -63,7 +63,9 @@ def prompt_of(name, question, end):
     korae = "당신은 유용한 인공지능 비서입니다. 사용자가 몇 가지 지시가 포함된 작업을 제공합니다. "
     korae += "요청을 적절히 완료하는 응답을 작성하세요."
     kullm = "아래는 작업을 설명하는 명령어입니다. 요청을 적절히 완료하는 응답을 작성하세요."
+    alpaca = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     return {
+        "alpaca": f"{alpaca}\n\n### Instruction:\n{question}\n\n### Response:\n",
         "chatml": f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
         "koalpaca": f"### 질문: {question}\n\n### 답변:",
         "koquality": f"### 질문: {question}### 답변:",

@@ -88,9 +88,9 @@ def test_a_role_that_a_format_lacks_is_refused(chat):
 
 
 def test_an_unknown_format_is_refused_and_the_known_ones_are_named():
-    known = "chatml, koalpaca, koquality, korae, kullm, tokenizer"
+    known = "alpaca, chatml, koalpaca, koquality, korae, kullm, tokenizer"
     with pytest.raises(ValidationError, match=f"unknown format; known formats: {known}"):
-        settings(format="alpaca")
+        settings(format="vicuna")
 
 
 NEW = """{%- for message in messages %}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lib.text.conversations import FOLLOWS, ROLES, Turn, as_column, settle, to_rows, turns_of
+from stages.lib.text.conversations import FOLLOWS, ROLES, Turn, as_column, settle, to_rows, turns_of, with_final_answers
 
 LETTERS = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 SHAPES = {
@@ -93,3 +93,16 @@ def test_turns_survive_a_table_and_a_file():
     assert "turns" not in pair
     assert turns_of(pair) == [Turn("user", "가"), Turn("assistant", "다")]
     assert turns_of(conversation) == turns("sua")
+
+
+def test_a_final_answer_takes_the_place_of_the_last_answer_only():
+    said = [{"role": role, "text": text} for role, text in turns("uaua")]
+    rows = [
+        {"instruction": "2+3=?", "output": "2+3\n정답: 5", "final": "정답: 5"},
+        {"instruction": said[0]["text"], "output": said[-1]["text"], "turns": said, "final": "정답: 7"},
+        {"instruction": "왜?", "output": "그냥."},
+    ]
+    pair, conversation, other = map(turns_of, with_final_answers(rows))
+    assert [turn.text for turn in pair] == ["2+3=?", "정답: 5"]
+    assert conversation == [*turns("uaua")[:-1], Turn("assistant", "정답: 7")]
+    assert [turn.text for turn in other] == ["왜?", "그냥."]

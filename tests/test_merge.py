@@ -352,3 +352,22 @@ def test_numbers_are_text(run_merge):
 def test_a_column_that_is_twice_in_a_csv_header_stops_the_stage(run_merge):
     with pytest.raises(UserError, match="the header has the column output more than once"):
         run_merge({"life": (".csv", "instruction,output,output\n질문,답,답\n".encode())})
+
+
+def test_a_final_answer_is_kept_beside_the_output_and_changes_no_id(run_merge):
+    rows = [{"instruction": "사과 세 개씩 네 묶음은 몇 개인가요?", "output": "3*4", "n": 12}]
+    fields = {"output": "{output}\n정답: {n}"}
+    with_final = run_merge({"sums": rows}, {"sums": fields | {"final": "정답: {n}"}}).raw
+    assert with_final["final"].tolist() == ["정답: 12"]
+    assert with_final["output"].tolist() == ["3*4\n정답: 12"]
+    without = run_merge({"sums": rows}, {"sums": fields}).raw
+    assert without["final"].isna().all()
+    assert without["id"].tolist() == with_final["id"].tolist()
+
+
+def test_a_held_out_row_keeps_its_final_answer(run_merge):
+    rows = [{"instruction": f"{n} 더하기 {n}은 몇인가요?", "output": f"정답: {2 * n}"} for n in range(4)]
+    all_of_them = {"sources": ["sums"], "share": 1.0, "max_rows": 3, "seed": 1}
+    held = run_merge({"sums": rows}, {"sums": {"final": "output"}}, held_out=all_of_them).held_out
+    assert len(held) == 3
+    assert held["final"].tolist() == held["output"].tolist()

@@ -11,15 +11,14 @@ from tests.project import ROOT, copy_project
 from tools.check import check_params
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-FREE = {("fetch_benchmark", "revisions"), ("arms",), ("stability", "variants")}
-OPTIONAL = {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
+FREE = {("fetch_benchmark", "revisions"), ("merge", "sources"), ("arms",), ("stability", "variants")}
+OPTIONAL = {("dedup", "lexical"), ("dedup", "semantic")}
+OPTIONAL |= {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
 OPTIONAL |= {("train", "adapter"), ("train", "deepspeed")}
 
 
 def skeleton(value: object, where: tuple[str, ...] = ()) -> object:
     """Return the keys of a params file in order, without those that recipes choose; of sources, the first's."""
-    if where == ("merge", "sources"):
-        return skeleton(value[0])
     if where == ("fetch", "sources"):
         return skeleton(next(iter(value.values())))
     if not isinstance(value, dict) or where in FREE | OPTIONAL:
@@ -63,4 +62,4 @@ def stand_in(path: Path) -> None:
 def named_folders(recipe: Path) -> list[str]:
     params = YAML(typ="safe").load(recipe)
     sections = [params["fetch"], params["fetch_benchmark"], *params["fetch_model"].values()]
-    return [section["inputs"] for section in sections]
+    return [*(section["inputs"] for section in sections), params["rate"]["ledger"]]
