@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.lib.core.errors import UserError
-from stages.lib.core.params import Section, read_yaml
+from stages.lib.core.params import Section, read_params
 from stages.lib.text.conversations import Turn, turns_of
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -42,7 +42,7 @@ def read_prompt(name: str) -> Prompt:
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.yaml")))
         raise UserError(f"params.yaml: rate.prompt: {path} does not exist; write it, or use one of {known}")
-    return Prompt.model_validate(read_yaml(path))
+    return read_params(Prompt, path)
 
 
 def shown(turns: list[Turn]) -> str:
