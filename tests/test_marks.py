@@ -138,7 +138,9 @@ def test_a_reply_that_was_cut_before_its_number_ended_gives_none():
     assert mark_of("8점. 정확하고", "length", None) == (8, OK)
 
 
-PIECES = st.sampled_from([*"0123456789.,/~-:점수 \n*()|", "점수", "score", " out of 10", "10점 만점", "\u2028", "８", "nan"])
+PIECES = st.sampled_from(
+    [*"0123456789.,/~-:점수 \n*()|", "점수", "score", " out of 10", "10점 만점", "\u2028", "８", "nan"]
+)
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)), st.sampled_from(["stop", "length", "content_filter", None]))
