@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -62,6 +63,10 @@ class Plan(NamedTuple):
     """Rows that need a reply, or that are to be asked about again."""
     payloads: int
     """Different payloads among them."""
+    counted: pa.Table
+    """Some rows whose prompt the judge's server has counted already."""
+    counted_tokens: int
+    """How many tokens their prompts have."""
 
 
 def ask(options: argparse.Namespace, params: Params) -> Iterator[str]:
@@ -145,12 +150,18 @@ def make_plan(settings: Rate, replies: pd.DataFrame, again: int | None) -> Plan:
     rows, sample = needed_rows(), 0
     if again is not None:
         marks = found_replies(replies, keys_of(rows, settings.prompt, settings.request))
-        marked = rows.filter(pa.array((marks["kind"] == OK).to_numpy(dtype=bool)))
+        marked = take_where(rows, marks["kind"] == OK)
         drawn = np.argsort(uniform_hash(marked["id"].to_pylist(), "again"), kind="stable")[:again]
         rows, sample = marked.take(pa.array(np.sort(drawn))), 1
     keys = pd.Series(keys_of(rows, settings.prompt, settings.request, sample), dtype=str)
     todo = ~keys.duplicated() & ~keys.isin(replies.index)
-    return Plan(rows.filter(pa.array(todo.to_numpy(dtype=bool))), sample, len(rows), keys.nunique())
+    tokens = replies["prompt_tokens"].reindex(keys).reset_index(drop=True).dropna()[:MEASURED]
+    counted = rows.take(pa.array(tokens.index, pa.int64()))
+    return Plan(take_where(rows, todo), sample, len(rows), keys.nunique(), counted, int(tokens.sum()))
+
+
+def take_where(rows: pa.Table, wanted: pd.Series) -> pa.Table:
+    return rows.filter(pa.array(wanted.to_numpy(dtype=bool)))
 
 
 def needed_rows(data: Path = Path("data")) -> pa.Table:
@@ -173,7 +184,7 @@ def estimate(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[str]
     if not count:
         return
     characters = count_characters(plan.rows, rate)
-    per_character, how = tokens_per_character(plan, rate, replies)
+    per_character, how = tokens_per_character(plan, rate)
     prompts, most = characters * per_character, count * rate.request.max_tokens
     yield f"prompts: about {prompts:,.0f} tokens for {characters:,} characters ({per_character:.3g} each, {how})"
     usual = replies["reply_tokens"].mean()
@@ -201,17 +212,14 @@ def prompt_texts(rows: pa.Table, settings: Rate) -> Iterator[str]:
         yield "\n".join(message["content"] for message in payload["messages"])
 
 
-def tokens_per_character(plan: Plan, settings: Rate, replies: pd.DataFrame) -> tuple[float, str]:
-    """Return the tokens of a prompt per character, and how they were counted: by the judge's server if it has answered
-    already, otherwise by the tokenizer of a model that is here; one per character if there is none."""
-    rows = needed_rows()
-    counted = found_replies(replies, keys_of(rows, settings.prompt, settings.request))["prompt_tokens"].to_numpy(
-        dtype=float, na_value=np.nan
-    )
-    known = np.flatnonzero(counted > 0)[:MEASURED]
-    if len(known):
-        characters = count_characters(rows.take(pa.array(known)), settings)
-        return float(counted[known].sum()) / characters, f"as the judge counted in {len(known):,} earlier prompts"
+def tokens_per_character(plan: Plan, settings: Rate) -> tuple[float, str]:
+    """Return the tokens of a prompt per character, and how they were counted.
+
+    The judge's server has counted them if the ledger has replies; otherwise the tokenizer of `rate.model` does.
+    """
+    if plan.counted_tokens:
+        characters = count_characters(plan.counted, settings)
+        return plan.counted_tokens / characters, f"as the judge counted {len(plan.counted):,} earlier prompts"
     folder = Path("models/hub") / settings.model
     if not folder.is_dir():
         return 1.0, f"a guess, because {folder} is not here"
@@ -287,8 +295,9 @@ def read_options(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> int:
     try:
-        with only_one("ask"):
-            for line in ask(read_options(words), read_params(Params)):
+        options = read_options(words)
+        with only_one("ask") if options.yes or options.union else nullcontext():
+            for line in ask(options, read_params(Params)):
                 print(line, flush=True)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.lib.core.artifacts import atomic, read_table, write_table
+from stages.lib.core.artifacts import read_table, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.rating.marks import mark_of
 from stages.lib.rating.prompts import messages_of
@@ -63,9 +63,9 @@ def write_part(ledger: Path, replies: Iterable[dict[str, Any]]) -> Path:
     """Add a file of replies to the ledger; equal replies make the same file, whatever their order."""
     by_key = {reply["key"]: reply for reply in replies}
     rows = pd.DataFrame([by_key[key] for key in sorted(by_key)], columns=REPLIES.names).astype(object)
-    with atomic(ledger / "new") as scratch:
-        write_table(scratch, rows.where(rows.notna(), None), REPLIES)
-        return scratch.rename(ledger / f"{content_hash(scratch)}.parquet")
+    scratch = ledger / ".new.part"
+    write_table(scratch, rows.where(rows.notna(), None), REPLIES)
+    return scratch.rename(ledger / f"{content_hash(scratch)}.parquet")
 
 
 def keys_of(corpus: pa.Table, prompt: str, request: Request, sample: int = 0) -> list[str]:

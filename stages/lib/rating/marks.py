@@ -51,7 +51,7 @@ def mark_of(reply: str | None, finish_reason: str | None, error: str | None) -> 
         return Mark(None, REFUSED)
     line, has_more = first_line(reply)
     score = number_in(line)
-    if finish_reason == "length" and (score is None or not has_more and line.rstrip()[-1:].isdigit()):
+    if finish_reason == "length" and (score is None or (not has_more and line.rstrip()[-1:].isdigit())):
         return Mark(None, CUT)  # a number at the very end may lack its last digits
     if score is None:
         return Mark(None, UNPARSED)

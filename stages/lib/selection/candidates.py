@@ -51,7 +51,7 @@ def may_be_candidates(
     reason = pd.Series(None, index=instruction.index, dtype=object)
     for table, why in ((duplicates, DOUBLED), (leaks, LEAKED)):
         reason[ids.isin(table.loc[table["drop"], "id"])] = why
-    return mark_repeated(instruction, reason).isna().to_numpy()
+    return np.array(mark_repeated(instruction, reason).isna(), dtype=bool)
 
 
 def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:
