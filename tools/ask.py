@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     """How many tokens their prompts have."""
 
 
-def ask(options: argparse.Namespace, params: Params) -> Iterator[str]:
+def run_command(options: argparse.Namespace, params: Params) -> Iterator[str]:
     """Do what the command line says, and yield what there is to say about it."""
     ledger, journal = Path(params.rate.ledger), checkpoints_folder(CHECKPOINTS / "ask") / "replies.jsonl"
     require_whole(ledger)
@@ -83,7 +83,7 @@ def ask(options: argparse.Namespace, params: Params) -> Iterator[str]:
         yield f"an earlier run was killed; the {lost:,} replies it has left are in {ledger} now"
     replies = known_replies(ledger, journal)
     plan = make_plan(params.rate, replies, options.again)
-    yield from estimate(plan, params, replies)
+    yield from price_lines(plan, params, replies)
     if options.yes and len(plan.rows):
         key = read_key(params.ask.key, os.environ.get(params.ask.key))
         yield from pay(plan, params, key, journal)
@@ -175,7 +175,7 @@ def needed_rows(data: Path = Path("data")) -> pa.Table:
     return corpus.filter(pa.array(may_be_candidates(texts["instruction"], texts["id"], *flags)))
 
 
-def estimate(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[str]:
+def price_lines(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[str]:
     """Yield how much there is to ask, and what it costs."""
     rate, count = params.rate, len(plan.rows)
     what = "rows are to be rated again" if plan.sample else "rows may become candidates and need a reply"
@@ -297,7 +297,7 @@ def main(words: list[str]) -> int:
     try:
         options = read_options(words)
         with only_one("ask") if options.yes or options.union else nullcontext():
-            for line in ask(options, read_params(Params)):
+            for line in run_command(options, read_params(Params)):
                 print(line, flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
