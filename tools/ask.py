@@ -200,7 +200,7 @@ def mean_of(usual: float) -> str:
 def money(prompt_tokens: float, reply_tokens: float, settings: Ask) -> str:
     price = settings.price_per_million
     cost = (prompt_tokens * price.input + reply_tokens * price.output) / MILLION
-    return f"{cost:,.2f} {price.currency}"
+    return f"{cost:,.2f} {price.currency}" if cost >= 1 else f"{cost:.2g} {price.currency}"
 
 
 def count_characters(rows: pa.Table, settings: Rate) -> int:
@@ -248,12 +248,14 @@ def pay(plan: Plan, params: Params, key: str, journal: Path) -> Iterator[str]:
 
 
 def require_all(asked: Asked, missing: int) -> None:
+    """Raise UserError if requests are left, and say why."""
     if missing:
-        reasons = "; ".join(f"{count:,} x {reason}" for reason, count in asked.failures.most_common(3))
-        raise UserError(
-            f"{missing:,} requests are still to be asked{f' ({reasons})' if reasons else ''}"
-            f"{f'; stopped because {asked.stopped}' if asked.stopped else ''}; run it again"
-        )
+        why = f"stopped because of {asked.stopped}" if asked.stopped else most_common(asked.failures)
+        raise UserError(f"{missing:,} requests are still to be asked ({why}); correct what you can, and run it again")
+
+
+def most_common(failures: Counter[str]) -> str:
+    return "; ".join(f"{count:,} x {reason}" for reason, count in failures.most_common(3))
 
 
 def next_steps(params: Params) -> Iterator[str]:
