@@ -41,7 +41,7 @@ from stages.lib.rating.request import Ask
 from stages.lib.selection.candidates import may_be_candidates
 from stages.lib.text.hashing import uniform_hash
 from stages.rate import Rate
-from tools.judge import Asked, ask_all, read_key
+from tools.judge import Asked, ask_all, read_key, require_openai
 
 BUNDLED = Path("data/ledger")
 """The empty ledger in git, which only lets `rate` run without one."""
@@ -85,6 +85,7 @@ def run_command(options: argparse.Namespace, params: Params) -> Iterator[str]:
     plan = make_plan(params.rate, replies, options.again)
     yield from price_lines(plan, params, replies)
     if options.yes and len(plan.rows):
+        require_openai()
         key = read_key(params.ask.key, os.environ.get(params.ask.key))
         yield from pay(plan, params, key, journal)
     elif len(plan.rows):
@@ -292,7 +293,10 @@ def read_options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--yes", action="store_true", help="ask, and pay")
     parser.add_argument("--again", type=int, metavar="N", help="ask a second time about N rows that have a mark")
     parser.add_argument("--union", metavar="REV", help="copy the replies of the ledger at REV")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.again is not None and options.again < 1:
+        parser.error("--again needs a number of rows from 1")
+    return options
 
 
 def main(words: list[str]) -> int:

@@ -15,6 +15,7 @@ stops, and no `error` among them is kept.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
@@ -172,6 +173,11 @@ def without_key(found: Reply | Failure, key: str) -> Reply | Failure:
     if isinstance(found, Failure):
         return found._replace(reason=found.reason.replace(key, "***"))
     return {name: text.replace(key, "***") if isinstance(text, str) else text for name, text in found.items()}
+
+
+def require_openai() -> None:
+    if find_spec("openai") is None:
+        raise UserError("asking a judge needs openai; `pip install -c constraints.txt -e '.[ask]'`")
 
 
 def read_key(variable: str, key: str | None) -> str:
