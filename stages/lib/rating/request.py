@@ -1,6 +1,8 @@
 """What a judge is asked, and where."""
 
-from typing import Annotated
+import hashlib
+import json
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -17,6 +19,17 @@ class Request(Section):
     max_tokens: Positive
     """Most tokens of a reply."""
     seed: int | None
+    """Sent with the first sample of a reply, its successor with the second, and so on; null sends none."""
+
+    def payload(self, messages: list[dict[str, str]], sample: int = 0) -> dict[str, Any]:
+        """Return all that a reply depends on. `sample` is 1 if the judge is asked again."""
+        return self.model_dump() | {"messages": messages, "sample": sample}
+
+
+def key_of(payload: dict[str, Any]) -> str:
+    """Return the name of a payload in the ledger, the same for any server, account and order of keys."""
+    text = json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class PricePerMillion(Section):

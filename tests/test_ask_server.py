@@ -1,0 +1,83 @@
+"""A real server that has OpenAI's API: `transformers serve`, with a tiny model made here."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from stages.lib.rating.ledger import read_ledger
+from tests.judges import KEY
+from tests.project import ROOT, change_params
+from tests.test_ask import LEDGER, marks, write_rows
+from tools import ask
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def model(build, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    build("LlamaConfig", "LlamaForCausalLM", max_position_embeddings=4096).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """The address of a server of that model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--host", "127.0.0.1"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"],
+            env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    started = time.monotonic()
+    while not is_up(f"http://127.0.0.1:{port}/health"):
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() - started < SECONDS, log.read_text()
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/v1"
+    server.terminate()
+    server.wait(10)
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_a_real_server_is_asked_once_and_what_it_says_is_read(url, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    change_params(
+        tmp_path, rate__judge="ledger", rate__ledger=str(LEDGER), rate__request__model=str(model),
+        rate__request__max_tokens=6, rate__request__seed=1, ask__url=url, ask__key="JUDGE_KEY", ask__timeout=60,
+    )  # fmt: skip
+    write_rows([f"질문 {number}" for number in range(6)])
+    assert ask.main(["--yes"]) == 0
+    replies = read_ledger(LEDGER)
+    assert len(replies) == 6
+    assert replies["reply"].str.len().gt(0).all()
+    assert replies["reply_tokens"].between(1, 6).all()
+    assert replies["prompt_tokens"].gt(50).all()
+    assert replies["error"].isna().all()
+    assert set(marks()["kind"]) <= {"ok", "unparsed", "out_of_range", "cut"}
+    capsys.readouterr()
+    assert ask.main(["--yes"]) == 0
+    assert "6 of them are in data/mine/ledger; 0 are to be asked" in capsys.readouterr().out
