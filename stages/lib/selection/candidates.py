@@ -4,7 +4,9 @@ A row is a candidate if it has a perplexity, contains no item of the benchmark (
 nearly equal a held-out or an earlier row and is the first such row with its instruction, in the order of raw.
 """
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 CELL = ["length_group", "cluster"]
 NO_PPL, LEAKED, REPEATED, NEAR = "no perplexity", "leaked", "repeated instruction", "near held out"
@@ -36,6 +38,20 @@ def mark_repeated(instruction: pd.Series, reason: pd.Series) -> pd.Series:
 def allow_repeated(reason: pd.Series) -> pd.Series:
     """Return the reasons with repeats made candidates again."""
     return reason.mask(reason == REPEATED, None)
+
+
+def may_be_candidates(
+    instruction: pd.Series, ids: pd.Series, leaks: pd.DataFrame, duplicates: pd.DataFrame
+) -> NDArray[np.bool_]:
+    """Return whether each row [N] can become a candidate, as far as leaks and near-duplicates say.
+
+    `leaks` and `duplicates` are tables with `id` and `drop`. Perplexity and nearness to held-out rows are the same for
+    every row with an instruction, so they never make a later row a candidate.
+    """
+    reason = pd.Series(None, index=instruction.index, dtype=object)
+    for table, why in ((duplicates, DOUBLED), (leaks, LEAKED)):
+        reason[ids.isin(table.loc[table["drop"], "id"])] = why
+    return np.array(mark_repeated(instruction, reason).isna(), dtype=bool)
 
 
 def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:
