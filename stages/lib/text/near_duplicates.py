@@ -12,7 +12,7 @@ Axes: N rows, M n-grams, R rows whose n-grams are in memory, P pairs
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class Grams(NamedTuple):
     """Those of the first row, then those of the second, and so on [M]."""
     start: Ints
     """Position of each row's first n-gram [R]."""
-    count: Ints
+    size: Ints
     """N-grams of each row [R]."""
 
 
@@ -74,7 +74,7 @@ def near_in_letters(read: Read, rows: int, n: int, least: float) -> Near:
     """
     digest, bands = sign(read, rows, n)
     first = first_equal(digest)
-    number, crowded = bucket_pairs(bands, np.flatnonzero(first == np.arange(rows)))
+    number, crowded = bucket_pairs(bands, np.flatnonzero(first == np.arange(rows)), least)
     del bands
     log.info("%s candidates; %s rows in crowded buckets", f"{len(number):,}", f"{len(crowded):,}")
     number = np.union1d(number, numbered(crowded[join_crowd(load_grams(read, crowded, n), least)], rows))
@@ -136,21 +136,22 @@ def first_equal(digest: Hashes) -> Ints:
     return rows
 
 
-def bucket_pairs(bands: Hashes, distinct: Ints) -> tuple[Ints, Ints]:
+def bucket_pairs(bands: Hashes, distinct: Ints, least: float) -> tuple[Ints, Ints]:
     """Return the numbers of the pairs of distinct rows that share a bucket, and the rows of crowded buckets.
 
     Pairs within a crowded bucket are left out. Both results are ascending and without repetition.
     """
-    rows, found = bands.shape[1], np.empty(0, dtype=np.int64)
-    is_crowded = np.zeros(rows, dtype=bool)
-    for keys in bands:
+    is_crowded = np.zeros(bands.shape[1], dtype=bool)
+
+    def pairs_of(keys: Hashes) -> Ints:
         order = np.argsort(keys[distinct])
         row, key = distinct[order], keys[distinct[order]]
-        starts = np.flatnonzero(np.diff(key, prepend=~key[:1]))
-        size = np.diff(starts, append=len(key))
+        size = np.diff(np.flatnonzero(np.diff(key, prepend=~key[:1])), append=len(key))
         crowd = np.repeat(size > CROWD, size)
         is_crowded[row[crowd]] = True
-        found = np.union1d(found, numbered(equal_pairs(row[~crowd], key[~crowd]), rows))
+        return numbered(equal_pairs(row[~crowd], key[~crowd]), len(is_crowded))
+
+    found = union(map(pairs_of, bands), least)
     return found, np.flatnonzero(is_crowded)
 
 
@@ -174,10 +175,9 @@ def numbered(pairs: Ints, rows: int) -> Ints:
 def load_grams(read: Read, rows: Ints, n: int) -> Grams:
     """Return the n-grams of these rows, mixed so that their first bits differ, too."""
     parts = [distinct_ngrams(padded(read(block), n), n) for block in split(rows)]
-    counts = [np.bincount(owner) for _, owner in parts]
-    count = np.concatenate([np.empty(0, dtype=np.int64), *counts])
+    size = np.concatenate([np.empty(0, dtype=np.int64), *(np.bincount(owner) for _, owner in parts)])
     hashes = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in parts)])
-    return Grams(hashes * MULTIPLIER, np.cumsum(count) - count, count)
+    return Grams(hashes * MULTIPLIER, np.cumsum(size) - size, size)
 
 
 def verify(grams: Grams, pairs: Ints) -> NDArray[np.float64]:
@@ -186,27 +186,27 @@ def verify(grams: Grams, pairs: Ints) -> NDArray[np.float64]:
     for start in range(0, len(pairs), TOGETHER):
         one, other = pairs[start : start + TOGETHER].T
         both, pair = np.concatenate([one, other]), np.tile(np.arange(len(one), dtype=np.uint64), 2)
-        hashes = grams.hashes[ranges(grams.start[both], grams.count[both])]
-        key = np.sort(np.repeat(pair, grams.count[both]) << np.uint64(52) | hashes >> np.uint64(12))
+        hashes = grams.hashes[ranges(grams.start[both], grams.size[both])]
+        key = np.sort(np.repeat(pair, grams.size[both]) << np.uint64(52) | hashes >> np.uint64(12))
         twice = key[1:][key[1:] == key[:-1]] >> np.uint64(52)
         shared = np.bincount(twice.astype(np.int64), minlength=len(one))
-        similarity[start : start + TOGETHER] = shared / (grams.count[one] + grams.count[other] - shared)
+        similarity[start : start + TOGETHER] = shared / (grams.size[one] + grams.size[other] - shared)
     return similarity
 
 
 def join_crowd(grams: Grams, least: float) -> Ints:
     """Return positions of pairs [P, 2] in `grams`, among them every pair with a similarity of at least `least`.
 
-    The n-grams of each row are ranked from the rarest. If the first that rows A and B share has rank a in A and b in
-    B, they share at most min(|A| - a, |B| - b); they must share least / (1 + least) of |A| + |B|. So a row looks up only
-    its rarest n-grams, and each of them only among rows of a size that can still be similar (positional filter: Xiao et
-    al. 2011, Efficient similarity joins for near-duplicate detection). What a fixed instruction adds to all rows is
-    looked up only by rows that have little else.
+    The n-grams of each row are ranked from the rarest. If the first that rows A and B share has rank a in A and b in B,
+    they share at most min(|A| - a, |B| - b). Similar rows share least / (1 + least) of |A| + |B|. So each row looks up
+    only its rarest n-grams, and each of these only among rows of a size that can be similar (positional filter: Xiao et
+    al. 2011, Efficient similarity joins for near-duplicate detection). The n-grams of a fixed instruction are looked up
+    only by rows that have little else.
     """
     _, gram, spread = np.unique(grams.hashes, return_inverse=True, return_counts=True)
-    owner = np.repeat(np.arange(len(grams.count)), grams.count)
+    owner = np.repeat(np.arange(len(grams.size)), grams.size)
     gram = gram[np.lexsort((gram, spread[gram], owner))]
-    size, rank = grams.count[owner], np.arange(len(owner)) - grams.start[owner]
+    size, rank = grams.size[owner], np.arange(len(owner)) - grams.start[owner]
     rare = np.flatnonzero((rank <= (1 - least) * size + EPSILON) & (spread[gram] > 1))
     rare = rare[np.lexsort((owner[rare], size[rare], gram[rare]))]
     owner, size, left = owner[rare], size[rare], (size - rank)[rare]
@@ -215,20 +215,31 @@ def join_crowd(grams: Grams, least: float) -> Ints:
     end = np.searchsorted(gram[rare] * scale + size, gram[rare] * scale + largest, side="right")
     count = np.maximum(end - np.arange(len(rare)) - 1, 0)
 
-    found = np.empty(0, dtype=np.int64)
-    for part in np.split(np.arange(len(rare)), np.flatnonzero(np.diff(np.cumsum(count) // POSTINGS)) + 1):
+    def pairs_of(part: Ints) -> Ints:
         one, other = np.repeat(part, count[part]), ranges(part + 1, count[part])
         similar = left[other] >= share * (size[one] + size[other]) - EPSILON
-        pairs = np.stack([owner[one[similar]], owner[other[similar]]], axis=1)
-        found = np.union1d(found, numbered(pairs, len(grams.count)))
-        require_few(len(found), least)
-    return np.stack(np.divmod(found, max(len(grams.count), 1)), axis=1)
+        return numbered(np.stack([owner[one[similar]], owner[other[similar]]], axis=1), len(grams.size))
+
+    parts = np.split(np.arange(len(rare)), np.flatnonzero(np.diff(np.cumsum(count) // POSTINGS)) + 1)
+    return np.stack(np.divmod(union(map(pairs_of, parts), least), max(len(grams.size), 1)), axis=1)
+
+
+def union(parts: Iterable[Ints], least: float) -> Ints:
+    """Return the distinct numbers of all parts, ascending. Raises UserError if there are more than `MOST_PAIRS`."""
+    found = np.empty(0, dtype=np.int64)
+    waiting = [found]
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) > len(found) + POSTINGS:
+            found, waiting = np.unique(np.concatenate([found, *waiting])), [found[:0]]
+            require_few(len(found), least)
+    return np.unique(np.concatenate([found, *waiting]))
 
 
 def require_few(pairs: int, least: float) -> None:
     """Raise UserError if the pairs are more than a table can usefully list."""
     if pairs > MOST_PAIRS:
         raise UserError(
-            f"params.yaml: dedup: more than {MOST_PAIRS:,} pairs of rows are similar from {least}; raise listed_from, "
-            "or set it by examples with `python -m tools.calibrate`"
+            f"params.yaml: dedup: more than {MOST_PAIRS:,} pairs of rows may be similar from {least}; raise "
+            "listed_from, or choose it by examples with `python -m tools.calibrate`"
         )
