@@ -71,7 +71,7 @@ class Rule(NamedTuple):
 
 
 class Ngrams(NamedTuple):
-    """The distinct n-grams of each text, in order of the texts [M]."""
+    """The n-grams of each text, in order of the texts [M]."""
 
     hashes: NDArray[np.uint64]
     owner: Ints
@@ -155,6 +155,16 @@ def needed(count: Ints, rule: Rule) -> Ints:
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> Ngrams:
+    hashes, owner = hash_ngrams(texts, n)
+    order = np.lexsort((hashes, owner))
+    hashes, owner = hashes[order], owner[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
+    return Ngrams(hashes[new], owner[new])
+
+
+def hash_ngrams(texts: Sequence[str], n: int) -> Ngrams:
+    """Return every n-gram of each text, repeated ones too, in the order of the texts."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     starts = max(len(codes) - n + 1, 0)
@@ -162,12 +172,7 @@ def distinct_ngrams(texts: Sequence[str], n: int) -> Ngrams:
     for k in range(n):
         hashes = hashes * MULTIPLIER + codes[k : k + starts]  # modulo 2**64
     inside = owner[:starts] == owner[n - 1 :]
-    hashes, owner = hashes[inside], owner[:starts][inside]
-    order = np.lexsort((hashes, owner))
-    hashes, owner = hashes[order], owner[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
-    return Ngrams(hashes[new], owner[new])
+    return Ngrams(hashes[inside], owner[:starts][inside])
 
 
 def pairs(rows: Sequence[str], index: Index, n: int) -> Ints:
