@@ -25,7 +25,7 @@ from stages.lib.selection.candidates import reasons
 from stages.lib.selection.cells import Cluster, find_cells
 from stages.lib.selection.diversity import best_apart, farthest_first
 from stages.lib.selection.methods import Wanted, select
-from stages.lib.selection.quotas import as_written, rank_in_group
+from stages.lib.selection.quotas import exact_fraction, rank_in_group
 
 DEFAULT = ["data/raw.parquet", "models/hub/scorer", "models/hub/encoder"]
 Case = tuple[pd.Series, pd.DataFrame]
@@ -100,7 +100,7 @@ def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: 
     reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none, doubled=none)
     candidates = cells.assign(score=np.exp(nll), characters=corpus["output"].str.len())[reason.isna()]
     candidates = candidates.assign(rank=rank_in_group(candidates, "score"))
-    return set(candidates.loc[select(candidates, method, Wanted(as_written(fraction), seed=1)), "id"])
+    return set(candidates.loc[select(candidates, method, Wanted(exact_fraction(fraction), seed=1)), "id"])
 
 
 def select_apart(rows: int, width: int, count: int, distance: float) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from stages.lib.selection.candidates import CELL, allow_repeated, unselectable
 from stages.lib.selection.cells import Seeds, read_vectors
 from stages.lib.selection.methods import METHODS, NO_VECTORS, PPL, MethodName, Wanted, select, uses_cells
 from stages.lib.selection.partitions import count_partitions, take_partition
-from stages.lib.selection.quotas import Allocation, Mask, arm_size, as_written, rank_in_group
+from stages.lib.selection.quotas import Allocation, Mask, arm_size, exact_fraction, rank_in_group
 from stages.lib.text.conversations import to_rows
 
 log = logging.getLogger("stages")
@@ -269,7 +269,7 @@ def find_share(settings: Arm, candidates: pd.DataFrame, barred: pd.Series, where
         scores = find_scores(candidates, settings.size.by, f"{where}.size.by")
         wanted = Fraction(int(unselectable(scores, settings.size.min, settings.size.max).isna().sum()))
     else:
-        wanted = as_written(settings.fraction) * count if settings.fraction else Fraction(free)
+        wanted = exact_fraction(settings.fraction) * count if settings.fraction else Fraction(free)
     if not free or int(wanted) > free:
         raise UserError(
             f"{where}: {max(int(wanted), 1):,} of {count:,} candidates are wanted, but the arm may select only "

@@ -32,7 +32,7 @@ from stages.lib.core.runner import run
 from stages.lib.selection.candidates import CELL, mark_repeated
 from stages.lib.selection.cells import Cluster, find_cells, read_vectors
 from stages.lib.selection.methods import METHODS, MethodName, Wanted, select
-from stages.lib.selection.quotas import arm_size, as_written, lowest, rank_in_group
+from stages.lib.selection.quotas import arm_size, exact_fraction, lowest, rank_in_group
 from stages.lib.text.hashing import uniform_hash
 
 log = logging.getLogger("stages")
@@ -94,7 +94,7 @@ def stability(params: Params, raw: Path, candidates: Path, embeddings: Path, sta
         }
     others = {name: selected[cells] for name, cells in variants.items()}
     methods = {method: measure_stability(method, selected[base], others, earlier) for method in settings.methods}
-    expected = arm_size(len(selected[base]), as_written(settings.fraction)) / len(selected[base])
+    expected = arm_size(len(selected[base]), exact_fraction(settings.fraction)) / len(selected[base])
     write_json(stability, {"expected_overlap": expected, "methods": methods})
     for method, found in methods.items():
         churn = "".join(f", churn at +{name} {share:.3f}" for name, share in found["churn"].items())
@@ -131,7 +131,7 @@ def select_by_method(
     rows = rows.assign(**find_cells(rows, vectors_ND, cells)[CELL])
     candidates = rows[rows["reason"].isna()]
     candidates = candidates.assign(score=candidates["ppl"], rank=rank_in_group(candidates, "ppl"))
-    wanted = Wanted(as_written(settings.fraction), settings.seed)
+    wanted = Wanted(exact_fraction(settings.fraction), settings.seed)
     if not arm_size(len(candidates), wanted.share):
         raise UserError(
             f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than one "

@@ -17,7 +17,7 @@ from stages.lib.selection import diversity, methods
 from stages.lib.selection.candidates import allow_repeated, reasons
 from stages.lib.selection.diversity import best_apart, farthest_first
 from stages.lib.selection.methods import BINS, METHODS, Method, Wanted
-from stages.lib.selection.quotas import arm_size, as_written, lowest_of_each, quotas, rank_in_group
+from stages.lib.selection.quotas import arm_size, exact_fraction, lowest_of_each, quotas, rank_in_group
 from stages.sample import Arm, Params
 from tests.koquality import picks
 from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
@@ -28,7 +28,7 @@ SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
 
 
 def select(rows, method, fraction, seed, **wanted):
-    return methods.select(rows, method, Wanted(as_written(fraction), seed, **wanted))
+    return methods.select(rows, method, Wanted(exact_fraction(fraction), seed, **wanted))
 
 
 def ranks_taken(method, quota, size):
@@ -58,18 +58,18 @@ def make_rows(count, start=0, groups=3):
     [(100, 0.29, 29), (1000, 0.001, 1), (999, 0.001, 0), (50, 1.0, 50), (100_000, 1e-5, 1)],
 )
 def test_a_fraction_is_read_as_it_is_written(size, fraction, rows):
-    assert arm_size(size, as_written(fraction)) == rows
+    assert arm_size(size, exact_fraction(fraction)) == rows
 
 
 @given(SIZES, FRACTIONS)
 def test_quotas_add_up_to_the_size_of_the_arm(sizes, fraction):
-    found = quotas(np.array(sizes), as_written(fraction))
-    assert found.sum() == floor(decimal(fraction) * sum(sizes)) == arm_size(sum(sizes), as_written(fraction))
+    found = quotas(np.array(sizes), exact_fraction(fraction))
+    assert found.sum() == floor(decimal(fraction) * sum(sizes)) == arm_size(sum(sizes), exact_fraction(fraction))
 
 
 @given(SIZES, FRACTIONS)
 def test_every_quota_is_within_one_of_its_share(sizes, fraction):
-    for quota, size in zip(quotas(np.array(sizes), as_written(fraction)).tolist(), sizes, strict=True):
+    for quota, size in zip(quotas(np.array(sizes), exact_fraction(fraction)).tolist(), sizes, strict=True):
         assert abs(quota - decimal(fraction) * size) < 1
         assert 0 <= quota <= size
 
@@ -80,7 +80,7 @@ def test_the_largest_remainders_get_the_rows_that_are_left(sizes, fraction):
     order = sorted(range(len(sizes)), key=lambda n: (-(shares[n] - floor(shares[n])), n))
     left = floor(sum(shares)) - sum(map(floor, shares))
     expected = [floor(share) + (n in order[:left]) for n, share in enumerate(shares)]
-    assert quotas(np.array(sizes), as_written(fraction)).tolist() == expected
+    assert quotas(np.array(sizes), exact_fraction(fraction)).tolist() == expected
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=20), st.floats(1e-6, 1))
@@ -90,7 +90,7 @@ def test_quotas_are_those_of_decimal_arithmetic(sizes, fraction):
     missing = int(Decimal(str(fraction)) * sum(sizes)) - sum(floors)
     for i in sorted(range(len(exact)), key=lambda i: (floors[i] - exact[i], i))[:missing]:
         floors[i] += 1
-    assert quotas(np.array(sizes), as_written(fraction)).tolist() == floors
+    assert quotas(np.array(sizes), exact_fraction(fraction)).tolist() == floors
 
 
 @given(SIZES, st.data())
@@ -603,7 +603,7 @@ def test_allocation_source_keeps_the_mixture(count, method, fraction):
     rows["rank"] = rank_in_group(rows, "score", "source")
     taken = pd.Series(select(rows, method, fraction, 1, allocation="source")).groupby(rows["source"]).sum()
     sizes = rows.groupby("source").size()
-    assert taken.tolist() == quotas(sizes.to_numpy(), as_written(fraction)).tolist()
+    assert taken.tolist() == quotas(sizes.to_numpy(), exact_fraction(fraction)).tolist()
 
 
 def test_within_a_source_the_rows_are_the_first_by_the_method_s_key():

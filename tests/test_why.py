@@ -14,7 +14,7 @@ ARMS = {
     "full": {"method": "all", "seed": 1},
     "low_2": {"method": "spread", "fraction": 0.2, "seed": 2, "partition": 1},
     "few": {"method": "middle", "fraction": 0.2, "seed": 1, "by": "characters", "max": 19, "allocation": "source"},
-    "half": {"method": "steady", "fraction": 0.2, "seed": 1, "by": "characters", "allocation": "whole"},
+    "half": {"method": "highest", "fraction": 0.2, "seed": 1, "by": "characters", "allocation": "whole"},
     "longest": {"method": "longest", "fraction": 0.2, "seed": 1},
 }
 TEXTS = [f"{n}번째 한라산 질문" for n in range(20)]
@@ -85,8 +85,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
             "  full: IN (selected)",
             f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
             "  few: out (characters above 19)",
-            f"  half: {'IN (selected' if samples['half']['selected'] else 'out (outside the quota'}; rank 17 of the corpus "
-            "by characters)",
+            "  half: IN (selected; rank 17 of the corpus by characters)",
             f"  longest: IN (selected; rank {samples['longest']['rank']:.0f} of its cell by characters)",
         ],
         "",

@@ -32,7 +32,7 @@ def rank_in_group(rows: pd.DataFrame, by: str, allocation: Allocation = "exact")
     return rows[[by]].sort_values(by, kind="stable").groupby(group).cumcount()
 
 
-def as_written(fraction: float) -> Fraction:
+def exact_fraction(fraction: float) -> Fraction:
     """Return the decimal number that stands in params.yaml."""
     return Fraction(str(fraction))
 
