@@ -9,6 +9,7 @@ centres of uneven size) by `coverage` and `deita`, with one thread.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmarks.measure import alternate, machine, seconds, table
+from benchmarks.measure import Way, alternate, machine, seconds, table
 from benchmarks.synthetic import CENTRES, unit_vectors
 from stages.lib.core.artifacts import read_table
 from stages.lib.models.loading import Dtype, LoadConfig, load_model, load_tokenizer
@@ -39,7 +40,7 @@ CELLS = Cluster(
 
 def main(arguments: list[str]) -> None:
     if arguments == ["diversity"]:
-        print(f"{table(select_apart(rows=375_506, width=256, count=3_755, distance=0.3))}\n\n{machine()}")
+        print(f"{table(select_apart(rows=375_506, width=256, count=3_755, distances=(0.3, 0.56)))}\n\n{machine()}")
         return
     raw, scorer, encoder = map(Path, arguments or DEFAULT)
     corpus = read_table(raw)
@@ -103,16 +104,14 @@ def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: 
     return set(candidates.loc[select(candidates, method, Wanted(exact_fraction(fraction), seed=1)), "id"])
 
 
-def select_apart(rows: int, width: int, count: int, distance: float) -> list[dict[str, Any]]:
+def select_apart(rows: int, width: int, count: int, distances: tuple[float, ...]) -> list[dict[str, Any]]:
     """Return a line for each method without cells that reads vectors: its time and the most memory of the process."""
     rng = np.random.default_rng(1)
     vectors_ND = unit_vectors(rng.normal(size=(CENTRES, width)).astype(np.float32), rows, rng)
     best_first = rng.permutation(rows)
-    ways = {
-        "coverage": lambda: farthest_first(vectors_ND, count),
-        "deita": lambda: best_apart(vectors_ND, best_first, count, distance),
-        "deita, rows run out": lambda: best_apart(vectors_ND, best_first, count, 0.8),
-    }
+    ways: dict[str, Way] = {"coverage": partial(farthest_first, vectors_ND, count)}
+    for distance in distances:
+        ways[f"deita, distance {distance}"] = partial(best_apart, vectors_ND, best_first, count, distance)
     with threadpool_limits(1):
         timed = alternate(ways, rounds=1)
     return [

@@ -85,7 +85,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
             "  full: IN (selected)",
             f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
             "  few: out (characters above 19)",
-            "  half: IN (selected; rank 17 of the corpus by characters)",
+            "  half: IN (selected; rank 16 of the corpus by characters)",
             f"  longest: IN (selected; rank {samples['longest']['rank']:.0f} of its cell by characters)",
         ],
         "",
