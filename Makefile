@@ -50,6 +50,7 @@ bench: $(READY) ## Measure speed, memory and growth (an hour or two), on the mod
 	python -m benchmarks.growth
 	python -m benchmarks.contamination
 	python -m benchmarks.selection
+	python -m benchmarks.selection diversity
 
 default: $(READY) ## Compose the bundled data again from tools/default
 	python -m tools.make_default

@@ -37,7 +37,7 @@ FLAGS = {
     "candidates": "--raw data/raw.parquet --ppl data/ppl.parquet --clusters data/clusters.parquet "
     "--leaks data/leaks.parquet --held_out data/held_out.jsonl --candidates data/candidates.parquet",
     "sample": "--arm spread --raw data/raw.parquet --candidates data/candidates.parquet "
-    "--samples data/spread.jsonl --sample_parquet data/spread.parquet",
+    "--embeddings data/embeddings.parquet --samples data/spread.jsonl --sample_parquet data/spread.parquet",
 }
 
 

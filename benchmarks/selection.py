@@ -1,25 +1,32 @@
-"""How much of the selected 1 % changes with another precision, or with the first token predicted too.
+"""How much of the selected 1 % changes with another precision, and how long it takes to select without cells.
 
     python -m benchmarks.selection [data/raw.parquet models/hub/scorer models/hub/encoder]
+    python -m benchmarks.selection diversity
 
-Compares with fp32 throughout: perplexities in bf16 or with `add_bos`, with cells from fp32 vectors; and cells from bf16
-vectors, with perplexities in fp32.
+The first compares with fp32 throughout: perplexities in bf16 or with `add_bos`, with cells from fp32 vectors; and cells
+from bf16 vectors, with perplexities in fp32. The second selects 1 % of 375,506 synthetic unit vectors (around 160
+centres of uneven size) by `coverage` and `deita`, with one thread.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import Way, alternate, machine, seconds, table
+from benchmarks.synthetic import CENTRES, unit_vectors
 from stages.lib.core.artifacts import read_table
 from stages.lib.models.loading import Dtype, LoadConfig, load_model, load_tokenizer
-from stages.lib.selection.candidates import rank_in_cell, reasons
+from stages.lib.selection.candidates import reasons
 from stages.lib.selection.cells import Cluster, find_cells
-from stages.lib.selection.methods import select
+from stages.lib.selection.diversity import best_apart, farthest_first
+from stages.lib.selection.methods import Wanted, select
+from stages.lib.selection.quotas import exact_fraction, rank_in_group
 
 DEFAULT = ["data/raw.parquet", "models/hub/scorer", "models/hub/encoder"]
 Case = tuple[pd.Series, pd.DataFrame]
@@ -32,6 +39,9 @@ CELLS = Cluster(
 
 
 def main(arguments: list[str]) -> None:
+    if arguments == ["diversity"]:
+        print(f"{table(select_apart(rows=375_506, width=256, count=3_755, distances=(0.3, 0.56)))}\n\n{machine()}")
+        return
     raw, scorer, encoder = map(Path, arguments or DEFAULT)
     corpus = read_table(raw)
     print(f"{table(compare(corpus, scorer, encoder, CELLS, fraction=0.01))}\n\n{machine()}")
@@ -88,10 +98,27 @@ def embed(corpus: pd.DataFrame, encoder: Path, dtype: Dtype) -> NDArray[np.float
 def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: str, fraction: float) -> set[str]:
     """Return the ids of the rows that a method selects; no row is leaked."""
     none = pd.Series(False, index=corpus.index)
-    reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none)
+    reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none, doubled=none)
     candidates = cells.assign(score=np.exp(nll), characters=corpus["output"].str.len())[reason.isna()]
-    candidates = candidates.assign(rank=rank_in_cell(candidates, "score"))
-    return set(candidates.loc[select(candidates, method, "exact", fraction, seed=1), "id"])
+    candidates = candidates.assign(rank=rank_in_group(candidates, "score"))
+    return set(candidates.loc[select(candidates, method, Wanted(exact_fraction(fraction), seed=1)), "id"])
+
+
+def select_apart(rows: int, width: int, count: int, distances: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Return a line for each method without cells that reads vectors: its time and the most memory of the process."""
+    rng = np.random.default_rng(1)
+    vectors_ND = unit_vectors(rng.normal(size=(CENTRES, width)).astype(np.float32), rows, rng)
+    best_first = rng.permutation(rows)
+    ways: dict[str, Way] = {"coverage": partial(farthest_first, vectors_ND, count)}
+    for distance in distances:
+        ways[f"deita, distance {distance}"] = partial(best_apart, vectors_ND, best_first, count, distance)
+    with threadpool_limits(1):
+        timed = alternate(ways, rounds=1)
+    return [
+        {"method": name, "rows": rows, "width": width, "selected": len(took.value), "CPU seconds": seconds(took)}
+        | {"peak GiB": took.peak}
+        for name, took in timed.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
-from stages.lib.selection.methods import METHODS
+from stages.lib.selection.methods import METHODS, uses_cells
+from stages.lib.selection.quotas import Allocation
 from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
 from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
@@ -35,6 +36,8 @@ TOKENS = 0.01
 class AnyArm(Section):
     model_config = Section.model_config | {"extra": "ignore"}
     method: str
+    by: str | None = None
+    allocation: Allocation = "exact"
     seed: int
     partition: int = 0
     replicate: str | None = None
@@ -114,13 +117,13 @@ def costs(params: Params, selection: dict[str, int], arms: Arms) -> dict[str, An
     A smaller arm trains less, and so saves something, only if the budget is in epochs.
     """
     unit = params.train.budget.unit
-    full = full_flops(arms, params.control) if params.control and unit == "epochs" else 0
+    full = full_flops(params, arms) if params.control and unit == "epochs" else 0
     if unit != "epochs":
         log.info("cost: the budget is in %s, the same for all arms, so a smaller arm saves no training", unit)
     by_arm = {
         name: arm["cost"]
         | {
-            "selection_flops": selection["flops"] if METHODS[params.arms[name].method].uses_cells else 0,
+            "selection_flops": selection_flops(params.arms[name], selection),
             "saved_flops": full - arm["cost"]["training_flops"] if full else 0,
         }
         for name, arm in arms.items()
@@ -128,11 +131,20 @@ def costs(params: Params, selection: dict[str, int], arms: Arms) -> dict[str, An
     return {"selection": selection, "arms": by_arm}
 
 
-def full_flops(arms: Arms, control: str) -> int:
+def selection_flops(arm: AnyArm, selection: dict[str, int]) -> int:
+    """Return the cost of the perplexities and of the vectors, each only if the arm selects by them."""
+    method = METHODS[arm.method]
+    scored = (arm.by or method.by) in ("ppl", "nll")
+    embedded = method.reads_vectors or uses_cells(arm.method, arm.allocation)
+    return scored * selection["ppl_flops"] + embedded * selection["embed_flops"]
+
+
+def full_flops(params: Params, arms: Arms) -> int:
     """Return the cost of training on all candidates: that of an arm that did so, or the control's cost scaled up."""
-    for arm in arms.values():
-        if arm["sample"]["rows"] == arm["sample"]["candidates"]:
+    for name, arm in arms.items():
+        if params.arms[name].method == "all":
             return int(arm["cost"]["training_flops"])
+    control = str(params.control)
     sample: dict[str, int] = arms[control]["sample"]
     spent: int = arms[control]["cost"]["training_flops"]
     return round(spent / (sample["rows"] / sample["candidates"]))
@@ -294,12 +306,11 @@ def subjects(found: dict[str, Any]) -> tuple[str, str]:
 
 def missing_chance(params: Params, group: list[str], varied: Varied) -> Iterator[str]:
     """Yield which chance is not in the interval over these runs, and how to have it there."""
-    method, partitions = METHODS[params.arms[group[0]].method], {params.arms[run].partition for run in group}
+    arm, partitions = params.arms[group[0]], {params.arms[run].partition for run in group}
+    by_cell = uses_cells(arm.method, arm.allocation)
     if not rows_vary(varied):
         shared = f"{100 * varied.shared_rows:.3g} % of their rows ({100 * varied.shared_by_chance:.3g} % by chance)"
-        remedy = (
-            "; give every run a `partition` of its own" if len(partitions) < len(group) and method.uses_cells else ""
-        )
+        remedy = "; give every run a `partition` of its own" if len(partitions) < len(group) and by_cell else ""
         yield f"{group[0]}: its runs share {shared}, and the interval does not contain the luck of these{remedy}"
     if varied.seeds < varied.runs:
         seeds = f"{varied.runs} runs, but training seeds: {varied.seeds}"

@@ -29,9 +29,10 @@ from stages.lib.core.artifacts import read_table, require_same_rows, write_json
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Seed, describe
 from stages.lib.core.runner import run
-from stages.lib.selection.candidates import CELL, mark_repeated, rank_in_cell
+from stages.lib.selection.candidates import CELL, mark_repeated
 from stages.lib.selection.cells import Cluster, find_cells, read_vectors
-from stages.lib.selection.methods import MethodName, arm_size, lowest, select
+from stages.lib.selection.methods import METHODS, MethodName, Wanted, select
+from stages.lib.selection.quotas import arm_size, exact_fraction, lowest, rank_in_group
 from stages.lib.text.hashing import uniform_hash
 
 log = logging.getLogger("stages")
@@ -41,7 +42,7 @@ COLUMNS = ("id", "nll", "ppl", "characters", "reason")
 
 class Stability(Section):
     methods: list[MethodName]
-    """Methods to measure, all by perplexity."""
+    """Methods to measure, all by perplexity; none that needs vectors or bounds of a score."""
     fraction: Fraction
     """Share of the candidates that each method selects."""
     seed: Seed
@@ -50,6 +51,13 @@ class Stability(Section):
     """Changes to the section `cluster`, by name of the variant."""
     added: list[Positive | Fraction]
     """How many rows are added: a number, or a share of the rows before."""
+
+    @model_validator(mode="after")
+    def methods_need_nothing_else(self) -> "Stability":
+        for name in self.methods:
+            if METHODS[name].reads_vectors or name == "threshold":
+                raise ValueError(f"methods: {name} needs vectors or bounds, which this stage does not give")
+        return self
 
 
 class Params(Section):
@@ -86,7 +94,7 @@ def stability(params: Params, raw: Path, candidates: Path, embeddings: Path, sta
         }
     others = {name: selected[cells] for name, cells in variants.items()}
     methods = {method: measure_stability(method, selected[base], others, earlier) for method in settings.methods}
-    expected = arm_size(len(selected[base]), settings.fraction) / len(selected[base])
+    expected = arm_size(len(selected[base]), exact_fraction(settings.fraction)) / len(selected[base])
     write_json(stability, {"expected_overlap": expected, "methods": methods})
     for method, found in methods.items():
         churn = "".join(f", churn at +{name} {share:.3f}" for name, share in found["churn"].items())
@@ -122,14 +130,14 @@ def select_by_method(
     rows = rows.assign(reason=mark_repeated(rows["instruction"], rows["reason"]))
     rows = rows.assign(**find_cells(rows, vectors_ND, cells)[CELL])
     candidates = rows[rows["reason"].isna()]
-    candidates = candidates.assign(rank=rank_in_cell(candidates, "ppl"))
-    if not arm_size(len(candidates), settings.fraction):
+    candidates = candidates.assign(score=candidates["ppl"], rank=rank_in_group(candidates, "ppl"))
+    wanted = Wanted(exact_fraction(settings.fraction), settings.seed)
+    if not arm_size(len(candidates), wanted.share):
         raise UserError(
             f"params.yaml: stability.fraction: {settings.fraction} of {len(candidates)} candidates is less than one "
             "row; raise the fraction"
         )
-    selected = {name: select(candidates, name, "exact", settings.fraction, settings.seed) for name in settings.methods}
-    return candidates.assign(**selected)
+    return candidates.assign(**{name: select(candidates, name, wanted) for name in settings.methods})
 
 
 def measure_stability(

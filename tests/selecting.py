@@ -7,9 +7,18 @@ import pandas as pd
 
 from stages import candidates, sample
 from stages.cluster import CLUSTERS
+from stages.dedup import DUPLICATES
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
 from stages.lib.selection.partitions import count_partitions, named, with_partitions
 from stages.ppl import PPL
+from stages.rate import RATINGS
+
+NEEDED = {"all": {}, "threshold": {"min": 0}, "deita": {"fraction": 0.1, "distance": 0.05}}
+"""Settings that a method needs; the others need a fraction."""
+
+
+def arm_of(method: str) -> dict:
+    return {"method": method, "seed": 1} | NEEDED.get(method, {"fraction": 0.1})
 
 
 class Selected(NamedTuple):
@@ -53,17 +62,29 @@ def write_clusters(
 
 
 def make_candidates(folder: Path, held_out: Path | None = None, **tables: Path) -> Path:
-    """Write candidates.parquet of raw, ppl, clusters and leaks; without `held_out`, no row is held out."""
+    """Write candidates.parquet of raw, ppl, clusters and leaks.
+
+    Without `held_out`, no row is held out; without `duplicates` or `ratings`, no row is a duplicate, or rated.
+    """
     path, nothing = folder / "candidates.parquet", folder / "nothing_held_out.jsonl"
     nothing.touch()
-    candidates.candidates(candidates.Params(), **tables, held_out=held_out or nothing, candidates=path)
+    no_duplicates, no_ratings = folder / "no_duplicates.parquet", folder / "no_ratings.parquet"
+    write_table(no_duplicates, {name: [] for name in DUPLICATES.names}, DUPLICATES)
+    ids = read_table(tables["raw"], "id")["id"]
+    write_table(no_ratings, {name: [None] * len(ids) for name in RATINGS.names} | {"id": ids}, RATINGS)
+    tables = {"duplicates": no_duplicates, "ratings": no_ratings, "held_out": held_out or nothing} | tables
+    candidates.candidates(candidates.Params(), **tables, candidates=path)
     return path
 
 
-def select_rows(folder: Path, raw: Path, candidates: Path, arms: dict, arm: str = "ours") -> Selected:
+def select_rows(
+    folder: Path, raw: Path, candidates: Path, arms: dict, arm: str = "ours", embeddings: Path = Path("nowhere")
+) -> Selected:
     """Run `sample` with an arm as its own control."""
     seeds = list(range(count_partitions(read_table(candidates))))
-    params = sample.Params.model_validate({"cluster": {"seeds": seeds}, "arms": arms, "control": arm})
-    samples, sample_parquet = folder / f"{arm}.jsonl", folder / f"{arm}.parquet"
-    sample.sample(params, arm=arm, raw=raw, candidates=candidates, samples=samples, sample_parquet=sample_parquet)
-    return Selected(read_table(raw), read_jsonl(samples), read_table(sample_parquet))
+    settings = {"threads": 1, "cluster": {"seeds": seeds}, "arms": arms, "control": arm}
+    outs = {"samples": folder / f"{arm}.jsonl", "sample_parquet": folder / f"{arm}.parquet"}
+    sample.sample(
+        sample.Params.model_validate(settings), arm, raw=raw, candidates=candidates, embeddings=embeddings, **outs
+    )
+    return Selected(read_table(raw), read_jsonl(outs["samples"]), read_table(outs["sample_parquet"]))

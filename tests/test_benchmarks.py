@@ -202,6 +202,13 @@ def test_selection_compares_every_change_with_fp32(corpus, lm, encoder):
     assert 0 <= in_bf16 < with_bos
 
 
+def test_methods_without_cells_have_a_line_each_and_a_large_distance_leaves_few_rows():
+    rows = selection.select_apart(400, 8, count=20, distances=(0.1, 1.5))
+    assert [row["method"] for row in rows] == ["coverage", "deita, distance 0.1", "deita, distance 1.5"]
+    assert [row["selected"] for row in rows][:2] == [20, 20]
+    assert rows[2]["selected"] < 20
+
+
 def test_the_share_that_stays_is_of_the_rows_selected_first(corpus):
     cells = corpus[["id"]].assign(length_group=0, cluster=0, distance=0.0)
     nll = pd.Series(np.linspace(1, 3, 40))

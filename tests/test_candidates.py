@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import read_arrow, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.selection.candidates import allow_repeated, mark_repeated, rank_in_cell, reasons
+from stages.lib.selection.candidates import allow_repeated, mark_repeated, reasons
+from stages.lib.selection.quotas import rank_in_group
 from stages.merge import RAW
 from tests.selecting import make_candidates, write_clusters, write_ppl
 
@@ -78,7 +79,7 @@ def test_a_near_row_says_so_unless_it_leaked_or_has_no_perplexity(rows, near):
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))
 def test_ranks_count_from_0_in_each_cell_and_ties_keep_the_order_of_raw(rows):
     table = pd.DataFrame(rows, columns=["length_group", "cluster", "ppl"])
-    ranks = rank_in_cell(table, "ppl")
+    ranks = rank_in_group(table, "ppl")
     for group, cluster in {row[:2] for row in rows}:
         cell = [n for n, row in enumerate(rows) if row[:2] == (group, cluster)]
         assert [ranks[n] for n in sorted(cell, key=lambda n: (rows[n][2], n))] == list(range(len(cell)))

@@ -342,6 +342,24 @@ def test_a_budget_for_all_arms_saves_no_training_and_one_of_epochs_does(report, 
     assert by_epochs["spread"]["saved_flops"] == FLOPS * 3 / 2 - FLOPS  # two rows of three candidates
 
 
+@pytest.mark.parametrize(
+    ("arm", "flops"),
+    [
+        ({"method": "spread"}, 11),
+        ({"method": "spread", "by": "ifd"}, 1),
+        ({"method": "highest", "allocation": "whole"}, 10),
+        ({"method": "steady", "by": "characters", "allocation": "source"}, 0),
+        ({"method": "coverage"}, 1),
+        ({"method": "deita"}, 11),
+        ({"method": "threshold", "by": "nll"}, 10),
+        ({"method": "longest"}, 0),
+    ],
+)
+def test_an_arm_pays_for_the_perplexities_and_the_vectors_that_it_selects_by(arm, flops):
+    settings = reporting.AnyArm.model_validate(arm | {"seed": 1})
+    assert reporting.selection_flops(settings, {"ppl_flops": 10, "embed_flops": 1}) == flops
+
+
 def test_an_arm_of_every_candidate_is_what_the_others_save_over(report, compared, tmp_path):
     full = read_json(tmp_path / "metrics/arms/spread.json")
     full["sample"]["rows"] = full["sample"]["candidates"]

@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,15 +13,13 @@ from hypothesis import strategies as st
 
 from stages import dedup as deduplicating
 from stages import fetch, merge
-from stages.dedup import DUPLICATES, Params, mark_dropped
+from stages.dedup import DUPLICATES, Params
 from stages.lib.core.artifacts import read_arrow, read_table, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
-from stages.lib.selection import neighbours
-from stages.lib.selection.neighbours import near_in_meaning
 from stages.lib.text import near_duplicates
 from stages.lib.text.conversations import whole_texts
-from stages.lib.text.near_duplicates import Near, comparable, join_crowd, load_grams, near_in_letters
+from stages.lib.text.near_duplicates import comparable, join_crowd, load_grams, near_in_letters
 from stages.lib.text.overlap import normalise
 from tests.project import ROOT
 
@@ -131,7 +128,9 @@ def test_rows_with_one_long_instruction_are_not_all_compared(monkeypatch):
     texts += [texts[5][:-2] + "끝", texts[9] + "끝"]
     compared = []
     verify = near_duplicates.verify
-    monkeypatch.setattr(near_duplicates, "verify", lambda grams, pairs: compared.append(len(pairs)) or verify(grams, pairs))
+    monkeypatch.setattr(
+        near_duplicates, "verify", lambda grams, pairs: compared.append(len(pairs)) or verify(grams, pairs)
+    )
     found = as_dict(find(texts))
     assert found.keys() == {(3000, 5), (3001, 9)}
     assert compared[0] < 1000
@@ -179,7 +178,7 @@ def test_every_similar_pair_of_the_real_rows_is_listed_and_no_other_and_an_appen
     real, run, new_folder
 ):
     table = read_arrow(real)
-    ids, texts = table["id"].to_pylist(), [normalise(f"{asked} {out}") for asked, out in zip(*whole_texts(table))]
+    ids, texts = table["id"].to_pylist(), [normalise(f"{asked} {out}") for asked, out in zip(*whole_texts(table), strict=True)]
     assert len(texts) > 33_000
     assert all(texts)
     listed = read_table(run(real))

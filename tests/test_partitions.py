@@ -16,9 +16,9 @@ from stages.lib.core.errors import UserError
 from stages.lib.selection.methods import METHODS
 from stages.lib.selection.partitions import columns_of, count_partitions, take_partition, with_partitions
 from stages.lib.statistics import replicates
+from stages.sample import Arm, sample
 from stages.sample import Params as SampleParams
-from stages.sample import sample
-from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
+from tests.selecting import arm_of, make_candidates, select_rows, write_clusters, write_ppl
 
 ROWS = 240
 CELLS = {"length_groups": 2, "clusters": 4, "small_groups": "stop", "algorithm": "lloyd", "init": "hashed", "n_init": 2}
@@ -138,24 +138,24 @@ def test_row_i_of_the_candidates_has_the_cells_of_row_i_in_every_partition(table
 
 
 @pytest.fixture(scope="module")
-def selected(inputs, table, new_folder):
+def selected(inputs, vectors, table, new_folder, write_vectors):
     """Select as an arm does; return the bytes of its rows and of its table."""
-    tables = {}
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    tables, embeddings = {}, write_vectors([f"row{n}" for n in range(ROWS)], units)
 
     def run(seeds, method, **changes):
         tables.setdefault(seeds, table(list(seeds)))
-        arm = {"method": method, "seed": 1} | ({} if method == "all" else {"fraction": 0.1}) | changes
         folder = new_folder()
-        select_rows(folder, inputs["raw"], tables[seeds], {"ours": arm})
+        select_rows(folder, inputs["raw"], tables[seeds], {"ours": arm_of(method) | changes}, embeddings=embeddings)
         return (folder / "ours.jsonl").read_bytes(), (folder / "ours.parquet").read_bytes()
 
     return run
 
 
-@pytest.mark.parametrize(("method", "by"), [*((method, "ppl") for method in METHODS), ("spread", "distance")])
+@pytest.mark.parametrize(("method", "by"), [*((method, {}) for method in METHODS), ("spread", {"by": "distance"})])
 def test_an_arm_selects_as_if_its_partition_were_the_only_one(method, by, selected):
     for partition, seed in ((0, 4), (2, 6)):
-        assert selected((4, 5, 6), method, by=by, partition=partition) == selected((seed,), method, by=by)
+        assert selected((4, 5, 6), method, **by, partition=partition) == selected((seed,), method, **by)
 
 
 def test_another_partition_gives_other_rows_only_to_methods_that_use_cells(selected):
@@ -165,6 +165,13 @@ def test_another_partition_gives_other_rows_only_to_methods_that_use_cells(selec
         assert one[1] != other[1], method  # the cell of a row is that of the partition
 
 
+@pytest.mark.parametrize("allocation", ["source", "whole"])
+def test_an_arm_that_gives_cells_no_quota_selects_the_same_rows_in_every_partition(allocation, selected):
+    one, other = (selected((4, 5, 6), "steady", partition=p, allocation=allocation)[0] for p in (0, 1))
+    assert one == other
+    assert not Arm.model_validate(arm_of("steady") | {"allocation": allocation}).uses_cells
+
+
 @pytest.mark.parametrize("by", ["cluster_1", "distance_1"])
 def test_a_column_of_another_partition_is_no_score(by, selected):
     with pytest.raises(UserError, match=rf"arms\.ours\.by: no score '{by}'; the scores are distance, tokens, nll"):
@@ -172,11 +179,11 @@ def test_a_column_of_another_partition_is_no_score(by, selected):
 
 
 def test_a_table_without_the_partition_stops_the_arm(inputs, table, tmp_path):
-    params = {"cluster": {"seeds": [4, 5]}, "control": "ours"}
+    params = {"threads": 1, "cluster": {"seeds": [4, 5]}, "control": "ours"}
     params |= {"arms": {"ours": {"method": "spread", "fraction": 0.1, "seed": 1, "partition": 1}}}
     outs = {"samples": tmp_path / "ours.jsonl", "sample_parquet": tmp_path / "ours.parquet"}
     with pytest.raises(UserError, match=r"arms\.ours\.partition: 1, but .*candidates\.parquet has 1 .*dvc repro"):
-        sample(SampleParams.model_validate(params), arm="ours", raw=inputs["raw"], candidates=table([4]), **outs)
+        sample(SampleParams.model_validate(params), arm="ours", **inputs, candidates=table([4]), **outs)
 
 
 SPREAD = {"method": "spread", "fraction": 0.1, "seed": 1}
@@ -193,11 +200,11 @@ REPEATS = {
 def test_a_replicate_that_repeats_a_selection_says_so_before_it_is_trained(repeat, inputs, table, tmp_path, caplog):
     first, changes, words = REPEATS[repeat]
     arms = {"ours": first, "again": first | changes | {"replicate": "ours"}}
-    params = SampleParams.model_validate({"cluster": {"seeds": [4, 5]}, "arms": arms, "control": "ours"})
+    params = SampleParams.model_validate({"threads": 1, "cluster": {"seeds": [4, 5]}, "arms": arms, "control": "ours"})
     candidates, rows = table([4, 5]), {}
     for arm in arms:
         outs = {"samples": tmp_path / f"{arm}.jsonl", "sample_parquet": tmp_path / f"{arm}.parquet"}
-        sample(params, arm=arm, raw=inputs["raw"], candidates=candidates, **outs)
+        sample(params, arm=arm, **inputs, candidates=candidates, **outs)
         rows[arm] = outs["samples"].read_bytes()
     assert (rows["again"] == rows["ours"]) == (words is not None)
     warned = [message for message in caplog.messages if "has the rows of" in message]

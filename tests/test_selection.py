@@ -1,5 +1,6 @@
 """Which rows an arm selects: exact sizes, even coverage, draws that stay, any score."""
 
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from stages.candidates import CANDIDATES
 from stages.lib.core.artifacts import read_table, write_table
 from stages.lib.core.errors import UserError
-from stages.lib.selection import methods
-from stages.lib.selection.candidates import allow_repeated, rank_in_cell, reasons
-from stages.lib.selection.methods import BINS, METHODS, Method, arm_size, quotas
-from stages.sample import Params
+from stages.lib.selection import diversity, methods
+from stages.lib.selection.candidates import allow_repeated, reasons
+from stages.lib.selection.diversity import best_apart, farthest_first
+from stages.lib.selection.methods import BINS, METHODS, Method, Wanted
+from stages.lib.selection.quotas import arm_size, exact_fraction, lowest_of_each, quotas, rank_in_group
+from stages.sample import Arm, Params
 from tests.koquality import picks
 from tests.selecting import make_candidates, select_rows, write_clusters, write_ppl
 
@@ -24,8 +27,8 @@ ALL_BUT_ALL = ("spread", "highest", "middle", "steady", "random", "longest")
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=20)
 
 
-def select(rows, method, fraction, seed):
-    return methods.select(rows, method, "exact", fraction, seed)
+def select(rows, method, fraction, seed, **wanted):
+    return methods.select(rows, method, Wanted(exact_fraction(fraction), seed, **wanted))
 
 
 def ranks_taken(method, quota, size):
@@ -46,6 +49,7 @@ def make_rows(count, start=0, groups=3):
     rows["rank"] = rows.groupby("length_group").cumcount()
     rows["score"], rows["characters"] = rows["rank"] + 1.0, rows.index % 7
     rows["instruction"] = [f"{n}번 질문" for n in rows.index]
+    rows["source"] = np.where(rows.index % 5, "life", "faq")
     return rows
 
 
@@ -54,18 +58,18 @@ def make_rows(count, start=0, groups=3):
     [(100, 0.29, 29), (1000, 0.001, 1), (999, 0.001, 0), (50, 1.0, 50), (100_000, 1e-5, 1)],
 )
 def test_a_fraction_is_read_as_it_is_written(size, fraction, rows):
-    assert arm_size(size, fraction) == rows
+    assert arm_size(size, exact_fraction(fraction)) == rows
 
 
 @given(SIZES, FRACTIONS)
 def test_quotas_add_up_to_the_size_of_the_arm(sizes, fraction):
-    found = quotas(np.array(sizes), fraction)
-    assert found.sum() == floor(decimal(fraction) * sum(sizes)) == arm_size(sum(sizes), fraction)
+    found = quotas(np.array(sizes), exact_fraction(fraction))
+    assert found.sum() == floor(decimal(fraction) * sum(sizes)) == arm_size(sum(sizes), exact_fraction(fraction))
 
 
 @given(SIZES, FRACTIONS)
 def test_every_quota_is_within_one_of_its_share(sizes, fraction):
-    for quota, size in zip(quotas(np.array(sizes), fraction).tolist(), sizes, strict=True):
+    for quota, size in zip(quotas(np.array(sizes), exact_fraction(fraction)).tolist(), sizes, strict=True):
         assert abs(quota - decimal(fraction) * size) < 1
         assert 0 <= quota <= size
 
@@ -76,7 +80,25 @@ def test_the_largest_remainders_get_the_rows_that_are_left(sizes, fraction):
     order = sorted(range(len(sizes)), key=lambda n: (-(shares[n] - floor(shares[n])), n))
     left = floor(sum(shares)) - sum(map(floor, shares))
     expected = [floor(share) + (n in order[:left]) for n, share in enumerate(shares)]
-    assert quotas(np.array(sizes), fraction).tolist() == expected
+    assert quotas(np.array(sizes), exact_fraction(fraction)).tolist() == expected
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=20), st.floats(1e-6, 1))
+def test_quotas_are_those_of_decimal_arithmetic(sizes, fraction):
+    exact = [Decimal(str(fraction)) * size for size in sizes]
+    floors = [int(value) for value in exact]
+    missing = int(Decimal(str(fraction)) * sum(sizes)) - sum(floors)
+    for i in sorted(range(len(exact)), key=lambda i: (floors[i] - exact[i], i))[:missing]:
+        floors[i] += 1
+    assert quotas(np.array(sizes), exact_fraction(fraction)).tolist() == floors
+
+
+@given(SIZES, st.data())
+def test_quotas_of_a_count_add_up_to_it(sizes, data):
+    count = data.draw(st.integers(0, sum(sizes)))
+    found = quotas(np.array(sizes), Fraction(count, sum(sizes)))
+    assert found.sum() == count
+    assert (found <= sizes).all()
 
 
 @given(st.integers(1, 400), st.data())
@@ -113,12 +135,12 @@ def test_an_arm_has_exactly_its_fraction(count, method, fraction):
 )
 def test_ties_tiny_cells_and_repeated_instructions_do_not_change_the_size_of_an_arm(table, method, fraction):
     rows = pd.DataFrame(table, columns=["cluster", "text", "score"]).astype({"score": float})
-    rows = rows.assign(id=rows.index.astype(str), length_group=0, characters=1)
+    rows = rows.assign(id=rows.index.astype(str), source="life", length_group=0, characters=1)
     no = pd.Series(False, index=rows.index)
-    reason = reasons(rows["text"].astype(str), rows["score"], no, no)
+    reason = reasons(rows["text"].astype(str), rows["score"], no, no, no)
     rows = rows[reason.isna()]
     count = len({text for _, text, score in table if score})
-    found = select(rows.assign(rank=rank_in_cell(rows, "score")), method, fraction, 1) if count else np.zeros(0)
+    found = select(rows.assign(rank=rank_in_group(rows, "score")), method, fraction, 1) if count else np.zeros(0)
     assert found.sum() == floor(decimal(fraction) * count)
 
 
@@ -152,14 +174,25 @@ def test_another_seed_draws_other_rows(method):
     assert 0.1 <= (one & other).sum() / one.sum() <= 0.3  # two independent draws share 0.2 of their rows
 
 
-def test_the_table_of_methods_says_which_draw_rows_and_which_use_cells():
-    rows = make_rows(300)
+def unit_vectors(count, width=8, seed=1):
+    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_table_of_methods_says_what_changes_the_rows():
+    rows, settings = make_rows(300), {"distance": 0.2, "vectors": unit_vectors(300)}
     rescored = rows.assign(score=np.random.default_rng(1).random(300))
-    rescored["rank"] = rank_in_cell(rescored, "score")
+    rescored["rank"] = rank_in_group(rescored, "score")
+    recut = rows.assign(length_group=np.random.default_rng(2).integers(0, 4, 300))
+    recut["rank"] = rank_in_group(recut, "score")
     for name, method in METHODS.items():
-        selected = select(rows, name, 0.2, seed=1)
-        assert (selected != select(rows, name, 0.2, seed=2)).any() == method.draws_rows, name
-        assert (selected != select(rescored, name, 0.2, seed=1)).any() == method.uses_cells, name
+        selected = select(rows, name, 0.2, 1, **settings)
+        others = select(rows, name, 0.2, 1, **settings | {"vectors": unit_vectors(300, seed=2)})
+        assert (selected != select(rows, name, 0.2, 2, **settings)).any() == method.draws_rows, name
+        assert (selected != select(recut, name, 0.2, 1, **settings)).any() == method.uses_cells, name
+        assert (selected != others).any() == method.reads_vectors, name
+        if name != "threshold":  # its bounds, not its key, make it select by the score
+            assert (selected != select(rescored, name, 0.2, 1, **settings)).any() == (method.by == "ppl"), name
 
 
 @pytest.fixture
@@ -311,10 +344,10 @@ def test_allocation_koquality_picks_what_the_original_picks(table, fraction, met
     rows = pd.DataFrame({"instruction": [f"{'질문' * (text % 5)}{text}" for text in texts], "length_group": 0})
     rows = rows.assign(cluster=texts.map(homes), score=texts.map(scores))
     no = pd.Series(False, index=rows.index)
-    reason = reasons(rows["instruction"], rows["score"], no, no)
+    reason = reasons(rows["instruction"], rows["score"], no, no, no)
     assert (reason.notna() == rows["instruction"].duplicated()).all()
     assert allow_repeated(reason).isna().all()  # the original selects repeated instructions too
-    found = methods.select(rows, method, "koquality", fraction, 1)
+    found = select(rows, method, fraction, 1, allocation="koquality")
     assert np.flatnonzero(found).tolist() == picks(rows, fraction, method)
 
 
@@ -337,7 +370,7 @@ def test_an_arm_of_koquality_selects_from_repeated_rows_too(run):
 def test_allocation_koquality_allows_only_what_the_original_does(changes, words):
     settings = {"method": "spread", "fraction": 0.1, "seed": 1, "allocation": "koquality"} | changes
     with pytest.raises(ValueError, match=f"allocation: koquality {words}"):
-        Params.model_validate({"arms": {"ours": settings}, "control": "ours"})
+        Arm.model_validate(settings)
 
 
 SCORES = ("tokens", "nll", "ppl", "characters", "distance")
@@ -349,13 +382,14 @@ def write_candidates(folder, count=90, ids=None, **columns):
     places, rng = np.arange(len(ids)), np.random.default_rng(1)
     table = {
         "id": ids,
-        "source": ["life"] * len(ids),
+        "source": np.where(places % 7 < 2, "faq", "life"),
         "length_group": places % 3 // 2,
         "cluster": places % 3 % 2,
         "distance": rng.random(len(ids)),
         "tokens": rng.integers(1, 9, len(ids)),  # many ties
         "nll": rng.normal(4, 1, len(ids)),
         "ppl": rng.normal(60, 20, len(ids)),
+        **dict.fromkeys(["nll_answer", "nll_answer_alone", "ifd", "score"], [None] * len(ids)),
         "characters": rng.integers(1, 30, len(ids)),
         "reason": ["leaked" if n % 9 == 4 else "repeated instruction" if n % 9 == 7 else None for n in places],
     }
@@ -363,12 +397,12 @@ def write_candidates(folder, count=90, ids=None, **columns):
     return folder / "candidates.parquet"
 
 
-def plain_selection(table, method, by, fraction):
+def plain_selection(table, method, by, fraction, groups=("length_group", "cluster")):
     """The definition of a method that uses quotas, written plainly: the positions in raw of the selected rows."""
     cells = {}
     for position, row in table.iterrows():
         if pd.isna(row["reason"]):
-            cells.setdefault((row["length_group"], row["cluster"]), []).append((row[by], position))
+            cells.setdefault(tuple(row[name] for name in groups), []).append((row[by], position))
     shares = [decimal(fraction) * len(cell) for cell in cells.values()]
     left = floor(sum(shares)) - sum(map(floor, shares))
     cells = dict(sorted(cells.items()))
@@ -414,20 +448,15 @@ def test_by_ppl_is_what_an_arm_does_that_names_no_score(new_folder, write_raw):
 def test_the_score_does_not_change_the_size_of_an_arm(new_folder, write_raw):
     folder, raw = new_folder(), write_raw([f"{n}번 질문" for n in range(90)])
     path = write_candidates(folder)
-    arms = [arm(method, 0.29, by=by) for method in ALL_BUT_ALL for by in SCORES]
+    arms = [arm(method, 0.29, by=by) for method in ALL_BUT_ALL[:4] for by in SCORES]
     assert {len(select_rows(folder, raw, path, settings).samples) for settings in arms} == {floor(0.29 * 70)}
 
 
-def test_the_score_moves_rows_of_steady_but_not_of_random_and_longest(new_folder, write_raw):
+def test_the_score_moves_rows_of_steady(new_folder, write_raw):
     folder, raw = new_folder(), write_raw([f"{n}번 질문" for n in range(90)])
     path = write_candidates(folder)
-
-    def rows(method, by):
-        return select_rows(folder, raw, path, arm(method, 0.2, by=by)).samples
-
-    assert rows("steady", "nll") != rows("steady", "characters")
-    assert rows("random", "nll") == rows("random", "characters")
-    assert rows("longest", "nll") == rows("longest", "characters")
+    one, other = (select_rows(folder, raw, path, arm("steady", 0.2, by=by)).samples for by in ("nll", "characters"))
+    assert one != other
 
 
 @pytest.mark.parametrize("by", ["rating", "cluster", "length_group", "source", "id", "reason"])
@@ -436,18 +465,9 @@ def test_a_column_that_is_not_a_score_stops_the_stage_with_the_scores_there_are(
     with pytest.raises(UserError) as error:
         select_rows(folder, write_raw(["가?", "나?"]), write_candidates(folder, 2), arm("spread", 0.5, by=by))
     assert str(error.value) == (
-        f"params.yaml: arms.ours.by: no score '{by}'; the scores are distance, tokens, nll, ppl, characters"
+        f"params.yaml: arms.ours.by: no score '{by}'; the scores are distance, tokens, nll, ppl, nll_answer, "
+        "nll_answer_alone, ifd, score, characters"
     )
-
-
-def test_a_candidate_without_the_score_stops_the_stage_because_arms_must_keep_one_size(new_folder, write_raw):
-    folder, raw = new_folder(), write_raw([f"{n}번 질문" for n in range(90)])
-    nll = [None if n in (0, 4, 8) else 1.0 for n in range(90)]  # row 4 is not a candidate
-    path = write_candidates(folder, nll=nll)
-    with pytest.raises(UserError, match=r"^params\.yaml: arms\.ours\.by: 2 of 70 candidates have no nll$"):
-        select_rows(folder, raw, path, arm("spread", 0.2, by="nll"))
-    assert not (folder / "ours.jsonl").exists()
-    assert len(select_rows(folder, raw, path, arm("spread", 0.2, by="ppl")).samples) == 14
 
 
 def test_a_new_method_is_one_entry_of_the_table(new_folder, write_raw, monkeypatch):
@@ -456,7 +476,7 @@ def test_a_new_method_is_one_entry_of_the_table(new_folder, write_raw, monkeypat
     with pytest.raises(ValueError, match="unknown method; known methods: spread, highest"):
         select_rows(folder, raw, path, arm("shortest", 0.2))
 
-    def shortest(rows, _fraction, _seed):
+    def shortest(rows, _wanted):
         return rows["characters"].to_numpy(dtype=float)
 
     monkeypatch.setitem(METHODS, "shortest", Method(shortest, uses_cells=False, draws_rows=False))
@@ -467,10 +487,233 @@ def test_a_new_method_is_one_entry_of_the_table(new_folder, write_raw, monkeypat
     assert [row["id"] for row in found.samples] == list(expected.sort_index())
 
 
-def test_a_replicate_selects_by_the_score_of_its_arm():
-    first = {"method": "spread", "by": "tokens", "fraction": 0.1, "seed": 1}
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"by": "ppl"}, "by"),
+        ({"max": None, "fraction": 0.2}, "max and fraction"),
+        ({"allocation": "whole"}, "allocation"),
+        ({"fraction": None, "size": {"method": "threshold", "max": 3.0}}, "fraction and size"),
+    ],
+)
+def test_a_replicate_has_all_settings_of_its_arm_but_seed_and_partition(changes, keys):
+    first = {"method": "spread", "by": "ifd", "max": 1.0, "fraction": 0.1, "seed": 1}
     again = first | {"seed": 2, "replicate": "ours"}
-    others = {"cluster": {"seeds": [1]}, "control": "ours"}
+    others = {"threads": 1, "cluster": {"seeds": [1]}, "control": "ours"}
     assert Params.model_validate({"arms": {"ours": first, "again": again}} | others)
-    with pytest.raises(ValueError, match=r"arms\.again: a replicate of ours needs its by too"):
-        Params.model_validate({"arms": {"ours": first, "again": again | {"by": "ppl"}}} | others)
+    with pytest.raises(ValueError, match=rf"arms\.again: a replicate of ours needs its {keys} too"):
+        Params.model_validate({"arms": {"ours": first, "again": again | changes}} | others)
+
+
+WRONG = {
+    "by of random": ({"method": "random", "by": "nll"}, "`random` always ranks by nothing; leave `by` out"),
+    "by of all": ({"method": "all", "fraction": None, "by": "nll"}, "`all` always ranks by nothing"),
+    "by of coverage": ({"method": "coverage", "by": "nll"}, "`coverage` always ranks by nothing"),
+    "by of longest": ({"method": "longest", "by": "nll"}, "`longest` always ranks by characters"),
+    "bound of random": ({"method": "random", "min": 1.0}, "`random` ranks by nothing, so it has no `min`"),
+    "no size": ({"fraction": None}, "every other method needs one of them"),
+    "two sizes": ({"size": {"method": "threshold", "min": 1.0}}, "every other method needs one of them"),
+    "size of all": ({"method": "all"}, "`all` and `threshold` have no fraction and no size"),
+    "threshold without a bound": ({"method": "threshold", "fraction": None}, "`threshold` needs `min`, `max` or both"),
+    "size without a bound": ({"fraction": None, "size": {"method": "threshold"}}, "needs `min`, `max` or both"),
+    "no distance": ({"method": "deita"}, "`deita` needs a distance, no other method has one"),
+    "a distance": ({"distance": 0.1}, "`deita` needs a distance, no other method has one"),
+    "whole of random": ({"method": "random", "allocation": "whole"}, "whole needs method `spread`, .* or `steady`"),
+    "source of deita": ({"method": "deita", "distance": 0.1, "allocation": "source"}, "source needs .* or `longest`"),
+    "bound of koquality": ({"allocation": "koquality", "max": 9.0}, "koquality selects by ppl only, a fraction of all"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_setting_without_effect_and_a_missing_one_are_refused(wrong):
+    changes, words = WRONG[wrong]
+    with pytest.raises(ValueError, match=words):
+        Arm.model_validate({"method": "spread", "fraction": 0.1, "seed": 1} | changes)
+
+
+@pytest.fixture
+def sampled(new_folder, write_raw, write_vectors):
+    """Sample an arm from 90 rows with these columns of candidates.parquet and vectors; return its table."""
+
+    def run(settings, vectors=None, **columns):
+        folder, raw = new_folder(), write_raw([f"{n}번 질문" for n in range(90)])
+        path = write_candidates(folder, **columns)
+        embeddings = folder / "none" if vectors is None else write_vectors([f"row{n}" for n in range(90)], vectors)
+        found = select_rows(folder, raw, path, {"ours": settings}, embeddings=embeddings)
+        return read_table(path).drop(columns="reason").join(found.why[["rank", "selected", "reason"]])
+
+    return run
+
+
+RATED = [None if n % 10 == 3 else (n * 7 % 20) / 8 for n in range(90)]  # 0 to 2.375, many equal to a bound
+BOUNDS = [{"min": 0.25}, {"max": 1.0}, {"min": 0.5, "max": 1.5}]
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_threshold_selects_every_candidate_within_its_bounds(bounds, sampled):
+    why = sampled({"method": "threshold", "by": "ifd", "seed": 1} | bounds, ifd=RATED)
+    candidate = ~why["reason"].isin(["leaked", "repeated instruction"])
+    inside = candidate & why["ifd"].between(bounds.get("min", -1), bounds.get("max", 9))
+    assert 0 < inside.sum() < candidate.sum()
+    assert why["selected"].tolist() == inside.tolist()
+
+
+def test_a_row_that_an_arm_cannot_select_says_why_and_is_counted(sampled, caplog):
+    with caplog.at_level("INFO", logger="stages"):
+        why = sampled(arm("highest", 0.2, by="ifd", min=0.25, max=1)["ours"], ifd=RATED)
+    for row in why[why["reason"].isin(["no ifd", "ifd below 0.25", "ifd above 1"])].itertuples():
+        found = "no ifd" if pd.isna(row.ifd) else "ifd above 1" if row.ifd > 1 else "ifd below 0.25"
+        assert (row.reason, row.selected, pd.isna(row.rank)) == (found, False, True)
+    counts = why["reason"].value_counts()
+    assert set(counts.index) == {
+        *("leaked", "repeated instruction", "no ifd", "ifd below 0.25", "ifd above 1", "selected", "outside the quota"),
+    }
+    listed = ", ".join(f"{counts[reason]} with {reason}" for reason in ("ifd above 1", "ifd below 0.25", "no ifd"))
+    assert f"ours: 14 of 70 candidates, {listed}" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["spread", "highest", "middle", "steady"])
+@pytest.mark.parametrize("allocation", ["exact", "source", "whole"])
+def test_rows_without_the_score_or_outside_the_bounds_do_not_change_the_size(method, allocation, sampled):
+    settings = arm(method, 0.2, by="ifd", max=1, allocation=allocation)["ours"]
+    assert sampled(settings, ifd=RATED)["selected"].sum() == 14
+
+
+@pytest.mark.parametrize("method", ["random", "longest", "spread", "steady", "coverage"])
+def test_an_arm_can_have_the_size_of_a_threshold_to_the_row(method, sampled):
+    for bounds in BOUNDS:
+        size = {"method": "threshold", "by": "ifd"} | bounds
+        wanted = sampled(size | {"seed": 1}, ifd=RATED)["selected"].sum()
+        found = sampled({"method": method, "size": size, "seed": 1}, unit_vectors(90), ifd=RATED)
+        assert found["selected"].sum() == wanted
+
+
+@pytest.mark.parametrize("method", ["spread", "highest", "middle"])
+@pytest.mark.parametrize(("allocation", "groups"), [("source", ["source"]), ("whole", [])])
+def test_allocations_give_quotas_to_sources_or_to_the_whole_corpus(method, allocation, groups, sampled):
+    for fraction in (0.07, 0.2, 0.5):
+        why = sampled(arm(method, fraction, by="nll", allocation=allocation)["ours"])
+        table = why.assign(reason=why["reason"].where(why["rank"].isna()))
+        assert np.flatnonzero(why["selected"]).tolist() == plain_selection(table, method, "nll", fraction, groups)
+
+
+@given(st.integers(1, 200), st.sampled_from(["steady", "random", "longest", "spread"]), FRACTIONS)
+def test_allocation_source_keeps_the_mixture(count, method, fraction):
+    rows = make_rows(count)
+    rows["rank"] = rank_in_group(rows, "score", "source")
+    taken = pd.Series(select(rows, method, fraction, 1, allocation="source")).groupby(rows["source"]).sum()
+    sizes = rows.groupby("source").size()
+    assert taken.tolist() == quotas(sizes.to_numpy(), exact_fraction(fraction)).tolist()
+
+
+def test_within_a_source_the_rows_are_the_first_by_the_method_s_key():
+    rows = make_rows(100)
+    taken = select(rows, "longest", 0.1, 1, allocation="source")
+    for _, source in rows.groupby("source"):
+        longest = source.sort_values("characters", ascending=False, kind="stable").index[: len(source) // 10]
+        assert sorted(longest) == list(source.index[taken[source.index]])
+
+
+def test_the_highest_ifd_below_1_of_the_whole_corpus_is_cherry_s_rule(sampled):
+    why = sampled(arm("highest", 0.1, by="ifd", max=1, allocation="whole")["ours"], ifd=RATED)
+    below = why[~why["reason"].isin(["leaked", "repeated instruction"]) & (why["ifd"] <= 1)]
+    best = below.sort_values("ifd", kind="stable").index[-7:]
+    assert np.flatnonzero(why["selected"]).tolist() == sorted(best)
+
+
+@pytest.mark.parametrize(
+    ("by", "judge"), [("ifd", "likelihood"), ("nll_answer", "likelihood"), ("score", "ledger or logprob")]
+)
+def test_a_score_that_no_candidate_has_stops_the_stage_with_the_judge_that_gives_it(by, judge, sampled):
+    words = rf"arms\.ours\.by: none of 70 candidates has a value in the column {by}; set rate\.judge to {judge}"
+    with pytest.raises(UserError, match=words):
+        sampled(arm("highest", 0.1, by=by)["ours"])
+    with pytest.raises(UserError, match=words.replace("by:", "size.by:".replace(".", r"\."))):
+        sampled({"method": "random", "size": {"method": "threshold", "by": by, "min": 0.0}, "seed": 1})
+
+
+def test_too_few_selectable_rows_stop_the_stage_with_their_number(sampled):
+    with pytest.raises(UserError) as error:
+        sampled(arm("spread", 0.5, by="ifd", max=0.25)["ours"], ifd=RATED)
+    assert str(error.value) == (
+        "params.yaml: arms.ours: 35 of 70 candidates are wanted, but the arm may select only 9, 54 with ifd above "
+        "0.25, 7 with no ifd; change `min` and `max`, or want fewer rows"
+    )
+    with pytest.raises(UserError, match=r"arms\.ours: 1 of 70 candidates are wanted, but the arm may select only 0, "):
+        sampled({"method": "threshold", "by": "ifd", "min": 5.0, "seed": 1}, ifd=RATED)
+    size = {"method": "threshold", "by": "ifd", "min": 5.0}
+    with pytest.raises(UserError, match=r"arms\.ours\.size: no candidate has a ifd in these bounds"):
+        sampled({"method": "random", "size": size, "seed": 1}, ifd=RATED)
+
+
+def brute_force_coverage(vectors, count):
+    """Greedy k-center from the matrix of all distances."""
+    distances = 1 - vectors.astype(float) @ vectors.astype(float).T
+    mean = vectors.astype(float).mean(axis=0)
+    taken = [int(np.argmax(vectors.astype(float) @ mean))]
+    while len(taken) < count:
+        to_nearest = distances[:, taken].min(axis=1)
+        to_nearest[taken] = -1
+        taken.append(int(np.argmax(to_nearest)))
+    return taken
+
+
+@pytest.mark.parametrize("width", [3, 16, 256])
+def test_coverage_of_500_rows_is_a_brute_force_greedy(width):
+    vectors = unit_vectors(500, width)
+    assert farthest_first(vectors, 60).tolist() == brute_force_coverage(vectors, 60)
+
+
+@given(st.lists(st.sampled_from([(1, 0), (0, 1), (-1, 0), (0, -1)]), min_size=1, max_size=12), st.data())
+def test_coverage_takes_each_row_once_and_the_first_of_equally_far_rows(points, data):
+    vectors, count = np.array(points, dtype=np.float32), data.draw(st.integers(1, len(points)))
+    found = farthest_first(vectors, count).tolist()
+    assert found == brute_force_coverage(vectors, count)
+    assert len(set(found)) == count
+
+
+def plain_deita(vectors, best_first, count, distance):
+    taken = []
+    for row in best_first:
+        if all(1 - float(vectors[row] @ vectors[other]) >= distance for other in taken) and len(taken) < count:
+            taken.append(int(row))
+    return taken
+
+
+@pytest.mark.parametrize("distance", [0.02, 0.1, 0.5, 1.2])
+@pytest.mark.parametrize("block", [1, 7, 512])
+def test_deita_takes_the_best_rows_that_are_far_enough_from_better_ones(distance, block, monkeypatch):
+    monkeypatch.setattr(diversity, "BLOCK", block)
+    vectors, order = unit_vectors(300, 3), np.random.default_rng(2).permutation(300)
+    for count in (1, 40, 300):
+        assert best_apart(vectors, order, count, distance).tolist() == plain_deita(vectors, order, count, distance)
+
+
+def test_the_arms_coverage_and_deita_select_candidates_only_by_their_own_vectors(sampled):
+    vectors = unit_vectors(90, 3)
+    why = sampled(arm("coverage", 0.2)["ours"], vectors)
+    rows = np.flatnonzero(why["rank"].notna())
+    assert np.flatnonzero(why["selected"]).tolist() == sorted(rows[brute_force_coverage(vectors[rows], 14)])
+    why = sampled(arm("deita", 0.2, by="ifd", max=1, distance=0.1)["ours"], vectors, ifd=RATED)
+    rows = np.flatnonzero(why["rank"].notna())
+    best = np.argsort(-why["ifd"][rows].to_numpy(), kind="stable")
+    assert (why["ifd"][rows] <= 1).all()
+    assert np.flatnonzero(why["selected"]).tolist() == sorted(rows[plain_deita(vectors[rows], best, 14, 0.1)])
+    assert plain_deita(vectors[rows], best, 14, 0.1) != best[:14].tolist()
+
+
+def test_a_distance_that_leaves_too_few_rows_stops_the_stage_with_their_number(sampled):
+    vectors = unit_vectors(90, 3)
+    with pytest.raises(UserError, match=r"arms\.ours: 35 rows are wanted, but only \d are at least 1\.5 apart; lower"):
+        sampled(arm("deita", 0.5, distance=1.5)["ours"], vectors)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.inf]), st.integers(0, 2)), min_size=1), st.data())
+def test_the_lowest_keys_of_each_group_are_selected_and_never_an_infinite_one(rows, data):
+    keys, group = (np.array(values) for values in zip(*rows, strict=True))
+    quota = np.array([data.draw(st.integers(0, int((group == number).sum()))) for number in range(3)])
+    found = lowest_of_each(keys, group, quota)
+    for number in range(3):
+        order = sorted((key, place) for place, key in enumerate(keys) if group[place] == number)[: quota[number]]
+        expected = [place for key, place in order if key < np.inf]
+        assert [place for place in np.flatnonzero(found) if group[place] == number] == sorted(expected)

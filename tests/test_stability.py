@@ -211,6 +211,12 @@ def test_a_wrong_variant_is_named_like_every_mistake_in_params(tmp_path):
         read_params(Params, path)
 
 
+@pytest.mark.parametrize("method", ["coverage", "deita", "threshold"])
+def test_a_method_that_needs_more_than_cells_and_perplexities_is_refused(method):
+    with pytest.raises(ValueError, match=f"methods: {method} needs vectors or bounds, which this stage does not give"):
+        parameters(methods=["spread", method])
+
+
 def test_the_number_of_starts_does_not_matter_to_hashed_cells():
     hashed, other = (Cluster.model_validate(CELLS | {"init": init}) for init in ("hashed", "k-means++"))
     assert vary(hashed, {"n_init": 9}) == vary(hashed, {})

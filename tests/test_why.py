@@ -13,6 +13,9 @@ ARMS = {
     "long": {"method": "highest", "fraction": 0.2, "seed": 1, "by": "characters"},
     "full": {"method": "all", "seed": 1},
     "low_2": {"method": "spread", "fraction": 0.2, "seed": 2, "partition": 1},
+    "few": {"method": "middle", "fraction": 0.2, "seed": 1, "by": "characters", "max": 19, "allocation": "source"},
+    "half": {"method": "highest", "fraction": 0.2, "seed": 1, "by": "characters", "allocation": "whole"},
+    "longest": {"method": "longest", "fraction": 0.2, "seed": 1},
 }
 TEXTS = [f"{n}번째 한라산 질문" for n in range(20)]
 
@@ -79,8 +82,11 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
             "  cell 0.1, cell 0.1 in partition 1, distance 0.25, tokens 9, nll 21, ppl 21, characters 20",
             f"  low: out (outside the quota; rank {samples['low']['rank']:.0f} of its cell by ppl)",
             f"  long: IN (selected; rank {samples['long']['rank']:.0f} of its cell by characters)",
-            f"  full: IN (selected; rank {samples['full']['rank']:.0f} of its cell by ppl)",
+            "  full: IN (selected)",
             f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
+            "  few: out (characters above 19)",
+            "  half: IN (selected; rank 16 of the corpus by characters)",
+            f"  longest: IN (selected; rank {samples['longest']['rank']:.0f} of its cell by characters)",
         ],
         "",
     )

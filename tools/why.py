@@ -15,6 +15,7 @@ from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.selection.candidates import CELL, NEAR
+from stages.lib.selection.methods import METHODS
 from stages.lib.selection.partitions import count_partitions, take_partition
 from stages.lib.text.overlap import without_particles
 from tools.output import print_lines
@@ -82,9 +83,15 @@ def describe_leak(leak: dict[str, Any]) -> str:
 
 
 def describe_selection(sample: pd.Series, arm: dict[str, Any]) -> str:
-    cell = f"its cell in partition {arm['partition']}" if arm.get("partition") else "its cell"
-    rank = "" if pd.isna(sample["rank"]) else f"; rank {int(sample['rank'])} of {cell} by {arm.get('by', 'ppl')}"
+    by = arm.get("by") or METHODS[arm["method"]].by
+    known = by and not pd.isna(sample["rank"])
+    rank = f"; rank {int(sample['rank'])} of {name_group(arm)} by {by}" if known else ""
     return f"{'IN' if sample['selected'] else 'out'} ({sample['reason']}{rank})"
+
+
+def name_group(arm: dict[str, Any]) -> str:
+    cell = f"its cell in partition {arm['partition']}" if arm.get("partition") else "its cell"
+    return {"source": "its source", "whole": "the corpus"}.get(arm.get("allocation", "exact"), cell)
 
 
 def title(row: dict[str, Any]) -> str:

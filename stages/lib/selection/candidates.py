@@ -54,6 +54,12 @@ def may_be_candidates(
     return np.array(mark_repeated(instruction, reason).isna(), dtype=bool)
 
 
-def rank_in_cell(candidates: pd.DataFrame, by: str) -> pd.Series:
-    """Return the rank of each candidate in its cell, from 0, in order of (the score `by`, order of raw)."""
-    return candidates.sort_values(by, kind="stable").groupby(CELL).cumcount()
+def unselectable(scores: pd.Series, lowest: float | None, highest: float | None) -> pd.Series:
+    """Return why an arm cannot select the rows with these scores (the bounds are selectable), or null if it can."""
+    reason = pd.Series(None, index=scores.index, dtype=object)
+    if lowest is not None:
+        reason[scores < lowest] = f"{scores.name} below {lowest:g}"
+    if highest is not None:
+        reason[scores > highest] = f"{scores.name} above {highest:g}"
+    reason[scores.isna()] = f"no {scores.name}"
+    return reason

@@ -86,20 +86,22 @@ def find_cells(
     return cells
 
 
-def read_vectors(path: Path, ids: pd.Series) -> NDArray[np.float32]:
+def read_vectors(path: Path, ids: pd.Series, kept: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
     """Return the vectors of embeddings.parquet [N, D], after checking that their ids are `ids`.
 
-    Batches are copied into one array, so that the vectors are never in memory twice.
+    With a mask `kept` of the rows, only theirs. Batches are copied into one array, so that the vectors are never in
+    memory twice.
     """
+    kept = np.ones(len(ids), dtype=bool) if kept is None else kept
     require_same_rows(raw=ids, embeddings=read_arrow(path, "id")["id"].to_pylist())
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            vectors_ND = np.empty((len(ids), file.schema_arrow.field("vector").type.list_size), dtype=np.float32)
-            start = 0
+            width = file.schema_arrow.field("vector").type.list_size
+            vectors_ND, start, place = np.empty((kept.sum(), width), dtype=np.float32), 0, 0
             for batch in file.iter_batches(columns=["vector"]):
-                rows = vectors_ND[start : start + len(batch)]
-                rows[:] = batch["vector"].flatten().to_numpy().reshape(rows.shape)
-                start += len(batch)
+                rows = batch["vector"].flatten().to_numpy().reshape(-1, width)[kept[start : start + len(batch)]]
+                vectors_ND[place : place + len(rows)] = rows
+                start, place = start + len(batch), place + len(rows)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet: {error}; run `dvc repro` or `dvc pull`") from error
     return vectors_ND
