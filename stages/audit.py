@@ -90,7 +90,11 @@ def describe_pairs(pairs: pd.DataFrame, source: pd.Series, texts: pd.DataFrame) 
             "by_source": {name: count_pairs(rows) for name, rows in found.groupby("source")},
             "by_similarity": {f"{band:.2f}": len(rows) for band, rows in found.groupby("band")},
             "examples": [
-                {"similarity": pair.similarity, "first": shown(texts, pair.of), "later": shown(texts, pair.id)}
+                {
+                    "similarity": pair.similarity,
+                    "first": beginning_of(texts, pair.of),
+                    "later": beginning_of(texts, pair.id),
+                }
                 for _, rows in found.groupby("band")
                 for pair in rows.head(EXAMPLES).itertuples()
             ],
@@ -103,7 +107,7 @@ def count_pairs(pairs: pd.DataFrame) -> dict[str, int]:
     return {"pairs": len(pairs), "rows_dropped": int(pairs.loc[pairs["drop"], "id"].nunique())}
 
 
-def shown(texts: pd.DataFrame, row: str) -> str:
+def beginning_of(texts: pd.DataFrame, row: str) -> str:
     return "\n".join(texts.loc[row])[:SHOWN]
 
 

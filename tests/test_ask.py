@@ -117,6 +117,13 @@ def test_a_server_is_asked_again_only_if_that_can_help(project, server):
     assert times == {fault: 1 if fault in once else 2 for fault in FAULTS}
 
 
+def test_a_busy_server_is_left_alone_for_as_long_as_it_says(project, server):
+    write_rows(["fault: busy"])
+    started = time.monotonic()
+    assert asked(server, "--yes") == 2
+    assert time.monotonic() - started >= 1  # without Retry-After, the pause is at most half a second
+
+
 def test_a_request_that_still_fails_is_not_paid_and_is_asked_again_by_the_next_run(project, server, capsys):
     write_rows(["질문", "fault: down"])
     change_params(project, ask__retries=0)

@@ -13,6 +13,7 @@ stops, and no `error` among them is kept.
 """
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
@@ -114,7 +115,8 @@ async def share_out(payloads: Iterator[Payload], total: int, settings: Ask, key:
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=settings.url, api_key=key, timeout=settings.timeout, max_retries=settings.retries)
-    with tqdm(total=total, desc="replies", unit="") as bar:
+    seconds = 0.1 if sys.stderr.isatty() else 5  # so that the bar does not flood a log
+    with tqdm(total=total, desc="replies", unit="", mininterval=seconds) as bar:
 
         async def work() -> None:
             for payload in payloads:

@@ -31,7 +31,7 @@ def messages_of(prompt: str, corpus: pa.Table) -> list[list[dict[str, str]]]:
     return [
         [
             {"role": "system", "content": told.system},
-            {"role": "user", "content": f"{shown(turns_of(row))}\n\n{told.request}"},
+            {"role": "user", "content": f"{text_of_turns(turns_of(row))}\n\n{told.request}"},
         ]
         for row in corpus.select(["instruction", "output", "turns"]).to_pylist()
     ]
@@ -45,6 +45,6 @@ def read_prompt(name: str) -> Prompt:
     return read_params(Prompt, path)
 
 
-def shown(turns: list[Turn]) -> str:
+def text_of_turns(turns: list[Turn]) -> str:
     """Return the turns as text, each under its role, with KoRAE's headings."""
     return "\n\n".join(f"### {turn.role.capitalize()}:\n{turn.text}" for turn in turns)

@@ -18,7 +18,7 @@ class Request(Section):
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_tokens: Positive
     """Most tokens of a reply."""
-    seed: int | None
+    seed: Annotated[int | None, Field(ge=0, lt=2**32)]
     """Sent with the first sample of a reply, its successor with the second, and so on; null sends none."""
 
     def payload(self, messages: list[dict[str, str]], sample: int = 0) -> dict[str, Any]:
