@@ -41,7 +41,7 @@ from stages.lib.rating.request import Ask
 from stages.lib.selection.candidates import may_be_candidates
 from stages.lib.text.hashing import uniform_hash
 from stages.rate import Rate
-from tools.judge import Asked, ask_all, read_key, require_openai
+from tools.replies import Asked, ask_all, read_key, require_openai
 
 BUNDLED = Path("data/ledger")
 """The empty ledger in git, which only lets `rate` run without one."""
