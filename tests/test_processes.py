@@ -309,17 +309,18 @@ cache.write_chunk = write_and_die
 """
 
 
-def test_a_machine_that_dies_leaves_its_scores_to_another(tmp_path, write_raw, questions, lm):
+@pytest.mark.parametrize("stage", ["ppl", pytest.param("rate", marks=pytest.mark.slow)])
+def test_a_machine_that_dies_leaves_its_scores_to_another(stage, tmp_path, write_raw, questions, lm):
     raw, disk = write_raw(questions), tmp_path / "disk"
-    one = run_here("ppl", tmp_path / "one", lm, raw)
+    one = run_here(stage, tmp_path / "one", lm, raw)
     disk.mkdir()
     dying = run_at_start(tmp_path / "site", NODE_DEATH)
-    run_stage("ppl", tmp_path / "node1", lm, raw, code=-9, CHECKPOINTS=str(disk), PYTHONPATH=dying)
-    kept = sum(len(pq.read_table(path)) for path in disk.glob("ppl/*.parquet"))
+    run_stage(stage, tmp_path / "node1", lm, raw, code=-9, CHECKPOINTS=str(disk), PYTHONPATH=dying)
+    kept = sum(len(pq.read_table(path)) for path in disk.glob(f"{stage}/*.parquet"))
     assert 16 <= kept < 30
     assert not list((tmp_path / "node1").rglob("*.parquet"))
-    out, log = run_stage("ppl", tmp_path / "node2", lm, raw, CHECKPOINTS=str(disk))
-    assert f"{kept} have scores in {disk}/ppl, 0 more in the last commit, {40 - kept} to compute" in log
+    out, log = run_stage(stage, tmp_path / "node2", lm, raw, CHECKPOINTS=str(disk))
+    assert f"{kept} have scores in {disk}/{stage}, 0 more in the last commit, {40 - kept} to compute" in log
     assert out.read_bytes() == one.read_bytes()
 
 
