@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from stages import decontaminate, merge
+from stages import decontaminate, dedup, merge
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
 from stages.lib.core.runner import ALWAYS, IN_A_LOG, OFFLINE
 from tests.clones import done, origin, own_clone, project, shared  # noqa: F401
@@ -113,15 +113,15 @@ def run_merge(new_folder, jsonl):
 def write_raw(new_folder):
     """Write raw.parquet with these instructions; ids are `row0`, `row1`, ... unless given."""
 
-    def write(instructions, ids=None, sources=None):
+    def write(instructions, ids=None, sources=None, outputs=None, turns=None):
         path = new_folder() / "raw.parquet"
         count = len(instructions)
         columns = {
             "id": ids or [f"row{number}" for number in range(count)],
             "source": sources or ["life"] * count,
             "instruction": instructions,
-            "output": [f"{number}번째 답" for number in range(count)],
-            "turns": [None] * count,
+            "output": outputs or [f"{number}번째 답" for number in range(count)],
+            "turns": turns or [None] * count,
             "final": [None] * count,
         }
         write_table(path, columns, merge.RAW)
@@ -139,6 +139,19 @@ def write_leaks(new_folder):
         columns = ["id", "task", "split", "item", "kind", "drop"]
         rows = pd.DataFrame(leaks, columns=columns).assign(share=1.0, text="행", item_text="문항")
         write_table(path, rows, decontaminate.LEAKS)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_duplicates(new_folder):
+    """Write duplicates.parquet of (id, of, drop)."""
+
+    def write(*pairs):
+        path = new_folder() / "duplicates.parquet"
+        rows = pd.DataFrame(pairs, columns=["id", "of", "drop"]).assign(kind="lexical", similarity=0.9)
+        write_table(path, rows, dedup.DUPLICATES)
         return path
 
     return write

@@ -61,19 +61,20 @@ def write_clusters(
     return path
 
 
-def make_candidates(folder: Path, held_out: Path | None = None, **tables: Path) -> Path:
-    """Write candidates.parquet of raw, ppl, clusters and leaks.
+def write_ratings(path: Path, ids: list[str], **columns: list) -> Path:
+    """Write ratings.parquet; columns that are not given are empty."""
+    write_table(path, pd.DataFrame({"id": ids} | columns).reindex(columns=RATINGS.names), RATINGS)
+    return path
 
-    Without `held_out`, no row is held out; without `duplicates` or `ratings`, no row is a duplicate, or rated.
-    """
-    path, nothing = folder / "candidates.parquet", folder / "nothing_held_out.jsonl"
+
+def make_candidates(folder: Path, raw: Path, **tables: Path) -> Path:
+    """Write candidates.parquet; of the tables that are not given, none says anything about a row."""
+    path, nothing, no_pairs = folder / "candidates.parquet", folder / "nothing_held_out.jsonl", folder / "no_pairs"
     nothing.touch()
-    no_duplicates, no_ratings = folder / "no_duplicates.parquet", folder / "no_ratings.parquet"
-    write_table(no_duplicates, {name: [] for name in DUPLICATES.names}, DUPLICATES)
-    ids = read_table(tables["raw"], "id")["id"]
-    write_table(no_ratings, {name: [None] * len(ids) for name in RATINGS.names} | {"id": ids}, RATINGS)
-    tables = {"duplicates": no_duplicates, "ratings": no_ratings, "held_out": held_out or nothing} | tables
-    candidates.candidates(candidates.Params(), **tables, candidates=path)
+    write_table(no_pairs, DUPLICATES.empty_table(), DUPLICATES)
+    unrated = write_ratings(folder / "unrated", list(read_table(raw, "id")["id"]))
+    others = {"held_out": nothing, "duplicates": no_pairs, "ratings": unrated}
+    candidates.candidates(candidates.Params(), raw=raw, **others | tables, candidates=path)
     return path
 
 

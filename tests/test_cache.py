@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages import embed, ppl
+from stages import embed, ppl, rate
 from stages.lib.scoring import cache as module
 from stages.lib.scoring import fingerprint
 from stages.lib.scoring.cache import Cache, complete, read_fingerprint
@@ -276,10 +276,12 @@ def test_a_function_that_is_only_a_docstring_is_still_code():
     assert without_comments('def f():\n    """Describe."""\n') == "def f():\n    pass"
 
 
-@pytest.mark.parametrize(("stage", "module"), [(ppl, "log_likelihood"), (embed, "embedding")])
-def test_the_fingerprint_covers_every_module_that_scores(stage, module):
-    without_effect = {f"stages.lib.core.{name}" for name in ("errors", "params", "progress")}
-    modules = closure(f"stages.lib.scoring.{module}") - without_effect
+@pytest.mark.parametrize(
+    ("stage", "scoring"), [(ppl, ["log_likelihood"]), (embed, ["embedding"]), (rate, ["answers", "labels"])]
+)
+def test_the_fingerprint_covers_every_module_that_scores(stage, scoring):
+    without_effect = {f"stages.lib.core.{name}" for name in ("errors", "params", "processes", "progress")}
+    modules = set().union(*(closure(f"stages.lib.scoring.{module}") for module in scoring)) - without_effect
     own, *others = (path.relative_to(ROOT) for path in stage.CODE)
     assert str(own) == f"stages/{stage.__name__.split('.')[1]}.py"
     assert set(others) == {path_of(name) for name in modules}

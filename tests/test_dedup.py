@@ -178,7 +178,10 @@ def test_every_similar_pair_of_the_real_rows_is_listed_and_no_other_and_an_appen
     real, run, new_folder
 ):
     table = read_arrow(real)
-    ids, texts = table["id"].to_pylist(), [normalise(f"{asked} {out}") for asked, out in zip(*whole_texts(table), strict=True)]
+    ids, texts = (
+        table["id"].to_pylist(),
+        [normalise(f"{asked} {out}") for asked, out in zip(*whole_texts(table), strict=True)],
+    )
     assert len(texts) > 33_000
     assert all(texts)
     listed = read_table(run(real))

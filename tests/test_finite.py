@@ -5,9 +5,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stages import embed, evaluate, ppl
+from stages import embed, evaluate, ppl, rate
 from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.errors import UserError
+from tests.test_rate import SETTINGS
 from tests.training import LORA, prepare, train_here
 
 
@@ -64,6 +65,16 @@ def test_perplexities_stop(spoiled, lm, write_raw, questions, tmp_path):
     places = tmp_path / "checkpoints", tmp_path / "ppl.parquet"
     with pytest.raises(UserError, match=r"40 of 40 perplexities are not finite in its dtype; try ppl\.dtype: fp32"):
         ppl.ppl(params, write_raw(questions), spoiled(lm, head_of_nan), *places)
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_ratings_stop(spoiled, lm, write_raw, questions, tmp_path):
+    settings = SETTINGS | {"judge": "likelihood"}
+    params = rate.Params.model_validate({"threads": 1, "rate": settings})
+    unread = (tmp_path / name for name in ("leaks", "duplicates"))
+    places = tmp_path / "ledger", tmp_path / "checkpoints", tmp_path / "ratings.parquet"
+    with pytest.raises(UserError, match=r"40 of 40 ratings are not finite in its dtype; try rate\.dtype: fp32"):
+        rate.rate(params, write_raw(questions), *unread, spoiled(lm, head_of_nan), *places)
     assert list(tmp_path.rglob("*.parquet")) == []
 
 

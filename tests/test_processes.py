@@ -9,22 +9,28 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from stages import embed, ppl
+from stages import embed, ppl, rate
 from stages.lib.core import processes
 from stages.lib.core.errors import UserError
 from stages.lib.core.processes import only_one
+from tests import test_rate as rating
 from tests.project import ENVIRONMENT, ROOT, run_at_start
 
 SETTINGS = {
     "ppl": {"max_tokens": 128, "add_bos": False, "batch_tokens": 256, "dtype": "fp32"},
     "embed": {"max_tokens": 128, "pooling": "mean", "batch_tokens": 256, "dtype": "fp32"},
+    "rate": rating.SETTINGS | {"judge": "likelihood"},
 }
+NAMES = {"ppl": ("scorer", "ppl"), "embed": ("encoder", "embeddings"), "rate": ("model", "ratings")}
+"""What a stage calls its model and its output."""
+UNREAD = {"rate": ["leaks", "duplicates", "ledger"]}
 
 
 @pytest.fixture
@@ -138,11 +144,18 @@ def test_a_stage_that_shares_no_work_ignores_the_process_group_of_its_pod(tmp_pa
     assert (tmp_path / "raw.parquet").is_file()
 
 
+def paths_of(stage, folder, model, raw):
+    """Return the path of each flag."""
+    own = dict(zip(NAMES[stage], (model, folder / "out.parquet"), strict=True))
+    unread = {name: folder / name for name in UNREAD.get(stage, [])}
+    return {"raw": raw, "checkpoints": folder / ".checkpoints" / stage} | own | unread
+
+
 def run_here(stage, folder, model, raw):
     """Run a stage in this process; return its output."""
-    module = {"ppl": ppl, "embed": embed}[stage]
+    module = {"ppl": ppl, "embed": embed, "rate": rate}[stage]
     params = module.Params.model_validate({"threads": 1, stage: SETTINGS[stage]})
-    getattr(module, stage)(params, raw, model, folder / ".checkpoints", folder / "out.parquet")
+    getattr(module, stage)(params, **paths_of(stage, folder, model, raw))
     return folder / "out.parquet"
 
 
@@ -150,8 +163,7 @@ def command_of(stage, folder, model, raw):
     """Write the params of a stage into a folder; return the command that dvc would run there."""
     folder.mkdir(exist_ok=True)
     YAML().dump({"threads": 1, stage: SETTINGS[stage]}, folder / "params.yaml")
-    names = {"ppl": ("scorer", "ppl"), "embed": ("encoder", "embeddings")}[stage]
-    paths = {"raw": raw, names[0]: model, "checkpoints": f".checkpoints/{stage}", names[1]: "out.parquet"}
+    paths = paths_of(stage, Path(), model, raw)
     flags = [str(word) for name, path in paths.items() for word in (f"--{name}", path)]
     return [sys.executable, "-m", f"stages.{stage}", *flags]
 
@@ -165,9 +177,9 @@ def run_stage(stage, folder, model, raw, code=0, **environment):
     return folder / "out.parquet", done.stderr
 
 
-@pytest.mark.parametrize(("stage", "count"), [("ppl", 2), ("embed", 3)])
+@pytest.mark.parametrize(("stage", "count"), [("ppl", 2), ("embed", 3), ("rate", 2)])
 def test_several_processes_write_the_same_bytes_as_one(stage, count, tmp_path, write_raw, questions, lm, encoder):
-    raw, model = write_raw([*questions, "A"]), {"ppl": lm, "embed": encoder}[stage]
+    raw, model = write_raw([*questions, "A"]), encoder if stage == "embed" else lm
     one = run_here(stage, tmp_path / "one", model, raw)
     several, log = run_stage(stage, tmp_path / "several", model, raw, PET_NPROC_PER_NODE=str(count))
     assert several.read_bytes() == one.read_bytes()
@@ -297,17 +309,18 @@ cache.write_chunk = write_and_die
 """
 
 
-def test_a_machine_that_dies_leaves_its_scores_to_another(tmp_path, write_raw, questions, lm):
+@pytest.mark.parametrize("stage", ["ppl", pytest.param("rate", marks=pytest.mark.slow)])
+def test_a_machine_that_dies_leaves_its_scores_to_another(stage, tmp_path, write_raw, questions, lm):
     raw, disk = write_raw(questions), tmp_path / "disk"
-    one = run_here("ppl", tmp_path / "one", lm, raw)
+    one = run_here(stage, tmp_path / "one", lm, raw)
     disk.mkdir()
     dying = run_at_start(tmp_path / "site", NODE_DEATH)
-    run_stage("ppl", tmp_path / "node1", lm, raw, code=-9, CHECKPOINTS=str(disk), PYTHONPATH=dying)
-    kept = sum(len(pq.read_table(path)) for path in disk.glob("ppl/*.parquet"))
+    run_stage(stage, tmp_path / "node1", lm, raw, code=-9, CHECKPOINTS=str(disk), PYTHONPATH=dying)
+    kept = sum(len(pq.read_table(path)) for path in disk.glob(f"{stage}/*.parquet"))
     assert 16 <= kept < 30
     assert not list((tmp_path / "node1").rglob("*.parquet"))
-    out, log = run_stage("ppl", tmp_path / "node2", lm, raw, CHECKPOINTS=str(disk))
-    assert f"{kept} have scores in {disk}/ppl, 0 more in the last commit, {40 - kept} to compute" in log
+    out, log = run_stage(stage, tmp_path / "node2", lm, raw, CHECKPOINTS=str(disk))
+    assert f"{kept} have scores in {disk}/{stage}, 0 more in the last commit, {40 - kept} to compute" in log
     assert out.read_bytes() == one.read_bytes()
 
 

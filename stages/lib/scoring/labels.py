@@ -115,5 +115,7 @@ def mean_mark(logs: torch.Tensor, labels: Sequence[list[int]]) -> torch.Tensor:
         for long in MARKS:
             if len(labels[short]) < len(labels[long]) and labels[long][: len(labels[short])] == labels[short]:
                 weights[:, short] -= whole[:, long]
-    weights = weights.clamp_min(0)
-    return weights @ torch.arange(len(MARKS), dtype=weights.dtype, device=weights.device) / weights.sum(1)
+    total, marked = torch.zeros_like(logs[:, 0]), torch.zeros_like(logs[:, 0])
+    for mark, weight in zip(MARKS, weights.clamp_min(0).unbind(1), strict=True):
+        total, marked = total + weight, marked + mark * weight  # a matrix product's bits would depend on its other rows
+    return marked / total
