@@ -19,8 +19,9 @@ from stages.lib.text.near_duplicates import Hashes, Near, first_equal, numbered,
 from stages.lib.text.overlap import Ints
 
 Vectors = NDArray[np.float32]
-NEAREST = 2
-"""Centroids that a row is compared at. With one, 11 to 17 % of the pairs were lost; with two, 1 to 2 %."""
+NEAREST = 4
+"""Of 33 thousand real rows, two find 71 and 79 % of the pairs with a cosine of 0.8 (TF-IDF, a small encoder), three 89
+and 95 %, four 99.9 and 98.8 %."""
 ROUNDS = 4
 """Of k-means. It only has to cut the rows into parts of similar sizes."""
 BLOCK = 2048
