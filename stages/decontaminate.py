@@ -1,6 +1,6 @@
 """Find the rows that contain an item of the benchmark, verbatim or nearly: a model trained on them has seen the test.
 
-    data/raw.parquet, data/benchmark -> data/leaks.parquet
+    data/raw.parquet, data/benchmark, data/embeddings.parquet, models/hub/encoder -> data/leaks.parquet
 
 Every row is compared with every item of every split, because few-shot examples come from the train split. Nothing is
 dropped here: `candidates` excludes the rows that have `drop` in this table, and `report` counts them all.
@@ -10,11 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from threadpoolctl import threadpool_limits
 
 from stages.lib.core.artifacts import read_arrow, read_jsonl, write_table
 from stages.lib.core.errors import UserError
@@ -22,6 +24,9 @@ from stages.lib.core.params import Positive, Section, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.metrics import ITEM
+from stages.lib.scoring.encoder import Embed, embed_together
+from stages.lib.selection.cells import read_vectors
+from stages.lib.selection.neighbours import Close, near_items
 from stages.lib.text.conversations import whole_texts
 from stages.lib.text.overlap import SHORT, Rule, containment, is_separate, normalise, overlapping, similarity
 from stages.lib.text.style import restyled
@@ -50,9 +55,17 @@ SHARED = 4
 """... unless more items than this have the same text (in KoBEST, up to 4 do): then it is a phrase of the task."""
 LISTED = 3
 """Leaks that the error of `fail` lists."""
-KINDS = ("exact", "contained", "near", "restyled")
+KINDS = ("exact", "contained", "near", "restyled", "similar")
 """A field of the row equals the text; the row contains the text; most of the text's n-grams are in one place of the
-row, or a sentence is similar to it; a sentence is the text in another style of speech or with other particles."""
+row, or a sentence is similar to it; a sentence is the text in another style of speech or with other particles; the
+instruction's vector is close to the text's."""
+
+
+class Similar(Section):
+    listed_from: Annotated[float, Field(gt=0, le=1)]
+    """Cosine similarity from which a row is listed; it depends on the encoder (see `tools.calibrate`)."""
+    drop: bool
+    """Whether `drop` and `fail` also apply to rows whose kind is `similar`."""
 
 
 class Decontaminate(Section):
@@ -68,6 +81,9 @@ class Decontaminate(Section):
     """Whether no arm may select the rows found."""
     drop_restyled: bool
     """Whether `drop` and `fail` also apply to rows whose kind is `restyled`."""
+    similar: Similar | None
+    """Every item whose embedding is close to that of the row's instruction, as the check of Open-Platypus (Lee et al.
+    2023, arXiv 2308.07317) for the closest one; null finds none."""
     fail: bool
     """Whether finding a row stops the stage."""
 
@@ -80,17 +96,32 @@ class Decontaminate(Section):
     def rule(self) -> Rule:
         return Rule(self.ngram, self.share, self.min_ngrams)
 
+    def drops(self, kind: str) -> bool:
+        """Return whether `drop` and `fail` apply to rows of this kind."""
+        others = {"restyled": self.drop_restyled, "similar": self.similar is not None and self.similar.drop}
+        return others.get(kind, True)
+
 
 class Params(Section):
+    threads: Positive
+    portable: bool = False
+    embed: Embed
     decontaminate: Decontaminate
 
 
-def decontaminate(params: Params, raw: Path, benchmark: Path, leaks: Path) -> None:
+def decontaminate(params: Params, raw: Path, benchmark: Path, embeddings: Path, encoder: Path, leaks: Path) -> None:
     settings = params.decontaminate
     corpus, items = read_arrow(raw), read_benchmark(benchmark, settings)
     found = pd.DataFrame(rows_with_items(corpus, list(items["normalised"].unique()), settings.rule()), columns=FOUND)
-    listed = strongest(found.merge(items, on="normalised"))
-    certain = (listed["kind"] != "restyled") | settings.drop_restyled
+    found = found.merge(items, on="normalised")
+    if settings.similar and len(items):
+        vectors_ND, texts = read_vectors(embeddings, corpus["id"].to_pandas()), list(items["item_text"].unique())
+        items_MD = embed_together(texts, encoder, params.embed, params.threads)
+        with threadpool_limits(params.threads):
+            close = near_items(vectors_ND, items_MD, settings.similar.listed_from)
+        found = pd.concat([found, rows_like_items(corpus, texts, close).merge(items, on="item_text")])
+    listed = strongest(found)
+    certain = listed["kind"].map(settings.drops).astype(bool)
     listed["drop"] = certain & settings.drop
     write_table(leaks, listed, LEAKS)
     log_leaks(listed, len(corpus), len(items[ITEM].drop_duplicates()))
@@ -137,6 +168,14 @@ def rows_with_items(corpus: pa.Table, texts: list[str], rule: Rule) -> Iterator[
     for row, number in restyled(list(zip(instructions, outputs, strict=True)), texts, rule.ngram):
         text = f"{instructions[row]}\n\n{outputs[row]}"
         yield row, ids[row], "restyled", 1.0, text, texts[number]
+
+
+def rows_like_items(corpus: pa.Table, texts: list[str], close: Close) -> pd.DataFrame:
+    """Return row, id, kind, share (the cosine), text and item_text for every text that is close to an instruction."""
+    instructions, outputs = (np.array(part, dtype=object) for part in whole_texts(corpus))
+    columns = {"row": close.row, "id": corpus["id"].to_numpy()[close.row], "kind": "similar", "share": close.cosine}
+    text = instructions[close.row] + "\n\n" + outputs[close.row]
+    return pd.DataFrame(columns | {"text": text, "item_text": np.array(texts, dtype=object)[close.item]})
 
 
 def match_kind(text: str, instruction: str, output: str, whole: str, rule: Rule) -> tuple[str | None, float]:

@@ -1,6 +1,9 @@
 """Rows that contain an item of the benchmark are found, however short the item is, and others are not."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import decontaminate as checking
+from stages import embed as embedding
 from stages import fetch
 from stages import merge as merging
-from stages.decontaminate import Params
+from stages.decontaminate import Decontaminate, Params, Similar
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
@@ -27,7 +31,10 @@ from tests.corpus import write_candidates
 from tests.project import ROOT
 from tools.why import why
 
-SETTINGS = read_params(Params, ROOT / "params.yaml").decontaminate
+PARAMS = read_params(Params, ROOT / "params.yaml")
+SETTINGS = PARAMS.decontaminate
+NO_VECTORS = {"embeddings": Path("no.parquet"), "encoder": Path("none")}
+"""Not looked at unless `similar` is set."""
 FEW_LETTERS = st.text("가나다", min_size=0, max_size=25)
 TEXTS = st.lists(st.text("가나다", min_size=3, max_size=14), min_size=1, max_size=6)
 RULES = st.builds(Rule, st.integers(1, 3), st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), st.integers(1, 8))
@@ -97,7 +104,7 @@ def test_texts_of_little_but_particles_are_equal_only_as_they_are(text, other):
 def check(tmp_path):
     """List the leaks of rows (instruction, output) against a benchmark; `settings` change those of the default."""
 
-    def run(rows, benchmark=BENCHMARK, **settings):
+    def run(rows, benchmark=BENCHMARK, vectors=NO_VECTORS, **settings):
         columns = dict(zip(("instruction", "output"), zip(*rows, strict=True), strict=True))
         ids = [f"row{number}" for number in range(len(rows))]
         write_table(
@@ -106,8 +113,9 @@ def check(tmp_path):
             | {"id": ids, "source": ["life"] * len(rows), "turns": [None] * len(rows), "final": [None] * len(rows)},
             RAW,
         )
-        params = Params(decontaminate=SETTINGS.model_copy(update=settings))
-        checking.decontaminate(params, raw=tmp_path / "raw", benchmark=benchmark, leaks=tmp_path / "leaks.parquet")
+        params = PARAMS.model_copy(update={"decontaminate": SETTINGS.model_copy(update=settings)})
+        paths = {"raw": tmp_path / "raw", "leaks": tmp_path / "leaks.parquet"} | vectors
+        checking.decontaminate(params, benchmark=benchmark, **paths)
         return read_table(tmp_path / "leaks.parquet")
 
     return run
@@ -389,6 +397,74 @@ def test_fail_does_not_stop_if_there_is_no_leak(check):
     assert check([("오늘 날씨는 어때요?", "맑고 따뜻합니다.")], fail=True).empty
 
 
+@pytest.fixture
+def embedded(encoder, write_raw, new_folder):
+    """Embed texts as instructions of rows, by the stage; return the file."""
+
+    def run_stage(texts):
+        path = new_folder() / "embeddings.parquet"
+        params = embedding.Params(threads=PARAMS.threads, embed=PARAMS.embed)
+        files = {"encoder": encoder, "checkpoints": path.parent / "checkpoints", "embeddings": path}
+        embedding.embed(params, raw=write_raw(texts), **files)
+        return path
+
+    return run_stage
+
+
+def vectors_in(path):
+    return np.stack(read_table(path)["vector"])
+
+
+def test_every_item_that_is_close_in_meaning_is_listed_and_not_only_the_closest(
+    check, make_benchmark, embedded, encoder, questions
+):
+    premises = [f"{question} 하고 물었다." for question in questions[::4]]
+    benchmark = make_benchmark({"copa": [{"premise": premise} for premise in premises]})
+    instructions, files = questions[1::4], {"encoder": encoder}
+    files["embeddings"] = embedded(instructions)
+    cosines = vectors_in(files["embeddings"]).astype(float) @ vectors_in(embedded(premises)).astype(float).T
+    least = float(np.sort(cosines.ravel())[-30])  # so that 30 of the 100 pairs are close
+    rows = [(text, "답") for text in instructions]
+    leaks = check(rows, benchmark, files, similar=Similar(listed_from=least - 1e-9, drop=False))
+    expected = {(f"row{row}", item) for row, item in np.argwhere(cosines >= least - 1e-9).tolist()}
+    leaks = leaks[leaks["kind"] == "similar"].reset_index()
+    others = check(rows, benchmark)  # listed with a stronger kind
+    assert set(zip(leaks["id"], leaks["item"], strict=True)) == expected - set(
+        zip(others["id"], others["item"], strict=True)
+    )
+    assert 20 < len(leaks) <= 30
+    assert leaks["id"].nunique() <= 10
+    shares = [cosines[int(row.id[3:]), row.item] for row in leaks.itertuples()]
+    assert list(leaks["share"]) == pytest.approx(shares, abs=1e-9)
+    assert leaks["text"][0].endswith("\n\n답")
+
+
+def test_a_row_that_is_only_close_in_meaning_drops_and_fails_only_if_it_should(
+    check, make_benchmark, embedded, encoder, questions
+):
+    copied, close = "정우는 치과에 예약을 하였다.", "날씨가 매우 맑고 따뜻하다."
+    benchmark = make_benchmark({"copa": [{"premise": copied}, {"premise": f"{close} 그래서 산책했다."}]})
+    files = {"encoder": encoder, "embeddings": embedded([copied, close])}
+    rows, everything = [(copied, "답"), (close, "답")], Similar(listed_from=1e-6, drop=False)
+    leaks = check(rows, benchmark, files, similar=everything)
+    assert leaks[["id", "item", "kind", "drop"]].to_numpy().tolist() == [
+        ["row0", 0, "exact", True],
+        ["row0", 1, "similar", False],
+        ["row1", 0, "similar", False],
+        ["row1", 1, "similar", False],
+    ]
+    with pytest.raises(UserError, match="1 rows contain an item"):
+        check(rows, benchmark, files, similar=everything, fail=True)
+    assert check(rows, benchmark, files, similar=everything.model_copy(update={"drop": True}))["drop"].all()
+
+
+def test_without_similar_neither_the_vectors_nor_torch_is_needed(check, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert check([("오늘 날씨는 어때요?", "맑고 따뜻합니다.")], similar=None).empty
+    loaded = "import sys, stages.decontaminate; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=True)
+
+
 def test_a_benchmark_without_items_stops(check, new_folder):
     with pytest.raises(UserError, match=r"no items in <task>/<split>.jsonl"):
         check([("질문", "답")], new_folder())
@@ -396,7 +472,7 @@ def test_a_benchmark_without_items_stops(check, new_folder):
 
 def test_an_ngram_longer_than_the_shortest_text_is_refused():
     with pytest.raises(ValueError, match=r"ngram \(6\) is longer than min_characters \(5\)"):
-        Params.model_validate({"decontaminate": SETTINGS.model_dump() | {"ngram": 6}})
+        Decontaminate.model_validate(SETTINGS.model_dump() | {"ngram": 6})
 
 
 def test_the_bundled_rows_contain_no_item_of_the_bundled_benchmark(tmp_path):
@@ -405,7 +481,7 @@ def test_the_bundled_rows_contain_no_item_of_the_bundled_benchmark(tmp_path):
     outs = {name: tmp_path / name for name in ("held_out", "dropped")}
     fetch.fetch(read_params(fetch.Params, recipe), inputs=ROOT / "data/inputs", sources=sources)
     merging.merge(read_params(merging.Params, recipe), sources=sources, raw=raw, **outs)
-    checking.decontaminate(read_params(Params, recipe), raw=raw, benchmark=BENCHMARK, leaks=leaks)
+    checking.decontaminate(read_params(Params, recipe), raw=raw, benchmark=BENCHMARK, leaks=leaks, **NO_VECTORS)
     assert len(read_table(raw)) > 800
     assert read_table(leaks).empty
 

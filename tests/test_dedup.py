@@ -200,3 +200,167 @@ def test_every_similar_pair_of_the_real_rows_is_listed_and_no_other_and_an_appen
     more = read_table(run(appended))
     assert set(more["id"]) - set(listed["id"]) == {"appended"}
     pd.testing.assert_frame_equal(more[more["id"] != "appended"], listed)
+
+
+def unit(vectors):
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+VECTORS = st.lists(st.tuples(*[st.integers(-2, 2)] * 3), min_size=1, max_size=25).map(lambda rows: unit(np.array(rows)))
+"""Some are equal, some are zero."""
+
+
+def plain_cosines(vectors, least):
+    first = {}
+    for row, vector in enumerate(vectors):
+        first.setdefault(vector.tobytes(), row)
+    rows = [row for row in first.values() if vectors[row].any()]
+    products = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    return {(a, b): products[a, b] for a in rows for b in rows if b < a and products[a, b] >= least}
+
+
+@given(VECTORS, st.integers(1, 5))
+def test_up_to_a_row_count_every_pair_that_is_close_in_meaning_is_found(vectors, block):
+    vectors = vectors + np.float32(0)  # -0 and 0 have other bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "BLOCK", block)
+        near = near_in_meaning(vectors, 0.75, exact_rows=100)
+    expected = plain_cosines(vectors, 0.75)
+    assert as_dict(near) == pytest.approx(expected, abs=1e-12)
+    assert all(near.first[row] == row for row in np.flatnonzero(~vectors.any(axis=1)))
+    assert all((vectors[near.first] == vectors).all(axis=1))
+
+
+def test_above_it_nearly_every_pair_is_found_and_its_similarity_is_the_same():
+    rng = np.random.default_rng(1)
+    topics = rng.normal(size=(300, 32))
+    vectors = unit(topics[rng.integers(0, 300, 6000)] + 0.5 * rng.normal(size=(6000, 32)))
+    exact, blocked = (as_dict(near_in_meaning(vectors, 0.8, rows)) for rows in (6000, 5999))
+    assert blocked.items() <= exact.items()
+    assert len(exact) > 10_000
+    assert len(blocked) > 0.99 * len(exact)
+
+
+def test_the_order_of_the_rows_does_not_change_which_are_compared():
+    rng = np.random.default_rng(2)
+    vectors, order = unit(rng.normal(size=(800, 8))), rng.permutation(800)
+    moved = as_dict(near_in_meaning(vectors[order], 0.8, exact_rows=10))
+    back = {tuple(sorted((order[a], order[b]), reverse=True)): value for (a, b), value in moved.items()}
+    assert back == pytest.approx(as_dict(near_in_meaning(vectors, 0.8, exact_rows=10)), abs=1e-12)
+
+
+@pytest.mark.slow
+@needs_data
+def test_of_the_real_rows_at_least_95_percent_of_an_exact_join_are_found(real):
+    from tests.test_real_rows import unit_vectors
+
+    vectors = unit_vectors(read_table(real, "instruction")["instruction"]).astype(np.float32)
+    assert len(vectors) > 33_000
+    exact, blocked = (set(as_dict(near_in_meaning(vectors, 0.8, rows))) for rows in (10**6, 1))
+    share = len(blocked) / len(exact)
+    print(f"{len(exact):,} pairs, {share:.4f} of them found")
+    assert blocked <= exact
+    assert share >= 0.95
+
+
+@st.composite
+def worlds(draw):
+    """Rows as two kinds see them: equal rows, and similar pairs among those that are first."""
+    rows, kinds = draw(st.integers(1, 12)), {}
+    for kind in ("lexical", "semantic"):
+        names = draw(st.lists(st.integers(0, rows // 2 + 1), min_size=rows, max_size=rows))
+        first = np.array([names.index(name) for name in names])
+        nodes = sorted(set(first.tolist()))
+        every = [(a, b) for a in nodes for b in nodes if b < a]
+        pairs = sorted(draw(st.sets(st.sampled_from(every)))) if every else []
+        values = draw(st.lists(st.sampled_from([0.7, 0.8, 0.9]), min_size=len(pairs), max_size=len(pairs)))
+        later, earlier = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        least = draw(st.sampled_from([None, 0.8]))
+        kinds[kind] = Near(first, later, earlier, np.array(values, dtype=float)), least
+    return rows, kinds
+
+
+def plain_greedy(rows, kinds):
+    """The rows that are kept, by the definition: compare each row with every kept one."""
+
+    def similar(a, b):
+        for near, least in kinds.values():
+            if least is None:
+                continue
+            ends = tuple(sorted((near.first[a], near.first[b]), reverse=True))
+            if ends[0] == ends[1] or as_dict(near).get(ends, 0) >= least:
+                return True
+        return False
+
+    kept = []
+    for row in range(rows):
+        if not any(similar(row, other) for other in kept):
+            kept.append(row)
+    return kept
+
+
+@given(worlds())
+def test_a_row_is_dropped_if_it_is_similar_to_an_earlier_row_that_is_kept_and_only_then(world):
+    rows, kinds = world
+    pairs = mark_dropped(kinds)
+    assert sorted(set(range(rows)) - set(pairs.loc[pairs["drop"], "later"])) == plain_greedy(rows, kinds)
+    assert all(kinds[kind][1] is not None for kind in pairs.loc[pairs["drop"], "kind"])
+
+
+@given(TEXTS, st.text("가나", min_size=1, max_size=14))
+def test_an_appended_row_changes_nothing_before_it(texts, added):
+    before, after = (mark_dropped({"lexical": (find(rows, 2), 0.8)}) for rows in (texts, [*texts, added]))
+    pd.testing.assert_frame_equal(after[after["later"] < len(texts)], before, check_dtype=False)
+
+
+CHAIN = [
+    "가나다라마바사아자차카타파하",
+    "가나다라마바사아자차카타파호",
+    "가나다라마바사아자차카타후호",
+    "전혀 다른 문장입니다",
+]
+
+
+def test_of_a_chain_every_other_row_stays(run, write_raw):
+    sentences = [f"{text} 그리고 언제나 똑같이 이어지는 긴 이야기" for text in CHAIN]
+    listed = read_table(run(write_raw(sentences), lexical={"ngram": 2, "listed_from": 0.7, "dropped_from": 0.78}))
+    assert listed[["id", "of", "kind", "drop"]].to_numpy().tolist() == [
+        ["row1", "row0", "lexical", True],
+        ["row2", "row0", "lexical", False],
+        ["row2", "row1", "lexical", False],
+    ]
+
+
+def test_rows_can_be_near_in_meaning_only(run, write_raw):
+    raw = write_raw(["김치찌개 끓이는 법 알려 줘", "김치찌개는 어떻게 만드나요?", "한라산은 어디에 있어?"])
+    vectors = unit(np.array([[1, 0.1], [1, 0], [0, 1]]))
+    listed = read_table(run(raw, vectors, semantic=SEMANTIC))
+    assert listed[["id", "of", "kind", "drop"]].to_numpy().tolist() == [["row1", "row0", "semantic", True]]
+    assert listed["similarity"][0] == pytest.approx(1 / math.hypot(1, 0.1))
+    null = read_table(run(raw, vectors, semantic=SEMANTIC | {"dropped_from": None}))
+    assert list(null["drop"]) == [False]
+
+
+def test_every_turn_of_a_conversation_counts(run, new_folder):
+    rows = [[("user", "안녕"), ("assistant", "네"), ("user", last), ("assistant", "네, 그럼요")] for last in CHAIN]
+    turns = [[{"role": role, "text": text * 3} for role, text in row] for row in rows]
+    ids, alike = [f"row{n}" for n in range(4)], {"instruction": ["안녕"] * 4, "output": ["네, 그럼요"] * 4}
+    raw = new_folder() / "raw"
+    write_table(raw, {"id": ids, "source": ["a"] * 4, "turns": turns} | alike, merge.RAW)
+    listed = read_table(run(raw, lexical={"ngram": 2, "listed_from": 0.7, "dropped_from": 0.8}))
+    assert set(listed["id"]) == {"row1", "row2"}
+
+
+def test_without_a_kind_the_table_is_empty_and_equal_runs_give_equal_bytes(run, write_raw):
+    raw = write_raw([*CHAIN, *CHAIN])
+    assert read_table(run(raw, lexical=None)).empty
+    assert run(raw).read_bytes() == run(raw).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["lexical", "semantic"])
+def test_a_dropped_pair_must_be_listed(kind):
+    settings = {"lexical": LEXICAL, "semantic": SEMANTIC}
+    settings[kind] = settings[kind] | {"dropped_from": 0.6}
+    with pytest.raises(ValueError, match=rf"{kind}: dropped_from \(0\.6\) is below listed_from"):
+        Params.model_validate({"threads": 1, "dedup": settings})

@@ -8,6 +8,7 @@ Axes: N rows, D width, K centroids, P pairs
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,27 @@ from xxhash import xxh3_64_intdigest
 
 from stages.lib.core.progress import progress
 from stages.lib.selection.kmeans import SEED_ROWS, centroids
-from stages.lib.text.near_duplicates import Hashes, Near, first_equal, numbered, union
+from stages.lib.text.near_duplicates import Hashes, Near, first_equal, numbered, require_few, union
 from stages.lib.text.overlap import Ints
 
 Vectors = NDArray[np.float32]
-NEAREST = 2
-"""Centroids that a row is compared at. With one, 11 to 17 % of the pairs were lost; with two, 1 to 2 %."""
+NEAREST = 4
+"""Of 33 thousand real rows, two find 71 and 79 % of the pairs with a cosine of 0.8 (TF-IDF, a small encoder), three 89
+and 95 %, four 99.9 and 98.8 %."""
 ROUNDS = 4
 """Of k-means. It only has to cut the rows into parts of similar sizes."""
 BLOCK = 2048
 """Rows multiplied together."""
 MARGIN = 1e-4
 """Below the threshold: float32 products, whose last digits depend on the CPU, decide only what is computed again."""
+
+
+class Close(NamedTuple):
+    """Pairs of a row and an item, sorted by row, then item [P]."""
+
+    row: Ints
+    item: Ints
+    cosine: NDArray[np.float64]
 
 
 def near_in_meaning(vectors_ND: Vectors, least: float, exact_rows: int) -> Near:
@@ -43,7 +53,7 @@ def near_in_meaning(vectors_ND: Vectors, least: float, exact_rows: int) -> Near:
     shown = progress(groups, len(groups), "near-duplicates, groups of rows")
     parts = (group[pairs] for group in shown for pairs in close_pairs(vectors_ND[group], least - MARGIN))
     later, earlier = np.divmod(union((numbered(pairs, rows) for pairs in parts), least), max(rows, 1))
-    similarity = np.minimum(cosines(vectors_ND, later, earlier), 1.0)
+    similarity = cosines(vectors_ND, later, vectors_ND, earlier)
     listed = similarity >= least
     return Near(first, later[listed], earlier[listed], similarity[listed])
 
@@ -55,13 +65,27 @@ def close_pairs(vectors_ND: Vectors, least: float) -> Iterator[Ints]:
         yield np.stack([one, other], axis=1)[one < other] + start
 
 
-def cosines(vectors_ND: Vectors, later: Ints, earlier: Ints) -> NDArray[np.float64]:
-    """Return the products of these pairs of rows [P] in float64."""
-    found = np.empty(len(later))
-    for start in range(0, len(later), BLOCK):
+def near_items(vectors_ND: Vectors, items_MD: Vectors, least: float) -> Close:
+    """Return every pair of a row and an item whose cosine similarity is at least `least`. Raises UserError if
+    there are too many to list."""
+    parts = [np.empty((2, 0), dtype=np.int64)]
+    for start in range(0, len(vectors_ND), BLOCK):
+        row, item = np.nonzero(vectors_ND[start : start + BLOCK] @ items_MD.T >= least - MARGIN)
+        parts.append(np.stack([row + start, item]))
+        require_few(sum(part.shape[1] for part in parts), least)
+    row, item = np.concatenate(parts, axis=1)
+    similarity = cosines(vectors_ND, row, items_MD, item)
+    listed = similarity >= least
+    return Close(row[listed], item[listed], similarity[listed])
+
+
+def cosines(one_ND: Vectors, one: Ints, other_ND: Vectors, other: Ints) -> NDArray[np.float64]:
+    """Return the products of these pairs of rows [P] in float64, at most 1."""
+    found = np.empty(len(one))
+    for start in range(0, len(one), BLOCK):
         part = slice(start, start + BLOCK)
-        found[part] = (vectors_ND[later[part]].astype(np.float64) * vectors_ND[earlier[part]]).sum(axis=1)
-    return found
+        found[part] = (one_ND[one[part]].astype(np.float64) * other_ND[other[part]]).sum(axis=1)
+    return np.minimum(found, 1.0)
 
 
 def share_centroid(vectors_ND: Vectors, rows: Ints, digest: Hashes) -> list[Ints]:

@@ -240,6 +240,6 @@ def require_few(pairs: int, least: float) -> None:
     """Raise UserError if the pairs are more than a table can usefully list."""
     if pairs > MOST_PAIRS:
         raise UserError(
-            f"params.yaml: dedup: more than {MOST_PAIRS:,} pairs of rows may be similar from {least}; raise "
+            f"params.yaml: more than {MOST_PAIRS:,} pairs may be similar from {least}; raise "
             "listed_from, or choose it by examples with `python -m tools.calibrate`"
         )
