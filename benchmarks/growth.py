@@ -23,8 +23,10 @@ from ruamel.yaml import YAML
 from benchmarks.measure import machine, table
 from benchmarks.synthetic import CENTRES, long_text, pieces, unit_vectors
 from stages.decontaminate import LEAKS
+from stages.dedup import DUPLICATES
 from stages.lib.core.artifacts import read_arrow, write_jsonl, write_table
 from stages.ppl import PPL
+from stages.rate import RATINGS
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((40_000, 768), (375_506, 768), (4_000_000, 256))
@@ -35,7 +37,8 @@ FLAGS = {
     "--dropped data/dropped.parquet",
     "cluster": "--raw data/raw.parquet --embeddings data/embeddings.parquet --clusters data/clusters.parquet",
     "candidates": "--raw data/raw.parquet --ppl data/ppl.parquet --clusters data/clusters.parquet "
-    "--leaks data/leaks.parquet --held_out data/held_out.jsonl --candidates data/candidates.parquet",
+    "--leaks data/leaks.parquet --duplicates data/duplicates.parquet --ratings data/ratings.parquet "
+    "--held_out data/held_out.jsonl --candidates data/candidates.parquet",
     "sample": "--arm spread --raw data/raw.parquet --candidates data/candidates.parquet "
     "--embeddings data/embeddings.parquet --samples data/spread.jsonl --sample_parquet data/spread.parquet",
 }
@@ -119,7 +122,10 @@ def write_scores(folder: Path, width: int) -> None:
     nll = rng.normal(4, 1, len(ids))
     scores = {"id": ids, "text_hash": ids, "tokens": np.full(len(ids), 20), "nll": nll, "ppl": np.exp(nll)}
     write_table(folder / "ppl.parquet", scores, PPL)
-    write_table(folder / "leaks.parquet", {name: [] for name in LEAKS.names}, LEAKS)
+    for name, schema in (("leaks", LEAKS), ("duplicates", DUPLICATES)):
+        write_table(folder / f"{name}.parquet", {column: [] for column in schema.names}, schema)
+    unrated = {name: pa.nulls(len(ids), RATINGS.field(name).type) for name in RATINGS.names} | {"id": ids}
+    write_table(folder / "ratings.parquet", unrated, RATINGS)
     schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), width))])
     centres = rng.normal(size=(CENTRES, width)).astype(np.float32)
     with pq.ParquetWriter(folder / "embeddings.parquet", schema, compression="zstd") as file:
