@@ -144,7 +144,7 @@ def legend(y: float) -> Iterator[str]:
 # -- the pipeline: what reads what -----------------------------------------------------------------------------------
 
 SHADES = {"bring": "#f6f8fa", "score": "#ddf4ff", "choose": "#dafbe1", "learn": "#fff1e5", "compare": "#fbefff"}
-STAGES = {  # name: column, row, shade
+STAGES = {  # name: column, row, shade; `profile, ...` stands for profile, stability and audit
     "fetch_model@scorer": (1, 2, "bring"),
     "fetch": (0, 1, "bring"),
     "fetch_model@encoder": (1, 0, "bring"),
@@ -154,8 +154,10 @@ STAGES = {  # name: column, row, shade
     "decontaminate": (2, 3, "score"),
     "embed": (2, 0, "score"),
     "cluster": (3, 0, "score"),
+    "rate": (3, 2, "score"),
+    "dedup": (3, 3, "score"),
     "candidates": (4, 1, "choose"),
-    "profile, stability": (5, 0, "choose"),
+    "profile, ...": (5, 0, "choose"),
     "sample@arm": (5, 1, "choose"),
     "fetch_model@base": (4, 2, "bring"),
     "train@arm": (5, 2, "learn"),
@@ -167,9 +169,12 @@ STAGES = {  # name: column, row, shade
 }
 ARROWS = """
 fetch > merge > ppl > candidates > sample@arm > train@arm > evaluate@arm > compare@arm > report
-merge > embed > cluster > candidates > profile, stability > report
-merge > decontaminate > candidates
+merge > embed > cluster > candidates > profile, ... > report
+merge > decontaminate > rate > candidates
+embed > dedup > rate
+dedup > candidates
 fetch_model@scorer > ppl
+fetch_model@scorer > rate
 fetch_model@encoder > embed
 fetch_model@base > train@arm
 fetch_model@base > evaluate_base > compare@arm
