@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib.core.artifacts import read_jsonl
+from stages import rate
+from stages.lib.core.artifacts import read_arrow, read_jsonl
 from stages.lib.core.params import read_params
 from stages.ppl import Params, score
 from tests.project import ROOT, UP_TO_DATE, copy_project, run
@@ -199,6 +201,68 @@ def test_a_fluent_sentence_has_a_lower_perplexity_than_its_shuffled_words(
     print(f"{below.mean():.3f} of {len(fluent)} sentences")
     assert len(fluent) >= 300
     assert below.mean() >= 0.95
+
+
+def ratings_of(default: Path, judge: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rate rows with `instruction` and `output` as the stage rates the rows of raw."""
+    params = read_params(rate.Params, default / "params.yaml")
+    params = params.model_copy(update={"rate": params.rate.model_copy(update={"judge": judge})})
+    table = pa.Table.from_pandas(rows[["instruction", "output"]].assign(turns=None), preserve_index=False)
+    rater, scorer = rate.JUDGES[judge], default / "models/hub/scorer"
+    texts = rater.texts(table, params.rate)
+    parts = [(index, values) for index, values in rater.score(texts, scorer, params)]
+    order = np.argsort([row for index, _ in parts for row in index])
+    scores = torch.cat([values for _, values in parts])[torch.from_numpy(order)].numpy()
+    return pa.table(rater.columns(scores, scorer)).to_pandas()
+
+
+def of_another_topic(rng: random.Random, rows: pd.DataFrame, topics: pd.Series) -> list[str]:
+    return [rng.choice(list(rows["output"][topics != topic])) for topic in topics]
+
+
+def test_likelihood_finds_wrong_answers_by_ifd_and_shuffled_ones_by_nll_and_a_small_models_marks_find_neither(
+    default: Path, raw: pd.DataFrame, composed: list[BundledRow]
+) -> None:
+    clean, rng = of_kind(raw, composed, "clean"), random.Random(11)
+    clean = clean[clean["output"].str.split().str.len() > 2]
+    topics = clean["instruction"].map({row.text: row.topic for row in composed if row.kind == "clean"})
+    spoiled = {
+        "wrong": clean.assign(output=of_another_topic(rng, clean, topics)),
+        "shuffled": clean.assign(output=[shuffle_words(rng, text) for text in clean["output"]]),
+    }
+    few = clean.sample(60, random_state=1).index
+    auc = {}
+    for judge, kept in (("likelihood", clean.index), ("logprob", few)):
+        good = ratings_of(default, judge, clean.loc[kept])
+        for kind, rows in spoiled.items():
+            both = pd.concat([good, ratings_of(default, judge, rows.loc[kept])])
+            is_good = np.repeat([1, 0], len(kept))
+            for name in {"nll_answer", "ifd", "score"} & set(both):
+                sign = 1 if name == "score" else -1
+                auc[kind, name] = roc_auc_score(is_good, sign * both[name])
+    print(f"{len(clean)} rows, {len(few)} for logprob", {key: f"{value:.3f}" for key, value in sorted(auc.items())})
+    assert len(clean) >= 600
+    assert auc["wrong", "ifd"] >= 0.7
+    assert auc["shuffled", "nll_answer"] >= 0.7
+
+
+def test_the_rating_of_every_fifth_row_is_that_of_the_models_own_loss_row_by_row(default: Path) -> None:
+    folder = default / "models/hub/scorer"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    corpus, ratings = (read_arrow(default / f"data/{name}.parquet") for name in ("raw", "ratings"))
+    params = read_params(rate.Params, default / "params.yaml").rate
+    pairs = [json.loads(text) for text in rate.pairs_of(corpus, params)][::5]
+    found = ratings.select(["answer_tokens", "nll_answer", "nll_answer_alone"]).to_pandas()[::5]
+    with torch.inference_mode():
+        for (asked, answered), row in zip(pairs, found.itertuples(), strict=True):
+            begin, answer = [tokenizer.bos_token_id], tokenizer(answered)["input_ids"]
+            given = [*begin, *tokenizer(f"{asked}\n")["input_ids"]]
+            answer = answer[: params.max_tokens - len(given)]
+            assert row.answer_tokens == len(answer)
+            for before, nll in ((given, row.nll_answer), (begin, row.nll_answer_alone)):
+                ids, labels = [*before, *answer], [-100] * len(before) + answer
+                loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+                assert nll == pytest.approx(loss, abs=1e-5)
 
 
 def test_k_means_finds_the_planted_topics(default: Path, raw: pd.DataFrame, composed: list[BundledRow]) -> None:
