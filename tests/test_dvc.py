@@ -59,6 +59,25 @@ def test_another_partition_retrains_no_arm_and_an_arm_moved_into_it_retrains_alo
     assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", *below}
 
 
+def test_a_new_score_retrains_no_arm_and_an_arm_that_selects_by_it_is_trained_alone(project: Path) -> None:
+    path = project / "stages/candidates.py"
+    text = path.read_text(encoding="utf-8")
+    for old, new in (
+        ("""        ("characters", pa.int64()),\n""", """        ("words", pa.int64()),\n"""),
+        ("""        reason=reason,\n""", """        words=corpus["output"].str.split().str.len(),\n"""),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, old + new)
+    path.write_text(text, encoding="utf-8")
+    assert ran(run(project, "dvc", "repro", *each("sample"))) == {"candidates", *each("sample")}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile"}
+    wordy = {"method": "highest", "by": "words", "fraction": 0.1, "seed": 1}
+    change_params(project, arms__wordy=wordy)
+    assert ran(run(project, "dvc", "repro", "sample@wordy")) == {"sample@wordy"}
+    planned = ran(run(project, "dvc", "repro", "--dry"))
+    assert {name for name in planned if name.startswith("train@")} == {"train@wordy"}
+
+
 def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> None:
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}

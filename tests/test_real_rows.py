@@ -183,7 +183,9 @@ def test_allocation_koquality_selects_the_originals_real_rows(
     cells = write_clusters(tmp_path / "clusters", list(corpus["id"]), list(nearest), list(groups_of_rows))
     candidates = make_candidates(tmp_path, raw=raw, ppl=ppl, clusters=cells, leaks=write_leaks())
 
-    table = corpus.merge(pd.read_parquet(candidates).drop(columns="source"), on="id").rename(columns={"ppl": "score"})
+    table = corpus.merge(pd.read_parquet(candidates).drop(columns=["source", "score"]), on="id").rename(
+        columns={"ppl": "score"}
+    )
     table = table[table["score"].notna()]
     assert 0 < len(table) < len(corpus)
     for fraction in (0.01, 0.05, 0.1):
