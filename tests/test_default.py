@@ -255,7 +255,7 @@ def test_the_rating_of_every_fifth_row_is_that_of_the_models_own_loss_row_by_row
     found = ratings.select(["answer_tokens", "nll_answer", "nll_answer_alone"]).to_pandas()[::5]
     with torch.inference_mode():
         for (asked, answered), row in zip(pairs, found.itertuples(), strict=True):
-            begin, answer = [tokenizer.bos_token_id], tokenizer(answered)["input_ids"]
+            begin, answer = [tokenizer.eos_token_id], tokenizer(answered)["input_ids"]
             given = [*begin, *tokenizer(f"{asked}\n")["input_ids"]]
             answer = answer[: params.max_tokens - len(given)]
             assert row.answer_tokens == len(answer)

@@ -78,7 +78,7 @@ def plain(model, before, ids):
 
 
 def check_against_one_row_at_a_time(found, pairs, model, tokenizer):
-    begin = tokenizer.bos_token_id
+    begin = tokenizer.eos_token_id
     for (asked, answered), row in zip(pairs, found.itertuples(), strict=True):
         ids = tokenizer(answered)["input_ids"]
         given, alone = (
@@ -121,7 +121,7 @@ def test_tokens_beyond_the_limit_do_not_count_and_an_answer_without_room_has_no_
     run, write_raw, questions, answers, reference, tokenizer, caplog
 ):
     asked, answered = questions[4], answers[30]
-    before = [tokenizer.bos_token_id, *tokenizer(f"{asked}\n")["input_ids"]]
+    before = [tokenizer.eos_token_id, *tokenizer(f"{asked}\n")["input_ids"]]
     ids = tokenizer(answered)["input_ids"]
     assert len(ids) > 3
     for room in (-1, 0, 1, 3):
@@ -143,20 +143,34 @@ def test_an_empty_answer_has_no_rating(run, write_raw, questions):
     assert found[1]["ifd"] > 0
 
 
-def test_without_a_beginning_the_end_of_text_begins_and_without_both_the_stage_stops(
-    run, write_raw, build, save, tokenizer
-):
+def begun_by(tokenizer, adds_bos=False, **names):
+    """A tokenizer with these special tokens; `adds_bos`: it begins every text with its BOS."""
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    model = build("GPTNeoXConfig", "GPTNeoXForCausalLM")
-    names = {}, {"eos_token": tokenizer.eos_token}
-    bare = [PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **name) for name in names]
-    raw = write_raw(["무엇?"], outputs=["그것."])
-    found = read_table(run(raw, model=save(model, bare[1]))).iloc[0]
-    expected = plain(model, [bare[1].eos_token_id], tokenizer("그것.")["input_ids"])
-    assert found["nll_answer_alone"] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(UserError, match=r"neither a bos nor an eos token.*choose another rate\.model"):
-        run(raw, model=save(model, bare[0]))
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    if adds_bos:
+        special = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+        backend.post_processor = TemplateProcessing(single=f"{tokenizer.bos_token} $A", special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize(
+    ("names", "adds_bos", "begins"),
+    [(["bos", "eos"], True, "bos"), (["bos", "eos"], False, "eos"), (["eos"], False, "eos"), (["bos"], False, "bos")],
+)
+def test_a_text_begins_with_the_token_that_the_model_has_seen_before_texts(names, adds_bos, begins, tokenizer):
+    special = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in names}
+    found = encode_answers(begun_by(tokenizer, adds_bos, **special), ["무엇?"], ["그것."], 99)
+    begin, answer = getattr(tokenizer, f"{begins}_token_id"), tokenizer("그것.")["input_ids"]
+    assert found.alone[0].tolist() == [begin, *answer]
+    assert found.given[0].tolist() == [begin, *tokenizer("무엇?\n")["input_ids"], *answer]
+    assert found.starts == [len(found.given[0]) - len(answer)]
+
+
+def test_a_tokenizer_with_no_token_to_begin_with_stops_the_stage(tokenizer):
+    with pytest.raises(UserError, match=r"neither an eos nor a bos token.*choose another rate\.model"):
+        encode_answers(begun_by(tokenizer), ["무엇?"], ["그것."], 99)
 
 
 @pytest.mark.parametrize("judge", ["likelihood", "logprob"])
@@ -306,18 +320,11 @@ def test_a_prompt_and_its_mark_need_positions(run, raw):
 
 
 def test_a_tokenizers_own_beginning_begins_a_prompt_without_template(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    begin = tokenizer.bos_token_id
-    backend.post_processor = TemplateProcessing(
-        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, begin)]
-    )
-    begun = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=tokenizer.bos_token)
     messages = [[{"role": "system", "content": "평가."}, {"role": "user", "content": "답?"}]]
-    assert [ids.tolist()[0] == begin for ids in encode_prompts(begun, messages, 99)] == [True]
-    assert encode_prompts(tokenizer, messages, 99)[0].tolist()[0] != begin
+    for adds_bos in (True, False):
+        made = begun_by(tokenizer, adds_bos, bos_token=tokenizer.bos_token)
+        (ids,) = encode_prompts(made, messages, 99)
+        assert ids.tolist() == [tokenizer.bos_token_id] * adds_bos + tokenizer("평가.\n\n답?\n\n")["input_ids"]
 
 
 LOGS = st.lists(st.floats(-50, 0), min_size=11, max_size=11)

@@ -1,7 +1,7 @@
 """How likely a causal LM finds an answer: after its instruction, and alone.
 
-Both texts begin with the model's beginning-of-text token, so both means are over the very same tokens of the answer,
-the first included. So it is in Li et al. 2023 (arXiv 2308.12032), because Llama's tokenizer adds that token.
+Both texts begin with the token that begins the model's texts, so both means are over the very same tokens of the
+answer, the first included. So it is in Li et al. 2023 (arXiv 2308.12032), because Llama's tokenizer adds that token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from stages.lib.core.progress import progress
 from stages.lib.models.loading import tokenize
 from stages.lib.scoring.batching import Tokens, to_device
 from stages.lib.scoring.log_likelihood import predicting_batches, score_batches
+from stages.lib.text.bos import added_bos
 
 
 class Answers(NamedTuple):
@@ -33,8 +34,8 @@ def encode_answers(
 ) -> Answers:
     """Return the tokens of what was asked, with a newline, and of what was answered, each text by itself.
 
-    So the answer's tokens are the same after the instruction and alone. Raises UserError if the tokenizer has neither a
-    beginning-of-text nor an end-of-text token.
+    So the answer's tokens are the same after the instruction and alone. Raises UserError if the tokenizer has no token to begin
+    a text with.
     """
     options = {"add_special_tokens": False, "max_length": max_tokens}
     begin = [beginning(tokenizer)]
@@ -49,12 +50,16 @@ def encode_answers(
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the beginning-of-text token or, if there is none, the end-of-text token, which separates documents."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    """Return the token that was before the model's texts in training.
+
+    That is the beginning-of-text token if the tokenizer adds it by itself, otherwise the end of the text before; a
+    beginning-of-text token that is never added is the last resort, because the model may never have seen it.
+    """
+    for token in (*added_bos(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token is not None:
             return int(token)
     raise UserError(
-        f"{tokenizer.name_or_path}: the tokenizer has neither a bos nor an eos token to begin a text with; name one in "
+        f"{tokenizer.name_or_path}: the tokenizer has neither an eos nor a bos token to begin a text with; name one in "
         "its tokenizer_config.json, or choose another rate.model"
     )
 
