@@ -34,8 +34,8 @@ def encode_answers(
 ) -> Answers:
     """Return the tokens of what was asked, with a newline, and of what was answered, each text by itself.
 
-    So the answer's tokens are the same after the instruction and alone. Raises UserError if the tokenizer has no token to begin
-    a text with.
+    So the answer's tokens are the same after the instruction and alone. Raises UserError if the tokenizer has no token
+    to begin a text with.
     """
     options = {"add_special_tokens": False, "max_length": max_tokens}
     begin = [beginning(tokenizer)]
