@@ -3,7 +3,7 @@
 The similarity of two rows is the Jaccard similarity of their sets of character n-grams. A hash function gives each row
 the smallest hash among its n-grams, and two rows agree on it with a probability equal to their similarity (Broder 1997,
 On the resemblance and containment of documents). Two rows are compared if they agree on all `PER_BAND` functions of one
-of `BANDS` bands: of the pairs with a similarity of 0.7, 1 in 7,000 is missed; of those with 0.8, 1 in 20 million.
+of `BANDS` bands: of the pairs with a similarity of 0.7, 1 in 6,500 is missed; of those with 0.8, 1 in 20 million.
 
 A fixed instruction puts thousands of rows in one bucket although their answers differ. Comparing all of them would take
 quadratic time, so such rows are joined exactly (`join_crowd`), which misses no pair.
