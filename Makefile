@@ -49,6 +49,7 @@ bench: $(READY) ## Measure speed, memory and growth (an hour or two), on the mod
 	python -m benchmarks.clusters
 	python -m benchmarks.growth
 	python -m benchmarks.contamination
+	python -m benchmarks.duplicates
 	python -m benchmarks.selection
 	python -m benchmarks.selection diversity
 

@@ -9,7 +9,18 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from benchmarks import clusters, contamination, coverage, embedding, environment, growth, lengths, scoring, selection
+from benchmarks import (
+    clusters,
+    contamination,
+    coverage,
+    duplicates,
+    embedding,
+    environment,
+    growth,
+    lengths,
+    scoring,
+    selection,
+)
 from benchmarks.measure import Timed, alternate, ratio, table
 from benchmarks.scoring import Ours
 from benchmarks.synthetic import unit_vectors
@@ -134,6 +145,16 @@ def test_growth_has_a_line_for_every_stage(monkeypatch):
         for cpu, stage in enumerate(("merge", "cluster", "candidates", "sample"), 1)
     ]  # fmt: skip
     assert all(took.cpu > 0 and took.seconds > 0 for took in measured.values())
+
+
+@pytest.mark.parametrize("part", [duplicates.Part(1_000, "lexical", True), duplicates.Part(600, "semantic")])
+def test_duplicates_lists_what_is_planted(part, monkeypatch):
+    monkeypatch.setattr(duplicates, "in_own_process", lambda write, *arguments: write(*arguments))
+    line = duplicates.measure(part)
+    assert line["rows"] == part.rows
+    assert line["pairs"].startswith(part.kind)
+    assert line["listed"] > 0.02 * part.rows if part.kind == "lexical" else line["listed"] >= 0
+    assert line["CPU seconds"] > 0 < line["peak GiB"]
 
 
 MEASURE = """

@@ -49,7 +49,7 @@ class Pair(BaseModel):
 
 def calibrate(pairs: Path, encoder: Path) -> Iterator[str]:
     """Yield the table and the lowest threshold of sufficient precision. Raises UserError for a malformed file."""
-    params, examples = read_params(Params), read_pairs(pairs)
+    params, examples = read_params(Params), read_examples(pairs)
     same = np.array([pair.same for pair in examples])
     similarity = similarities(examples, encoder, params)
     yield f"{len(same)} pairs: {same.sum()} mean the same, {(~same).sum()} do not"
@@ -67,18 +67,18 @@ def calibrate(pairs: Path, encoder: Path) -> Iterator[str]:
         yield f"{enough} is the lowest threshold with a precision of {PRECISION} for certain (lower end)"
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_examples(path: Path) -> list[Pair]:
     """Raises UserError if a line is malformed, or if all pairs mean the same or none does."""
     if not path.is_file():
         raise UserError(f"{path}: missing; {USAGE}")
     lines = path.read_text(encoding="utf-8").split("\n")
-    pairs = [read_pair(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    pairs = [read_example(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if len({pair.same for pair in pairs}) < 2:
         raise UserError(f"{path}: {len(pairs)} pairs; there must be some with same: true and some with same: false")
     return pairs
 
 
-def read_pair(line: str, where: str) -> Pair:
+def read_example(line: str, where: str) -> Pair:
     try:
         return Pair.model_validate(json.loads(line))
     except json.JSONDecodeError as error:

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from stages.lib.core.progress import progress
 from stages.lib.selection.kmeans import SEED_ROWS, centroids
-from stages.lib.text.near_duplicates import Hashes, Near, first_equal, numbered, require_few, union
+from stages.lib.text.near_duplicates import Hashes, Near, first_equal, pair_numbers, require_few, union
 from stages.lib.text.overlap import Ints
 
 Vectors = NDArray[np.float32]
@@ -52,7 +52,7 @@ def near_in_meaning(vectors_ND: Vectors, least: float, exact_rows: int) -> Near:
     groups = [distinct] if len(distinct) <= exact_rows else share_centroid(vectors_ND, distinct, digest)
     shown = progress(groups, len(groups), "near-duplicates, groups of rows")
     parts = (group[pairs] for group in shown for pairs in close_pairs(vectors_ND[group], least - MARGIN))
-    later, earlier = np.divmod(union((numbered(pairs, rows) for pairs in parts), least), max(rows, 1))
+    later, earlier = np.divmod(union((pair_numbers(pairs, rows) for pairs in parts), least), max(rows, 1))
     similarity = cosines(vectors_ND, later, vectors_ND, earlier)
     listed = similarity >= least
     return Near(first, later[listed], earlier[listed], similarity[listed])

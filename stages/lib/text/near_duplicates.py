@@ -3,7 +3,7 @@
 The similarity of two rows is the Jaccard similarity of their sets of character n-grams. A hash function gives each row
 the smallest hash among its n-grams, and two rows agree on it with a probability equal to their similarity (Broder 1997,
 On the resemblance and containment of documents). Two rows are compared if they agree on all `PER_BAND` functions of one
-of `BANDS` bands: of the pairs with a similarity of 0.7, 1 in 7,000 is missed; of those with 0.8, 1 in 20 million.
+of `BANDS` bands: of the pairs with a similarity of 0.7, 1 in 6,500 is missed; of those with 0.8, 1 in 20 million.
 
 A fixed instruction puts thousands of rows in one bucket although their answers differ. Comparing all of them would take
 quadratic time, so such rows are joined exactly (`join_crowd`), which misses no pair.
@@ -77,7 +77,7 @@ def near_in_letters(read: Read, rows: int, n: int, least: float) -> Near:
     number, crowded = bucket_pairs(bands, np.flatnonzero(first == np.arange(rows)), least)
     del bands
     log.info("%s candidates; %s rows in crowded buckets", f"{len(number):,}", f"{len(crowded):,}")
-    number = np.union1d(number, numbered(crowded[join_crowd(load_grams(read, crowded, n), least)], rows))
+    number = np.union1d(number, pair_numbers(crowded[join_crowd(load_grams(read, crowded, n), least)], rows))
     pairs = np.stack(np.divmod(number, rows), axis=1)
     used = np.unique(pairs)
     similarity = verify(load_grams(read, used, n), np.searchsorted(used, pairs))
@@ -103,7 +103,7 @@ def split(rows: Ints) -> Iterator[Ints]:
         yield from np.split(rows, np.flatnonzero(np.diff(rows // BLOCK)) + 1)
 
 
-def padded(texts: list[str], n: int) -> list[str]:
+def filled_up(texts: list[str], n: int) -> list[str]:
     """Return the texts, those shorter than an n-gram filled up to one."""
     return [text.ljust(n, "\0") for text in texts]
 
@@ -113,7 +113,7 @@ def band_keys(texts: list[str], n: int) -> Hashes:
 
     The functions are x -> a x + b modulo 2**32 of a mixed 32-bit hash, with a odd.
     """
-    hashes, owner = hash_ngrams(padded(texts, n), n)
+    hashes, owner = hash_ngrams(filled_up(texts, n), n)
     mixed = ((hashes ^ (hashes >> np.uint64(29))) * MULTIPLIER >> np.uint64(32)).astype(np.uint32)
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     keys = np.zeros((BANDS, len(texts)), dtype=np.uint64)
@@ -149,7 +149,7 @@ def bucket_pairs(bands: Hashes, distinct: Ints, least: float) -> tuple[Ints, Int
         size = np.diff(np.flatnonzero(np.diff(key, prepend=~key[:1])), append=len(key))
         crowd = np.repeat(size > CROWD, size)
         is_crowded[row[crowd]] = True
-        return numbered(equal_pairs(row[~crowd], key[~crowd]), len(is_crowded))
+        return pair_numbers(equal_pairs(row[~crowd], key[~crowd]), len(is_crowded))
 
     found = union(map(pairs_of, bands), least)
     return found, np.flatnonzero(is_crowded)
@@ -166,7 +166,7 @@ def equal_pairs(row: Ints, key: Hashes) -> Ints:
     return np.concatenate(pairs)
 
 
-def numbered(pairs: Ints, rows: int) -> Ints:
+def pair_numbers(pairs: Ints, rows: int) -> Ints:
     """Return later * N + earlier for each pair of rows [P]."""
     numbers: Ints = pairs.max(axis=1) * rows + pairs.min(axis=1)
     return numbers
@@ -174,7 +174,7 @@ def numbered(pairs: Ints, rows: int) -> Ints:
 
 def load_grams(read: Read, rows: Ints, n: int) -> Grams:
     """Return the n-grams of these rows, mixed so that their first bits differ, too."""
-    parts = [distinct_ngrams(padded(read(block), n), n) for block in split(rows)]
+    parts = [distinct_ngrams(filled_up(read(block), n), n) for block in split(rows)]
     size = np.concatenate([np.empty(0, dtype=np.int64), *(np.bincount(owner) for _, owner in parts)])
     hashes = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in parts)])
     return Grams(hashes * MULTIPLIER, np.cumsum(size) - size, size)
@@ -218,7 +218,7 @@ def join_crowd(grams: Grams, least: float) -> Ints:
     def pairs_of(part: Ints) -> Ints:
         one, other = np.repeat(part, count[part]), ranges(part + 1, count[part])
         similar = left[other] >= share * (size[one] + size[other]) - EPSILON
-        return numbered(np.stack([owner[one[similar]], owner[other[similar]]], axis=1), len(grams.size))
+        return pair_numbers(np.stack([owner[one[similar]], owner[other[similar]]], axis=1), len(grams.size))
 
     parts = np.split(np.arange(len(rare)), np.flatnonzero(np.diff(np.cumsum(count) // POSTINGS)) + 1)
     return np.stack(np.divmod(union(map(pairs_of, parts), least), max(len(grams.size), 1)), axis=1)
