@@ -301,6 +301,9 @@ def report(tmp_path, data, compare, write_leaks):
     run_profile(write_corpus(tmp_path, write_leaks(*LEAKS)), profile)
     methods = {"steady": {"instability": 0.4, "churn": {"2 rows": 0.0}}}
     write_json(stability, {"expected_overlap": 0.1, "methods": methods})
+    audit = tmp_path / "audit.json"
+    lexical = {"pairs": 2, "rows_dropped": 1, "examples": [{"similarity": 0.9, "first": "가", "later": "나"}]}
+    write_json(audit, {"near_duplicates": {"lexical": lexical}, "ratings": {}})
 
     def run(arms, control, unit="steps"):
         settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
@@ -309,7 +312,7 @@ def report(tmp_path, data, compare, write_leaks):
         compare("base", leaks=write_leaks(*LEAKS))
         out, read = tmp_path / "report", {name: tmp_path / "metrics" / name for name in ("arms", "items")}
         outs = {"summary": out / "summary.json", "plots": out / "plots"}
-        reporting.report(params, profile=profile, stability=stability, **read, **outs)
+        reporting.report(params, profile=profile, stability=stability, audit=audit, **read, **outs)
         plots = {path.stem: pd.read_csv(path) for path in (out / "plots").glob("*.csv")}
         return SimpleNamespace(summary=read_json(outs["summary"]), plots=plots, folder=out)
 
@@ -391,6 +394,7 @@ def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_pa
     assert summary["base"]["scores_without_leaks"]["0-shot"]["copa"]["n"] == 2
     assert summary["majority_baseline"]["0-shot"]["copa"]["accuracy"] == 0.5
     assert summary["stability"]["methods"]["steady"]["instability"] == 0.4
+    assert summary["audit"]["near_duplicates"]["lexical"] == {"pairs": 2, "rows_dropped": 1}  # without its texts
     corpus = read_json(tmp_path / "profile.json")
     assert {name: summary[name] for name in ("rows", "ppl", "cells", "leaks")} == {
         name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")

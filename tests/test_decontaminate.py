@@ -487,7 +487,7 @@ def test_the_bundled_rows_contain_no_item_of_the_bundled_benchmark(tmp_path):
 
 
 def test_why_names_the_item_that_a_row_contains(tmp_path, monkeypatch, write_leaks, write_raw):
-    (tmp_path / "params.yaml").write_text(json.dumps({"arms": {"ours": {}}}))
+    (tmp_path / "params.yaml").write_text(json.dumps({"arms": {"ours": {"method": "random"}}}))
     data = SimpleNamespace(
         raw=write_raw(["질문 하나", "질문 둘"]), leaks=write_leaks(("row1", "copa", "test", 7, "near", True))
     )
