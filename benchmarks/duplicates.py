@@ -27,6 +27,8 @@ LEXICAL = {"ngram": 5, "listed_from": 0.7, "dropped_from": 0.8}
 SEMANTIC = {"listed_from": 0.8, "dropped_from": 0.9, "exact_rows": 50_000}
 WIDTH = 256
 COPIED, REPEATED = 0.02, 0.01
+LETTERS, MOST_LETTERS = 100, 200_000_000
+"""Of the text that rows are cut from, for each row and at most: few rows overlap by chance."""
 SHARED_LETTERS, SHARING = 300, 0.25
 FLAGS = "--raw data/raw.parquet --embeddings data/embeddings.parquet --duplicates data/duplicates.parquet"
 
@@ -83,7 +85,8 @@ def write_params(folder: Path, kind: str) -> None:
 
 def write_rows(folder: Path, rows: int, prefix: str = "") -> None:
     rng = np.random.default_rng(1)
-    text = "".join(map(chr, rng.integers(0xAC00, 0xD7A4, 10 * rows)))
+    letters = rng.integers(0xAC00, 0xD7A4, min(LETTERS * rows, MOST_LETTERS), dtype="<u4")
+    text = letters.tobytes().decode("utf-32-le")
     columns = {"instruction": pieces(text, rows, 33, 0.87, rng), "output": pieces(text, rows, 39, 1.5, rng)}
     for row in np.flatnonzero(rng.random(rows) < COPIED + REPEATED)[1:]:
         of = int(rng.integers(row))
@@ -91,14 +94,14 @@ def write_rows(folder: Path, rows: int, prefix: str = "") -> None:
         columns["instruction"][row], columns["output"][row] = columns["instruction"][of], columns["output"][of] + ending
     for row in np.flatnonzero(rng.random(rows) < SHARING) if prefix else ():
         columns["instruction"][row] = prefix + columns["instruction"][row]
-    ids = [f"{row:016x}" for row in range(rows)]
-    turns = pa.nulls(rows, RAW.field("turns").type)
-    write_table(folder / "raw.parquet", columns | {"id": ids, "source": ["made up"] * rows, "turns": turns}, RAW)
+    columns |= {"id": [f"{row:016x}" for row in range(rows)], "source": ["made up"] * rows}
+    nothing = {field.name: pa.nulls(rows, field.type) for field in RAW}
+    write_table(folder / "raw.parquet", nothing | columns, RAW)
 
 
 def write_shared(folder: Path, rows: int) -> None:
-    letters = np.random.default_rng(3).integers(0xAC00, 0xD7A4, SHARED_LETTERS)
-    write_rows(folder, rows, "".join(map(chr, letters)))
+    letters = np.random.default_rng(3).integers(0xAC00, 0xD7A4, SHARED_LETTERS, dtype="<u4")
+    write_rows(folder, rows, letters.tobytes().decode("utf-32-le"))
 
 
 def write_vectors(folder: Path, width: int) -> None:

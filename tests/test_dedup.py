@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from stages import dedup as deduplicating
 from stages import fetch, merge
-from stages.dedup import DUPLICATES, Params
+from stages.dedup import DUPLICATES, Params, mark_dropped
 from stages.lib.core.artifacts import read_arrow, read_table, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
+from stages.lib.selection import neighbours
+from stages.lib.selection.neighbours import near_in_meaning
 from stages.lib.text import near_duplicates
 from stages.lib.text.conversations import whole_texts
-from stages.lib.text.near_duplicates import comparable, join_crowd, load_grams, near_in_letters
+from stages.lib.text.near_duplicates import Near, comparable, join_crowd, load_grams, near_in_letters
 from stages.lib.text.overlap import normalise
 from tests.project import ROOT
 
@@ -347,7 +349,7 @@ def test_every_turn_of_a_conversation_counts(run, new_folder):
     turns = [[{"role": role, "text": text * 3} for role, text in row] for row in rows]
     ids, alike = [f"row{n}" for n in range(4)], {"instruction": ["안녕"] * 4, "output": ["네, 그럼요"] * 4}
     raw = new_folder() / "raw"
-    write_table(raw, {"id": ids, "source": ["a"] * 4, "turns": turns} | alike, merge.RAW)
+    write_table(raw, {"id": ids, "source": ["a"] * 4, "turns": turns, "final": [None] * 4} | alike, merge.RAW)
     listed = read_table(run(raw, lexical={"ngram": 2, "listed_from": 0.7, "dropped_from": 0.8}))
     assert set(listed["id"]) == {"row1", "row2"}
 

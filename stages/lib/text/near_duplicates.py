@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.progress import progress
-from stages.lib.text.overlap import MULTIPLIER, Ints, distinct_ngrams, hash_ngrams, normalise, ranges
+from stages.lib.text.overlap import MULTIPLIER, Ints, hash_ngrams, normalise, ranges
 
 log = logging.getLogger("stages")
 Hashes = NDArray[np.uint64]
@@ -30,10 +30,12 @@ Read = Callable[[Ints], list[str]]
 BANDS, PER_BAND = 32, 4
 CROWD = 32
 """Rows of the largest bucket in which all pairs are compared."""
-BLOCK = 10_000
-"""Rows whose texts are in memory together."""
+BLOCK = 2**11
+"""Rows whose texts are in memory together: at most TOGETHER. Their n-grams fit into the cache of a core."""
 TOGETHER = 2**12
-"""Pairs that are verified together: their number takes 12 bits, which leaves 52 for the hash of an n-gram."""
+"""Pairs that are verified together."""
+BITS = np.uint64(52)
+"""Of the hash of an n-gram when it is compared. The others number the pair or the row, so that one sort does both."""
 POSTINGS = 2**22
 """Pairs of `join_crowd` that are looked at together."""
 MOST_PAIRS = 30_000_000
@@ -116,10 +118,11 @@ def band_keys(texts: list[str], n: int) -> Hashes:
     hashes, owner = hash_ngrams(filled_up(texts, n), n)
     mixed = ((hashes ^ (hashes >> np.uint64(29))) * MULTIPLIER >> np.uint64(32)).astype(np.uint32)
     first = np.flatnonzero(np.diff(owner, prepend=-1))
-    keys = np.zeros((BANDS, len(texts)), dtype=np.uint64)
+    keys, values = np.zeros((BANDS, len(texts)), dtype=np.uint64), np.empty_like(mixed)
     for number, (factor, term) in enumerate(functions()):
+        np.add(np.multiply(mixed, factor, out=values), term, out=values)
         band = number // PER_BAND
-        keys[band] = keys[band] * MULTIPLIER + np.minimum.reduceat(mixed * factor + term, first)
+        keys[band] = keys[band] * MULTIPLIER + np.minimum.reduceat(values, first)
     return keys
 
 
@@ -173,11 +176,18 @@ def pair_numbers(pairs: Ints, rows: int) -> Ints:
 
 
 def load_grams(read: Read, rows: Ints, n: int) -> Grams:
-    """Return the n-grams of these rows, mixed so that their first bits differ, too."""
-    parts = [distinct_ngrams(filled_up(read(block), n), n) for block in split(rows)]
-    size = np.concatenate([np.empty(0, dtype=np.int64), *(np.bincount(owner) for _, owner in parts)])
+    parts = [distinct_hashes(read(block), n) for block in split(rows)]
     hashes = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in parts)])
-    return Grams(hashes * MULTIPLIER, np.cumsum(size) - size, size)
+    size = np.concatenate([np.empty(0, dtype=np.int64), *(size for _, size in parts)])
+    return Grams(hashes, np.cumsum(size) - size, size)
+
+
+def distinct_hashes(texts: list[str], n: int) -> tuple[Hashes, Ints]:
+    """Return hashes of the distinct n-grams of each text, one text after the other, and how many each text has."""
+    hashes, owner = hash_ngrams(filled_up(texts, n), n)
+    key = np.sort(owner.astype(np.uint64) << BITS | hashes * MULTIPLIER >> np.uint64(64) - BITS)
+    key = key[np.diff(key, prepend=~key[:1]) != 0]
+    return key & (np.uint64(1) << BITS) - np.uint64(1), np.bincount((key >> BITS).astype(np.int64))
 
 
 def verify(grams: Grams, pairs: Ints) -> NDArray[np.float64]:
@@ -187,8 +197,8 @@ def verify(grams: Grams, pairs: Ints) -> NDArray[np.float64]:
         one, other = pairs[start : start + TOGETHER].T
         both, pair = np.concatenate([one, other]), np.tile(np.arange(len(one), dtype=np.uint64), 2)
         hashes = grams.hashes[ranges(grams.start[both], grams.size[both])]
-        key = np.sort(np.repeat(pair, grams.size[both]) << np.uint64(52) | hashes >> np.uint64(12))
-        twice = key[1:][key[1:] == key[:-1]] >> np.uint64(52)
+        key = np.sort(np.repeat(pair, grams.size[both]) << BITS | hashes)
+        twice = key[1:][key[1:] == key[:-1]] >> BITS
         shared = np.bincount(twice.astype(np.int64), minlength=len(one))
         similarity[start : start + TOGETHER] = shared / (grams.size[one] + grams.size[other] - shared)
     return similarity
