@@ -13,6 +13,9 @@ finds no topics.
 import random
 import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.errors import UserError
@@ -35,6 +38,10 @@ class Small(Section):
     learning_rate: float
     warmup: Count
     """Steps over which the learning rate rises; after them it falls linearly to 0."""
+    init: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the initial weights. A narrow model learns sooner from a larger one to look back."""
+    whole: bool = False
+    """Whether the training rows of an LM begin where a document does, so that a question has its answer in its row."""
     seed: Seed
 
 

@@ -5,6 +5,7 @@ B rows, T tokens, D width
 
 import logging
 from collections.abc import Callable
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def make_tokenizer(texts: list[str], settings: Small) -> PreTrainedTokenizerFast
 
 
 def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Small) -> PreTrainedModel:
-    stream = torch.tensor(
-        [token for ids in tokenizer(texts)["input_ids"] for token in [*ids, tokenizer.eos_token_id]], dtype=torch.long
-    )
+    documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    stream = torch.tensor(list(chain(*documents)), dtype=torch.long)
     if len(stream) <= settings.context:
         raise UserError(f"the text has {len(stream)} tokens; `context` ({settings.context}) needs more")
+    last = len(stream) - settings.context  # no row begins here or later
+    begins = torch.tensor([begin for begin in accumulate(map(len, documents[:-1]), initial=0) if begin < last])
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             **common_config(tokenizer, settings),
@@ -80,7 +82,8 @@ def train_lm(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Sma
     )
 
     def loss() -> torch.Tensor:
-        starts = torch.randint(len(stream) - settings.context, (settings.batch,))
+        drawn = torch.randint(len(begins) if settings.whole else last, (settings.batch,))
+        starts = begins[drawn] if settings.whole else drawn
         ids_BT = torch.stack([stream[start : start + settings.context] for start in starts])
         logits = model(input_ids=ids_BT[:, :-1].to(model.device), use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten().to(model.device))
@@ -124,6 +127,7 @@ def common_config(tokenizer: PreTrainedTokenizerFast, settings: Small) -> dict[s
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.width,
+        "initializer_range": settings.init,
         "num_hidden_layers": settings.layers,
         "num_attention_heads": settings.heads,
         "max_position_embeddings": settings.positions,
