@@ -12,7 +12,7 @@ from tools.check import check_params
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FREE = {("fetch_benchmark", "revisions"), ("merge", "sources"), ("arms",), ("stability", "variants")}
-OPTIONAL = {("dedup", "lexical"), ("dedup", "semantic")}
+OPTIONAL = {("decontaminate", "similar"), ("dedup", "lexical"), ("dedup", "semantic")}
 OPTIONAL |= {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
 OPTIONAL |= {("train", "adapter"), ("train", "deepspeed")}
 
