@@ -153,15 +153,20 @@ RERUN = {
         "candidates",
         "profile",
         "cluster",
+        "decontaminate",
+        "dedup",
         "stability",
         *each("compare"),
         "compare_base",
         "report",
     },
     "a metric": {"fetch_benchmark", "decontaminate", *each("compare"), "compare_base", "report"},
-    "a format": {"fetch", "merge", "cluster", "candidates", "decontaminate", *each("sample"), "stability", "report"},
+    "a format": {
+        *("fetch", "merge", "cluster", "candidates", "decontaminate", "dedup", "stability", "report"),
+        *each("sample"),
+    },
     "a reader": {"fetch", "merge"},
-    "a way to embed": {"embed"},
+    "a way to embed": {"embed", "decontaminate"},
 }
 """The most that each addition may rerun: stages of about a second, and no other."""
 
