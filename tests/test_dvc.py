@@ -21,7 +21,7 @@ def test_two_fresh_clones_have_equal_locks_and_metrics(done: Path, origin: Path,
     log = run(other, "dvc", "repro", "compare@random", forked=False)  # real starts, so that hash seeds differ
     assert {"ppl", "embed", "train@random", "evaluate@random", "compare@random"} <= ran(log)
     first, second = (dict(STAGE.findall((folder / "dvc.lock").read_text())) for folder in (done, other))
-    assert len(second) == 17
+    assert len(second) == 19
     assert second == {stage: first[stage] for stage in second}
     one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in (done, other))
     assert one == two
@@ -46,17 +46,17 @@ def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) ->
     change_params(project, cluster__clusters=5)
     assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", "candidates", *each("sample")}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"stability", "profile", "train@spread", *each("compare")}
+    assert planned == {"stability", "profile", "audit", "train@spread", *each("compare")}
 
 
 def test_another_partition_retrains_no_arm_and_an_arm_moved_into_it_retrains_alone(project: Path) -> None:
     change_params(project, cluster__seeds=[1, 2, 3])
     assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", "candidates", *each("sample")}
-    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile"}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", "audit"}
     change_params(project, arms__spread__partition=2)
     assert ran(run(project, "dvc", "repro", "sample@spread")) == {"sample@spread"}
     below = {"train@spread", "compare@spread", "report"}
-    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", *below}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", "audit", *below}
 
 
 def test_a_new_score_retrains_no_arm_and_an_arm_that_selects_by_it_is_trained_alone(project: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_changed_scorer_reruns_it_and_below_but_not_embed(project: Path) -> No
     change_params(project, fetch_model__scorer__small__steps=3)
     assert ran(run(project, "dvc", "repro", "ppl")) == {"fetch_model@scorer", "ppl"}
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert planned == {"model_size@scorer", "candidates"}
+    assert planned == {"model_size@scorer", "rate", "candidates"}
 
 
 def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path) -> None:
@@ -98,10 +98,21 @@ def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: 
     }
     with (project / "data/inputs/life.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    wanted = {"fetch", "merge", "decontaminate", "ppl", "embed", "cluster", "candidates", *each("sample")}
+    wanted = {
+        "fetch",
+        "merge",
+        "decontaminate",
+        "ppl",
+        "embed",
+        "cluster",
+        "dedup",
+        "rate",
+        "candidates",
+        *each("sample"),
+    }
     assert ran(run(project, "dvc", "repro", *each("sample"))) == wanted
     planned = ran(run(project, "dvc", "repro", "--dry"))
-    assert {"train@full", "profile", "stability", *each("compare")} <= planned
+    assert {"train@full", "profile", "stability", "audit", *each("compare")} <= planned
     assert not any(name.startswith("fetch_model") for name in planned)
 
 
@@ -127,7 +138,10 @@ def test_another_base_model_reruns_training_and_evaluation_but_no_selection(proj
 def test_another_encoder_reruns_embed_and_below_but_not_ppl(project: Path) -> None:
     change_params(project, fetch_model__encoder__small__seed=5)
     assert ran(run(project, "dvc", "repro", "embed")) == {"fetch_model@encoder", "embed"}
-    assert ran(run(project, "dvc", "repro", "--dry")) == {"model_size@encoder", "cluster", "stability"}
+    assert ran(run(project, "dvc", "repro", "--dry")) == {
+        *("model_size@encoder", "cluster", "dedup", "decontaminate", "stability"),
+        *each("sample"),
+    }
 
 
 def append(path: Path, text: str) -> None:
@@ -136,7 +150,7 @@ def append(path: Path, text: str) -> None:
 
 
 def test_a_new_section_reruns_nothing(project: Path) -> None:
-    append(project / "params.yaml", "\ndedup: {threshold: 0.9}\n")
+    append(project / "params.yaml", "\nnovelty: {threshold: 0.9}\n")
     assert UP_TO_DATE in run(project, "dvc", "repro")
 
 
