@@ -2,8 +2,8 @@
 
 Each line runs the stage as in dvc.yaml, in its own process, on synthetic rows: distinct Korean-looking text with the
 lengths of real instructions and answers, of which 2 % copy an earlier row with another ending and 1 % repeat one.
-`lexical` with a shared instruction puts the same 300 letters before a quarter of the rows. `semantic` compares vectors
-around 160 centres of uneven size: all pairs, or those at the nearest centroids.
+With a `shared instruction`, a quarter of the rows consists of the same 300 letters and 90 of its own. `semantic`
+compares vectors around 160 centres of uneven size: all pairs, or those at the nearest centroids.
 """
 
 import sys
@@ -29,7 +29,8 @@ WIDTH = 256
 COPIED, REPEATED = 0.02, 0.01
 LETTERS, MOST_LETTERS = 100, 200_000_000
 """Of the text that rows are cut from, for each row and at most: few rows overlap by chance."""
-SHARED_LETTERS, SHARING = 300, 0.25
+SHARED_LETTERS, OWN_LETTERS, SHARING = 300, 90, 0.25
+"""So that rows with the shared instruction have a similarity of 0.62, and nearly all pairs of them share a bucket."""
 FLAGS = "--raw data/raw.parquet --embeddings data/embeddings.parquet --duplicates data/duplicates.parquet"
 
 
@@ -93,7 +94,8 @@ def write_rows(folder: Path, rows: int, prefix: str = "") -> None:
         ending = " 그렇습니다" if rng.random() < COPIED / (COPIED + REPEATED) else "."
         columns["instruction"][row], columns["output"][row] = columns["instruction"][of], columns["output"][of] + ending
     for row in np.flatnonzero(rng.random(rows) < SHARING) if prefix else ():
-        columns["instruction"][row] = prefix + columns["instruction"][row]
+        start = int(rng.integers(len(text) - OWN_LETTERS))
+        columns["instruction"][row], columns["output"][row] = prefix, text[start : start + OWN_LETTERS]
     columns |= {"id": [f"{row:016x}" for row in range(rows)], "source": ["made up"] * rows}
     nothing = {field.name: pa.nulls(rows, field.type) for field in RAW}
     write_table(folder / "raw.parquet", nothing | columns, RAW)
