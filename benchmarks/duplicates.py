@@ -1,7 +1,7 @@
 """Time and memory of `dedup` by size: `python -m benchmarks.duplicates [PART ...]`.
 
 Each line runs the stage as in dvc.yaml, in its own process, on synthetic rows: distinct Korean-looking text with the
-lengths of real instructions and answers, of which 2 % copy an earlier row with another ending and 1 % repeat one.
+lengths of real instructions and answers. 2 % of the rows copy an earlier one with another ending, and 1 % repeat one.
 With a `shared instruction`, a quarter of the rows consists of the same 300 letters and 90 of its own. `semantic`
 compares vectors around 160 centres of uneven size: all pairs, or those at the nearest centroids.
 """
@@ -28,7 +28,7 @@ SEMANTIC = {"listed_from": 0.8, "dropped_from": 0.9, "exact_rows": 50_000}
 WIDTH = 256
 COPIED, REPEATED = 0.02, 0.01
 LETTERS, MOST_LETTERS = 100, 200_000_000
-"""Of the text that rows are cut from, for each row and at most: few rows overlap by chance."""
+"""Letters of the text that rows are cut from, per row and at most: so many that few rows overlap by chance."""
 SHARED_LETTERS, OWN_LETTERS, SHARING = 300, 90, 0.25
 """So that rows with the shared instruction have a similarity of 0.62, and nearly all pairs of them share a bucket."""
 FLAGS = "--raw data/raw.parquet --embeddings data/embeddings.parquet --duplicates data/duplicates.parquet"

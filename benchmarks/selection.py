@@ -105,7 +105,7 @@ def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: 
 
 
 def select_apart(rows: int, width: int, count: int, distances: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Return a line for each method without cells that reads vectors: its time and the most memory of the process."""
+    """Return a line for each method without cells that reads vectors: its time and the process's peak memory."""
     rng = np.random.default_rng(1)
     vectors_ND = unit_vectors(rng.normal(size=(CENTRES, width)).astype(np.float32), rows, rng)
     best_first = rng.permutation(rows)
