@@ -22,16 +22,16 @@ log = logging.getLogger("stages")
 BAND = 0.05
 """Width of a band of similarity."""
 EXAMPLES, SHOWN = 3, 200
-"""Pairs shown of each band, and characters of each text."""
+"""Pairs shown from each band, and characters from each text."""
 STEP = 0.5
 """Width of a bar of the histogram of marks."""
 SCORES = ("score", "ifd", "nll_answer")
 SATURATED, CLIFF = 0.5, 0.5
-"""Shares of the rated rows: of one mark, and between two neighbouring thresholds."""
+"""Shares of the rated rows above which a warning is due: with one mark, and between two neighbouring marks."""
 LARGE = 0.5
 """A correlation from which Cohen (1988, chapter 3) calls the effect large."""
 FEW = 10
-"""Rows of a source with fewer candidates than these say nothing about a correlation."""
+"""A source with fewer candidates than this says nothing about a correlation."""
 
 
 class AnySize(Section):
@@ -69,7 +69,7 @@ def audit(params: Params, raw: Path, candidates: Path, duplicates: Path, ratings
 
 
 def thresholds_of(arms: dict[str, AnyArm]) -> list[float]:
-    """Return the marks from which an arm, or what its size is taken from, keeps rows."""
+    """Return the lowest mark that each `threshold` keeps, be it an arm or the size of one."""
     settings = [one for arm in arms.values() for one in (arm, arm.size) if one]
     return sorted(
         {one.min for one in settings if one.method == "threshold" and one.by == "score" and one.min is not None}
@@ -79,7 +79,7 @@ def thresholds_of(arms: dict[str, AnyArm]) -> list[float]:
 def describe_pairs(pairs: pd.DataFrame, source: pd.Series, texts: pd.DataFrame) -> dict[str, Any]:
     """Return the near-duplicates by kind: pairs and dropped rows, by the source of the later row, and by similarity.
 
-    `source` and `texts` are those of each id.
+    `source` and `texts` are indexed by id.
     """
     pairs = pairs.assign(
         source=pairs["id"].map(source), band=np.floor(pairs["similarity"] / BAND + 1e-9).astype(int) * BAND
@@ -141,7 +141,7 @@ def with_all(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def agreement(rows: pd.DataFrame, thresholds: list[float]) -> dict[str, Any]:
-    """Return how far the judge agrees with itself, over the rows that it has marked twice."""
+    """Return how far the judge agrees with itself, over the rows that it marked twice."""
     twice = rows.dropna(subset=["score", "score_again"])
     first, again = (twice[name].to_numpy(dtype=float) for name in ("score", "score_again"))
     if not len(twice):
@@ -157,7 +157,7 @@ def agreement(rows: pd.DataFrame, thresholds: list[float]) -> dict[str, Any]:
 
 
 def length_correlation(rows: pd.DataFrame, score: str) -> dict[str, float]:
-    """Return Spearman's correlation of a score with the characters of the answer: of each source that has one, and
+    """Return Spearman's correlation of a score with the characters of the answer: for each source that has one, and
     their mean, weighted by rows."""
     groups = {name: group.dropna(subset=[score]) for name, group in rows.groupby("source")}
     groups = {name: group for name, group in groups.items() if len(group) >= FEW and varies(group, score)}
@@ -172,7 +172,7 @@ def varies(rows: pd.DataFrame, score: str) -> bool:
 
 
 def payment(marks: pd.DataFrame, price: PricePerMillion) -> dict[str, Any]:
-    """Return the tokens of the replies and what they cost at today's price; empty if nothing was paid."""
+    """Return the tokens of the prompts and replies and their cost at this price; empty if nothing was paid."""
     prompts, replies = (int(marks[name].sum()) for name in ("prompt_tokens", "reply_tokens"))
     if not prompts:
         return {}
@@ -192,17 +192,17 @@ def mark_lines(found: dict[str, Any]) -> Iterator[str]:
         yield "replies: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
     for least, shares in found.get("kept", {}).items():
         by_source = ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items())
-        yield f"candidates with a mark from {least}: {by_source}"
+        yield f"candidates with a mark of at least {least}: {by_source}"
     if twice := found.get("agreement"):
         measures = [f"{name} {twice[name]:.2f}" for name in ("exact", "weighted_kappa", "icc") if name in twice]
         yield f"{twice['rows']:,} rows were marked twice: {', '.join(measures).replace('_', ' ')}"
         for least, overlap in twice["kept"].items():
             shares = "{est:.2f} [{lo:.2f}, {hi:.2f}]".format(**overlap)
-            yield f"of those with a mark from {least} one time or the other, {shares} have it both times"
+            yield f"of the rows with a mark of at least {least} either time, {shares} have one both times"
     if "paid" in found:
         *tokens, (currency, price) = found["paid"].items()
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in tokens)
-        yield f"replies cost {price:,.2f} {currency} at today's price: {counts}"
+        yield f"replies cost {price:,.2f} {currency} at the price in params: {counts}"
 
 
 def saturation_lines(marks: pd.Series, thresholds: list[float]) -> Iterator[str]:
@@ -227,7 +227,7 @@ def bias_lines(found: dict[str, Any]) -> Iterator[str]:
         if abs(by_source["all"]) >= LARGE:
             kind = "long" if by_source["all"] > 0 else "short"
             yield (
-                f"{score} follows the length of the answer (Spearman {by_source['all']:+.2f} inside sources; {LARGE} "
+                f"{score} follows the length of the answer (Spearman {by_source['all']:+.2f} within sources; {LARGE} "
                 f"is large): high values mean {kind} answers, so compare with the arm `longest`"
             )
 

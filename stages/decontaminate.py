@@ -63,7 +63,7 @@ instruction's vector is close to the text's."""
 
 class Similar(Section):
     listed_from: Annotated[float, Field(gt=0, le=1)]
-    """Cosine similarity from which a row is listed; it depends on the encoder (see `tools.calibrate`)."""
+    """Least cosine similarity of a listed row; the right value depends on the encoder (see `tools.calibrate`)."""
     drop: bool
     """Whether `drop` and `fail` also apply to rows whose kind is `similar`."""
 
@@ -82,8 +82,8 @@ class Decontaminate(Section):
     drop_restyled: bool
     """Whether `drop` and `fail` also apply to rows whose kind is `restyled`."""
     similar: Similar | None
-    """Every item whose embedding is close to that of the row's instruction, as the check of Open-Platypus (Lee et al.
-    2023, arXiv 2308.07317) for the closest one; null finds none."""
+    """Every item whose embedding is close to that of the row's instruction; Open-Platypus (Lee et al. 2023, arXiv
+    2308.07317) checks only the closest one. Null finds none."""
     fail: bool
     """Whether finding a row stops the stage."""
 

@@ -3,7 +3,7 @@
     data/raw.parquet, data/embeddings.parquet -> data/duplicates.parquet
 
 In the order of raw, a row is dropped if it is similar enough, in one of the two ways, to an earlier row that is kept.
-So of a chain of rows, each similar only to the next, every other one stays; and a row appended to raw changes nothing
+So in a chain of rows, each similar only to the next, every other row stays; and a row appended to raw changes nothing
 before it (above `exact_rows`, it may change which rows are compared in meaning).
 
 Nothing is dropped here: `candidates` excludes the rows that have `drop` in this table.
@@ -48,24 +48,26 @@ class Lexical(Section):
     ngram: Positive
     """Characters of an n-gram."""
     listed_from: Annotated[float, Field(ge=0.5, le=1)]
-    """Jaccard similarity from which a pair is listed. From 0.7, practically every pair is found; at 0.6, 99 of 100."""
+    """Least Jaccard similarity of a listed pair. From 0.7, practically every pair is found; at 0.6, 99 of 100."""
     dropped_from: Share | None
-    """Jaccard similarity from which the later row is no candidate; at least `listed_from`. Null drops none."""
+    """Least Jaccard similarity at which an earlier row that stays drops a later one; at least `listed_from`. Null drops
+    none."""
 
 
 class Semantic(Section):
     listed_from: Annotated[float, Field(gt=0, le=1)]
-    """Cosine similarity from which a pair is listed; it depends on the encoder (see `tools.calibrate`)."""
+    """Least cosine similarity of a listed pair; the right value depends on the encoder (see `tools.calibrate`)."""
     dropped_from: Share | None
-    """Cosine similarity from which the later row is no candidate; at least `listed_from`. Null drops none."""
+    """Least cosine similarity at which an earlier row that stays drops a later one; at least `listed_from`. Null drops
+    none."""
     exact_rows: Positive
-    """Up to this many different vectors, all pairs are compared; above, rows that share one of their nearest
-    centroids."""
+    """Up to this many different vectors, all pairs are compared; above it, only rows that share one of their
+    nearest centroids."""
 
 
 class Dedup(Section):
     lexical: Lexical | None
-    """Pairs that share most of their characters' n-grams; null finds none."""
+    """Pairs that share most of their character n-grams; null finds none."""
     semantic: Semantic | None
     """Pairs whose embeddings are close; null finds none."""
 
@@ -102,7 +104,7 @@ def dedup(params: Params, raw: Path, embeddings: Path, duplicates: Path) -> None
 
 
 def reader(corpus: pa.Table) -> Read:
-    """Return a function that returns what is compared of each of these rows: all that was asked and answered."""
+    """Return a function that returns the text of each row to compare: all that was asked and answered."""
 
     def read(rows: Ints) -> list[str]:
         part = corpus.slice(rows[0], rows[-1] - rows[0] + 1).take(rows - rows[0])
@@ -157,7 +159,7 @@ def link(near: Near, least: float) -> Links:
 def keep_greedily(kinds: list[Links]) -> list[Ints]:
     """Return for each kind the first row that is kept of each node [N]; N if none is.
 
-    In order, a row is kept unless a row of a node linked with its own is kept already. Rows that are alone are left
+    In order, a row is kept unless a row of a node linked with its own is kept already. Rows without a link are left
     out, because they drop no row.
     """
     rows = len(kinds[0].node) if kinds else 0
@@ -181,7 +183,7 @@ def linked_with(links: Links, node: int) -> Ints:
 
 def is_dropped_by(pairs: pd.DataFrame, links: Links, kept: Ints) -> NDArray[np.bool_]:
     """Return whether a row that drops the later one was kept: one that equals the earlier row of the pair or, if the
-    two rows of the pair are equal, that is similar to both."""
+    two rows of the pair are equal, one that is similar to both."""
     later, earlier = pairs["later"].to_numpy(), pairs["earlier"].to_numpy()
     similar = np.minimum.reduceat(kept[links.linked], links.start) if len(kept) else kept
     dropped: NDArray[np.bool_] = np.where(links.node[later] == earlier, similar[earlier], kept[earlier]) < later

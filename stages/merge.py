@@ -39,7 +39,7 @@ HASHED = ["source", "instruction", "output", "turns"]
 COLUMNS = ["id", *HASHED, "final"]
 RAW = pa.schema([(name, TURNS if name == "turns" else pa.string()) for name in COLUMNS])
 """`turns` is null if the row is one question and its answer (see `lib/text/conversations.py`); `final` is null if the
-source has no field of the final answer."""
+source has no field for the final answer."""
 DROPPED = pa.schema(
     [
         (name, pa.int64() if name == "line" else pa.string())

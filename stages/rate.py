@@ -75,16 +75,16 @@ class Rate(Section):
     model: str
     """The role in `fetch_model` of the local judge (`likelihood`, `logprob`)."""
     max_tokens: Positive
-    """Instruction and answer, or the judge's prompt, are cut at this many tokens."""
+    """`likelihood`: instruction and answer are cut at this many tokens; `logprob`: a longer prompt gets no mark."""
     batch_tokens: Positive
     """Most tokens of a batch; see ppl."""
     dtype: Dtype
     prompt: str
     """What a judge is told (`logprob`, `ledger`): a file of stages/lib/rating/prompts."""
     ledger: str
-    """Folder of the replies that were paid for (`ledger`); any folder in git otherwise."""
+    """Folder of the replies that were paid for (`ledger`); for the other judges, any folder in git."""
     request: Request
-    """What `ledger` asks for. The ledger finds a reply by these settings and the text."""
+    """How the judge is asked (`ledger`). A reply is found by these settings and the text."""
 
 
 class Params(Section):
@@ -159,7 +159,7 @@ def score_pairs(texts: list[str], model: Path, params: Params) -> Batches:
 
 
 def score_prompts(texts: list[str], model: Path, params: Params) -> Batches:
-    """Yield for every batch the indices of its prompts, and whether each was read, and its mark [n, 2].
+    """Yield for every batch the indices of its prompts, whether each was read, and its mark [n, 2].
 
     A prompt that is too long is not read.
     """

@@ -70,7 +70,7 @@ class Arm(Section):
     method: MethodName
     """An entry of METHODS in stages/lib/selection/methods.py."""
     by: str | None = None
-    """The score that ranks the rows: a column of data/candidates.parquet. Null: `ppl`, if the method ranks rows."""
+    """The score that ranks the rows: a column of data/candidates.parquet. Null: the method's own, mostly `ppl`."""
     min: float | None = None
     """Rows with a lower score are not selected."""
     max: float | None = None
@@ -78,10 +78,10 @@ class Arm(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the candidates to select. `all` and `threshold` have none: they select every row that they may."""
     size: Threshold | None = None
-    """In place of `fraction`: as many rows as `threshold` would select with these settings."""
+    """Instead of `fraction`: as many rows as `threshold` would select with these settings."""
     allocation: Allocation = "exact"
     """`exact`: a quota for each cell, or for the whole corpus if the method uses no cells; `source`: for each source;
-    `whole`: for the whole corpus; `koquality`: as the original, with repeated rows."""
+    `whole`: for the whole corpus; `koquality`: as in the original, with repeated rows."""
     distance: Annotated[float, Field(gt=0, le=2)] | None = None
     """Least cosine distance between two selected rows (`deita`)."""
     answers: Literal["output", "final"] = "output"
@@ -110,9 +110,9 @@ class Arm(Section):
     def has_one_size(self) -> "Arm":
         given = (self.fraction is not None) + (self.size is not None)
         if given != (self.method not in UNSIZED):
-            raise ValueError("`all` and `threshold` have no fraction and no size, every other method needs one of them")
+            raise ValueError("`all` and `threshold` have no fraction and no size; every other method needs one of them")
         if (self.method == "deita") != (self.distance is not None):
-            raise ValueError("`deita` needs a distance, no other method has one")
+            raise ValueError("`deita` needs a distance; no other method has one")
         return self
 
     @model_validator(mode="after")
@@ -128,7 +128,7 @@ class Arm(Section):
             able = [f"`{name}`" for name, other in METHODS.items() if self.allocation in other.allocations]
             raise ValueError(f"allocation: {self.allocation} needs method {', '.join(able[:-1])} or {able[-1]}")
         if self.allocation == "koquality" and (self.score != PPL or bounds != (None, None) or self.size):
-            raise ValueError("allocation: koquality selects by ppl only, a fraction of all candidates")
+            raise ValueError("allocation: koquality selects by ppl only, and needs a fraction without `min` and `max`")
         return self
 
 
@@ -280,7 +280,7 @@ def find_scores(candidates: pd.DataFrame, by: str, key: str) -> pd.Series:
 
 
 def find_share(settings: Arm, candidates: pd.DataFrame, barred: pd.Series, where: str) -> Fraction:
-    """Return the share of the selectable rows that the arm wants; raise UserError if there are too few of them."""
+    """Return the share of the selectable rows that the arm needs; raise UserError if there are too few of them."""
     count, free = len(candidates), int(barred.isna().sum())
     if settings.size:
         scores = find_scores(candidates, settings.size.by, f"{where}.size.by")
@@ -289,28 +289,31 @@ def find_share(settings: Arm, candidates: pd.DataFrame, barred: pd.Series, where
         wanted = exact_fraction(settings.fraction) * count if settings.fraction else Fraction(free)
     if not free or int(wanted) > free:
         raise UserError(
-            f"{where}: {max(int(wanted), 1):,} of {count:,} candidates are wanted, but the arm may select only "
-            f"{free:,}{counted(barred)}; change `min` and `max`, or want fewer rows"
+            f"{where}: the arm needs {max(int(wanted), 1):,} of {count:,} candidates, but may select only "
+            f"{free:,}{counted(barred)}; change `min` and `max`, or select fewer rows"
         )
     return min(wanted / free, Fraction(1))
 
 
 def counted(barred: pd.Series) -> str:
-    """Return why an arm may not select some candidates, with their numbers."""
+    """Return why an arm may not select some candidates, with their numbers; nothing if it may select all."""
     counts = barred.value_counts().sort_index()
-    return "".join(f", {count:,} with {reason}" for reason, count in counts.items())
+    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in counts.items())
+    return f" (excluded: {reasons})" if reasons else ""
 
 
 def require_size(settings: Arm, selected: Mask, share: Fraction, where: str) -> None:
-    """Raise UserError if no row is selected, or fewer than wanted, which only a distance can cause."""
+    """Raise UserError if no row is selected, or fewer than needed, which only a distance can cause."""
     found, size = int(selected.sum()), arm_size(len(selected), share)
     if settings.distance and found < size:
         raise UserError(
-            f"{where}: {size:,} rows are wanted, but only {found:,} are at least {settings.distance:g} apart; lower "
-            "`distance`, or want fewer rows"
+            f"{where}: the arm needs {size:,} rows, but only {found:,} are at least {settings.distance:g} apart; lower "
+            "`distance`, or select fewer rows"
         )
     if not found and settings.size:
-        raise UserError(f"{where}.size: no candidate has a {settings.size.by} in these bounds; change `min` and `max`")
+        raise UserError(
+            f"{where}.size: no candidate has its {settings.size.by} within these bounds; change `min` and `max`"
+        )
     if not found:
         raise UserError(
             f"{where}: fraction {settings.fraction} of {len(selected)} candidates is less than one row; raise the "

@@ -42,7 +42,7 @@ COLUMNS = ("id", "nll", "ppl", "characters", "reason")
 
 class Stability(Section):
     methods: list[MethodName]
-    """Methods to measure, all by perplexity; none that needs vectors or bounds of a score."""
+    """Methods to measure, all by perplexity, except those that need vectors or bounds of a score."""
     fraction: Fraction
     """Share of the candidates that each method selects."""
     seed: Seed

@@ -71,7 +71,9 @@ def asked(server, *words: str, code: int = 0) -> int:
 def test_without_yes_nobody_is_asked_and_the_price_is_named(project, server, capsys):
     assert asked(server) == 0
     out = capsys.readouterr().out
-    assert "30 rows may become candidates and need a reply of gpt-4o-mini to the prompt rating_ko: 30 requests" in out
+    assert (
+        "30 rows may become candidates and need a reply from gpt-4o-mini with the prompt rating_ko: 30 requests" in out
+    )
     assert "0 of them are in data/mine/ledger; 30 are to be asked" in out
     assert "1 each, a guess, because models/hub/scorer is not here" in out
     assert "replies: at most 7,680 tokens (max_tokens)" in out
@@ -266,4 +268,4 @@ def test_the_tokenizer_of_the_local_judge_counts_the_prompts(project, server, ca
     folder = tmp_path / "models/hub/scorer"
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder)
     asked(server)
-    assert "by the tokenizer of models/hub/scorer; the judge's may count otherwise" in capsys.readouterr().out
+    assert "by the tokenizer of models/hub/scorer; the judge's may count differently" in capsys.readouterr().out

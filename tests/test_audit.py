@@ -91,7 +91,7 @@ def test_a_judge_whose_mark_is_the_length_of_the_answer_is_named(audited):
     sources = np.where(np.arange(500) % 2, "one", "two")
     found, log = audited({"score": length / 200, "kind": "ok", "characters": length, "source": sources})
     assert found["ratings"]["length"]["score"] == {"one": 1, "two": 1, "all": 1}
-    assert "score follows the length of the answer (Spearman +1.00 inside sources" in log
+    assert "score follows the length of the answer (Spearman +1.00 within sources" in log
 
 
 def test_a_source_with_longer_and_better_answers_is_no_bias_inside_sources(audited):

@@ -64,9 +64,9 @@ def test_shares_and_intervals_are_those_of_a_plain_count(project, known, capsys)
         assert numbers(line) == pytest.approx([threshold, *expected], abs=6e-4)
         reached += [threshold] if expected[-2] >= 0.95 else []
     assert last == (
-        f"{min(reached)} is the lowest threshold with a precision of 0.95 for certain (lower end)"
+        f"{min(reached)} is the lowest threshold that has a precision with a lower end of at least 0.95"
         if reached
-        else "no threshold has a precision of 0.95 for certain (lower end); use more pairs or another encoder"
+        else "no threshold has a precision with a lower end of at least 0.95; use more pairs or another encoder"
     )
 
 

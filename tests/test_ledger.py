@@ -92,12 +92,12 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{path.name}: its content is not what its name says.*dvc checkout"):
+    with pytest.raises(UserError, match=rf"{path.name}: its content does not match its name.*dvc checkout"):
         read_ledger(tmp_path)
 
 
 def test_a_ledger_that_is_not_here_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"rate\.ledger: .* is no folder; run `dvc pull"):
+    with pytest.raises(UserError, match=r"rate\.ledger: .* is not a folder; run `dvc pull"):
         read_ledger(tmp_path / "none")
 
 

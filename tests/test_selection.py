@@ -516,11 +516,14 @@ WRONG = {
     "size of all": ({"method": "all"}, "`all` and `threshold` have no fraction and no size"),
     "threshold without a bound": ({"method": "threshold", "fraction": None}, "`threshold` needs `min`, `max` or both"),
     "size without a bound": ({"fraction": None, "size": {"method": "threshold"}}, "needs `min`, `max` or both"),
-    "no distance": ({"method": "deita"}, "`deita` needs a distance, no other method has one"),
-    "a distance": ({"distance": 0.1}, "`deita` needs a distance, no other method has one"),
+    "no distance": ({"method": "deita"}, "`deita` needs a distance; no other method has one"),
+    "a distance": ({"distance": 0.1}, "`deita` needs a distance; no other method has one"),
     "whole of random": ({"method": "random", "allocation": "whole"}, "whole needs method `spread`, .* or `steady`"),
     "source of deita": ({"method": "deita", "distance": 0.1, "allocation": "source"}, "source needs .* or `longest`"),
-    "bound of koquality": ({"allocation": "koquality", "max": 9.0}, "koquality selects by ppl only, a fraction of all"),
+    "bound of koquality": (
+        {"allocation": "koquality", "max": 9.0},
+        "koquality selects by ppl only, and needs a fraction",
+    ),
 }
 
 
@@ -569,7 +572,7 @@ def test_a_row_that_an_arm_cannot_select_says_why_and_is_counted(sampled, caplog
         *("leaked", "repeated instruction", "no ifd", "ifd below 0.25", "ifd above 1", "selected", "outside the quota"),
     }
     listed = ", ".join(f"{counts[reason]} with {reason}" for reason in ("ifd above 1", "ifd below 0.25", "no ifd"))
-    assert f"ours: 14 of 70 candidates, {listed}" in caplog.text
+    assert f"ours: 14 of 70 candidates (excluded: {listed})" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["spread", "highest", "middle", "steady"])
@@ -636,13 +639,13 @@ def test_too_few_selectable_rows_stop_the_stage_with_their_number(sampled):
     with pytest.raises(UserError) as error:
         sampled(arm("spread", 0.5, by="ifd", max=0.25)["ours"], ifd=RATED)
     assert str(error.value) == (
-        "params.yaml: arms.ours: 35 of 70 candidates are wanted, but the arm may select only 9, 54 with ifd above "
-        "0.25, 7 with no ifd; change `min` and `max`, or want fewer rows"
+        "params.yaml: arms.ours: the arm needs 35 of 70 candidates, but may select only 9 (excluded: 54 with ifd above "
+        "0.25, 7 with no ifd); change `min` and `max`, or select fewer rows"
     )
-    with pytest.raises(UserError, match=r"arms\.ours: 1 of 70 candidates are wanted, but the arm may select only 0, "):
+    with pytest.raises(UserError, match=r"arms\.ours: the arm needs 1 of 70 candidates, but may select only 0 "):
         sampled({"method": "threshold", "by": "ifd", "min": 5.0, "seed": 1}, ifd=RATED)
     size = {"method": "threshold", "by": "ifd", "min": 5.0}
-    with pytest.raises(UserError, match=r"arms\.ours\.size: no candidate has a ifd in these bounds"):
+    with pytest.raises(UserError, match=r"arms\.ours\.size: no candidate has its ifd within these bounds"):
         sampled({"method": "random", "size": size, "seed": 1}, ifd=RATED)
 
 
@@ -704,7 +707,9 @@ def test_the_arms_coverage_and_deita_select_candidates_only_by_their_own_vectors
 
 def test_a_distance_that_leaves_too_few_rows_stops_the_stage_with_their_number(sampled):
     vectors = unit_vectors(90, 3)
-    with pytest.raises(UserError, match=r"arms\.ours: 35 rows are wanted, but only \d are at least 1\.5 apart; lower"):
+    with pytest.raises(
+        UserError, match=r"arms\.ours: the arm needs 35 rows, but only \d are at least 1\.5 apart; lower"
+    ):
         sampled(arm("deita", 0.5, distance=1.5)["ours"], vectors)
 
 

@@ -1,11 +1,12 @@
 """Pay a judge for marks: `python -m tools.ask [--yes] [--again N] [--union REV]`.
 
 Without `--yes` it asks nobody, and prints what asking would cost. With it, it asks the server of `ask.url` for each
-reply that `rate` needs and the ledger (`rate.ledger`) does not have, with the API key in the environment variable of
-`ask.key`. `--again N` asks a second time about N rows, to measure how far the judge agrees with itself. `--union REV`
-asks nobody: it copies the replies of another commit's ledger, such as a colleague's branch.
+reply that `rate` needs and the ledger (`rate.ledger`) does not have, with the API key in the environment variable that
+`ask.key` names. `--again N` asks a second time about N rows, to measure how far the judge agrees with itself. `--union
+REV` asks nobody: it copies the replies of another commit's ledger, such as a colleague's branch.
 
-Every reply is kept in .checkpoints/ask as it comes; at the end, or at the next start, they become a file of the ledger.
+Every reply is kept in .checkpoints/ask as it comes; at the end, or when the next run starts, they become a file of the
+ledger.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from stages.rate import Rate
 from tools.replies import Asked, ask_all, read_key, require_openai
 
 BUNDLED = Path("data/ledger")
-"""The empty ledger in git, which only lets `rate` run without one."""
+"""The empty ledger in git. It is there only so that `rate` runs without one of your own."""
 MEASURED = 500
 """Rows whose tokens are counted to estimate those of all."""
 MILLION = 1e6
@@ -57,7 +58,7 @@ class Params(Section):
 
 class Plan(NamedTuple):
     rows: pa.Table
-    """Of raw, each with another payload that the ledger does not have."""
+    """Rows of raw, each with a different payload that the ledger does not have."""
     sample: int
     needed: int
     """Rows that need a reply, or that are to be asked about again."""
@@ -80,7 +81,7 @@ def run_command(options: argparse.Namespace, params: Params) -> Iterator[str]:
         yield from next_steps(params)
         return
     if options.yes and (lost := write_journal(journal, ledger)):
-        yield f"an earlier run was killed; the {lost:,} replies it has left are in {ledger} now"
+        yield f"an earlier run was killed; the {lost:,} replies that it left are now in {ledger}"
     replies = known_replies(ledger, journal)
     plan = make_plan(params.rate, replies, options.again)
     yield from price_lines(plan, params, replies)
@@ -112,7 +113,7 @@ def require_whole(ledger: Path) -> None:
     names = {Path(path).name for path in DVCFileSystem(".").find(str(ledger), dvc_only=True)}
     if missing := sorted(name for name in names if not (ledger / name).is_file()):
         raise UserError(
-            f"{pointer} has {len(missing)} files that are not here, such as {missing[0]}, and their replies would be "
+            f"{pointer} has {len(missing)} files that are not here, such as {missing[0]}, so their replies would be "
             f"paid for again; run `dvc pull {pointer}`"
         )
 
@@ -131,7 +132,7 @@ def unite(ledger: Path, revision: str) -> Iterator[str]:
             with atomic(ledger / Path(path).name) as scratch:
                 there.get_file(path, str(scratch))
                 if content_hash(scratch) != Path(path).stem:
-                    raise UserError(f"{path} at {revision}: its content is not what its name says; nothing was copied")
+                    raise UserError(f"{path} at {revision}: its content does not match its name; it was not copied")
     except (DvcException, SCMError, OSError) as error:
         raise UserError(f"{ledger} at {revision}: {error}; is it pushed, and is the revision fetched?") from None
     if not paths:
@@ -140,7 +141,7 @@ def unite(ledger: Path, revision: str) -> Iterator[str]:
 
 
 def known_replies(ledger: Path, journal: Path) -> pd.DataFrame:
-    """Return the replies of the ledger, if there is one, and those that a killed run has left."""
+    """Return the replies of the ledger, if there is one, and those that a killed run left."""
     found = read_ledger(ledger) if ledger.is_dir() else REPLIES.empty_table().to_pandas().set_index("key")
     lost = pd.DataFrame(read_journal(journal), columns=REPLIES.names).set_index("key")
     return pd.concat([found, lost[~lost.index.isin(found.index)]]) if len(lost) else found
@@ -179,8 +180,8 @@ def needed_rows(data: Path = Path("data")) -> pa.Table:
 def price_lines(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[str]:
     """Yield how much there is to ask, and what it costs."""
     rate, count = params.rate, len(plan.rows)
-    what = "rows are to be rated again" if plan.sample else "rows may become candidates and need a reply"
-    yield f"{plan.needed:,} {what} of {rate.request.model} to the prompt {rate.prompt}: {plan.payloads:,} requests"
+    what = "rows are to be rated again by" if plan.sample else "rows may become candidates and need a reply from"
+    yield f"{plan.needed:,} {what} {rate.request.model} with the prompt {rate.prompt}: {plan.payloads:,} requests"
     yield f"{plan.payloads - count:,} of them are in {rate.ledger}; {count:,} are to be asked"
     if not count:
         return
@@ -195,7 +196,7 @@ def price_lines(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[s
 
 
 def mean_of(usual: float) -> str:
-    return "because the ledger has no reply yet" if np.isnan(usual) else f"(the ledger's mean is {usual:.3g} each)"
+    return "(the ledger has no reply to go by yet)" if np.isnan(usual) else f"(the ledger's mean is {usual:.3g} each)"
 
 
 def money(prompt_tokens: float, reply_tokens: float, settings: Ask) -> str:
@@ -228,7 +229,7 @@ def tokens_per_character(plan: Plan, settings: Rate) -> tuple[float, str]:
 
     texts = list(prompt_texts(plan.rows.slice(0, MEASURED), settings))
     tokens = sum(map(len, load_tokenizer(folder)(texts)["input_ids"]))
-    return tokens / sum(map(len, texts)), f"by the tokenizer of {folder}; the judge's may count otherwise"
+    return tokens / sum(map(len, texts)), f"by the tokenizer of {folder}; the judge's may count differently"
 
 
 def pay(plan: Plan, params: Params, key: str, journal: Path) -> Iterator[str]:
@@ -252,7 +253,9 @@ def require_all(asked: Asked, missing: int) -> None:
     """Raise UserError if requests are left, and say why."""
     if missing:
         why = f"stopped because of {asked.stopped}" if asked.stopped else most_common(asked.failures)
-        raise UserError(f"{missing:,} requests are still to be asked ({why}); correct what you can, and run it again")
+        raise UserError(
+            f"{missing:,} requests are still to be asked ({why}); correct what you can, and run the command again"
+        )
 
 
 def most_common(failures: Counter[str]) -> str:
@@ -295,7 +298,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--union", metavar="REV", help="copy the replies of the ledger at REV")
     options = parser.parse_args(words)
     if options.again is not None and options.again < 1:
-        parser.error("--again needs a number of rows from 1")
+        parser.error("--again needs a number of rows, at least 1")
     return options
 
 
@@ -309,7 +312,7 @@ def main(words: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the replies that came are kept, and the next run asks for the others", file=sys.stderr)
+        print("stopped; the replies that came back are kept, and the next run asks for the others", file=sys.stderr)
         return 130
     return 0
 

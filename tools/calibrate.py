@@ -27,7 +27,7 @@ from tools.output import print_lines
 ENCODER = Path("models/hub/encoder")
 THRESHOLDS = [number / 100 for number in range(50, 100, 2)] + [0.99]
 PRECISION = 0.95
-"""That the lower end of the interval must reach."""
+"""What the lower end of the precision's interval must reach."""
 USAGE = "usage: python -m tools.calibrate PAIRS.jsonl [--encoder FOLDER]"
 
 
@@ -62,9 +62,10 @@ def calibrate(pairs: Path, encoder: Path) -> Iterator[str]:
         yield f"{threshold:6.2f}  {columns[0]:25}{columns[1]:25}{columns[2]}"
         enough = threshold if enough is None and lower >= PRECISION else enough
     if enough is None:
-        yield f"no threshold has a precision of {PRECISION} for certain (lower end); use more pairs or another encoder"
+        remedy = "use more pairs or another encoder"
+        yield f"no threshold has a precision with a lower end of at least {PRECISION}; {remedy}"
     else:
-        yield f"{enough} is the lowest threshold with a precision of {PRECISION} for certain (lower end)"
+        yield f"{enough} is the lowest threshold that has a precision with a lower end of at least {PRECISION}"
 
 
 def read_examples(path: Path) -> list[Pair]:

@@ -3,7 +3,7 @@
 The questions are the held-out rows with a final answer (`final` in merge.sources), such as word problems. Every model
 answers greedily with at most TOKENS tokens (128). What follows `정답:` in the answer must equal what follows it in the
 row's final answer, as a number if both are numbers. An arm with several runs is compared with the control over runs and
-items, as `report` does. The floor is the most frequent final answer, given to every question.
+items, as `report` does. The floor is the share that is right if every question gets the most frequent final answer.
 """
 
 import re

@@ -1,15 +1,15 @@
 """Ask any server that has OpenAI's API for replies, several at a time.
 
-The SDK repeats a request that is refused for now (429, 5xx, timeout), after a pause or after the server's Retry-After.
+The SDK repeats a request that fails for now (429, 5xx, timeout), after a pause or after the server's Retry-After.
 What happens then:
 
 - a reply, or a refusal that will never change (400, 422), is kept, the refusal as an `error`;
 - a reply that is no chat completion (cut off, empty) is asked for once more, then kept as an `error`;
-- a request that still fails is not kept: another run asks it again;
+- a request that still fails is not kept: the next run asks again;
 - a key or an address that the server does not accept stops everything.
 
-If many requests in a row come back without a reply, the fault is not theirs but the server's or the settings': asking
-stops, and no `error` among them is kept.
+If many requests in a row come back without a reply, the fault lies with the server or the settings: asking stops, and
+no `error` among them is kept.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 IN_A_ROW = 10
-"""So many requests in a row without a reply are not the fault of what they ask."""
+"""If this many requests in a row get no reply, what they ask is not to blame."""
 Payload = dict[str, Any]
 Reply = dict[str, Any]
 """A row of the ledger."""
@@ -37,7 +37,7 @@ Reply = dict[str, Any]
 
 class Said(BaseModel):
     content: str | None
-    """None if the server refuses to answer; without it, the message is none."""
+    """None if the server refuses to answer. A message without this field is not a message."""
 
 
 class Choice(BaseModel):
@@ -63,7 +63,7 @@ class Failure(NamedTuple):
 
     reason: str
     final: bool = False
-    """Whether no other request would succeed now."""
+    """Whether every other request would fail now, too."""
 
 
 class Asked:
@@ -179,7 +179,7 @@ def without_key(found: Reply | Failure, key: str) -> Reply | Failure:
 
 def require_openai() -> None:
     if find_spec("openai") is None:
-        raise UserError("asking a judge needs openai; `pip install -c constraints.txt -e '.[ask]'`")
+        raise UserError("asking a judge needs openai; run `pip install -c constraints.txt -e '.[ask]'`")
 
 
 def read_key(variable: str, key: str | None) -> str:

@@ -1,7 +1,7 @@
 """The replies that were paid for: a folder of immutable Parquet files, each named by the hash of its content.
 
-A reply is found by its payload, so nothing is asked twice. Folders of two people are united by copying files. Marks
-are read from the replies at every use, so a better parser costs nothing.
+A reply is found by its payload, so nothing is asked twice. To unite the folders of two people, copy the files.
+Marks are read from the replies every time, so a better parser costs nothing.
 """
 
 import hashlib
@@ -27,18 +27,20 @@ REPLIES = pa.schema(
 """`key`: of the payload; `reply`: null if the judge gave no text; `model`: what the server calls itself; `error`: why
 there is no reply and never will be; the tokens are those that the server counted."""
 SAMPLES = 2
-"""How often a judge is asked about a row at most; the second reply shows how far it agrees with itself."""
+"""Most times that a judge is asked about a row; the second reply shows how far it agrees with itself."""
 CHUNK = 10_000
-"""Rows whose messages exist at once."""
+"""Rows whose messages are in memory at once."""
 
 
 def read_ledger(ledger: Path) -> pd.DataFrame:
-    """Return all replies by `key`, each once: of several, a reply goes before an error, then the order of files counts.
+    """Return one reply for each `key`: of several, a reply goes before an error, then the first file counts.
 
     Raises UserError if the folder is missing or a file is not what its name says.
     """
     if not ledger.is_dir():
-        raise UserError(f"rate.ledger: {ledger} is no folder; run `dvc pull {ledger}`, or create it for a new ledger")
+        raise UserError(
+            f"rate.ledger: {ledger} is not a folder; run `dvc pull {ledger}`, or create it for a new ledger"
+        )
     parts = [read_part(path) for path in sorted(ledger.glob("*.parquet"))]
     replies = pd.concat([REPLIES.empty_table().to_pandas(), *parts], ignore_index=True)
     replies = replies.sort_values("error", key=lambda error: error.notna(), kind="stable")
@@ -48,7 +50,7 @@ def read_ledger(ledger: Path) -> pd.DataFrame:
 def read_part(path: Path) -> pd.DataFrame:
     if content_hash(path) != path.stem:
         raise UserError(
-            f"{path}: its content is not what its name says, so it is damaged; delete it and run `dvc checkout "
+            f"{path}: its content does not match its name, so it is damaged; delete it and run `dvc checkout "
             f"{path.parent}`, or get it again from a commit that has it: `python -m tools.ask --union REV`"
         )
     return read_table(path, *REPLIES.names)
@@ -85,14 +87,14 @@ def marks_of(corpus: pa.Table, needed: NDArray[np.bool_], ledger: Path, prompt: 
 
     `corpus` has the columns id, instruction, output and turns; `needed` [N] says which rows must have a reply. What is
     not in the ledger is null. The tokens are those of all replies about a row; rows with equal texts share a reply, and
-    only the first of them has its tokens. Raises UserError if a needed row has no reply.
+    only the first of them has its tokens; the others have 0. Raises UserError if a needed row has no reply.
     """
     first, again = (found_replies(read_ledger(ledger), keys) for keys in sample_keys(corpus, prompt, request))
     missing = needed & first["kind"].isna().to_numpy()
     if missing.any():
         raise UserError(
             f"rate.ledger: {ledger} has no reply for {missing.sum():,} of {needed.sum():,} rows that need one; run "
-            "`python -m tools.ask`, which says what they cost and asks for them"
+            "`python -m tools.ask`, which says what they cost, and with `--yes` asks for them"
         )
     tokens = {name: first[name].add(again[name], fill_value=0) for name in ("prompt_tokens", "reply_tokens")}
     return first[["score", "kind"]].assign(score_again=again["score"], **tokens)

@@ -19,7 +19,7 @@ class Request(Section):
     max_tokens: Positive
     """Most tokens of a reply."""
     seed: Annotated[int | None, Field(ge=0, lt=2**32)]
-    """Sent with the first sample of a reply, its successor with the second, and so on; null sends none."""
+    """Sent with the first request about a row; the second request has the next number. Null sends none."""
 
     def payload(self, messages: list[dict[str, str]], sample: int = 0) -> dict[str, Any]:
         """Return all that a reply depends on. `sample` is 1 if the judge is asked again."""
@@ -27,7 +27,7 @@ class Request(Section):
 
 
 def key_of(payload: dict[str, Any]) -> str:
-    """Return the name of a payload in the ledger, the same for any server, account and order of keys."""
+    """Return the name of a payload in the ledger, the same whatever the server, account and order of keys."""
     text = json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -50,5 +50,5 @@ class Ask(Section):
     timeout: Positive
     """Seconds to wait for a reply."""
     retries: Count
-    """How often a request is repeated if the server is busy or fails."""
+    """Most times that a request is repeated if the server is busy or fails."""
     price_per_million: PricePerMillion

@@ -71,7 +71,7 @@ class MergeSource(Section):
     output: FieldText | None = None
     """Field of the output."""
     final: FieldText | None = None
-    """Field of the final answer, if `output` also has the way to it, such as the result of a word problem."""
+    """Field of the final answer only, if `output` has reasoning too, such as the steps of a word problem."""
     system: FieldText | None = None
     """Field of the system text."""
     turns: Turns | None = None

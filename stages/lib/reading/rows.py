@@ -41,7 +41,7 @@ class Mapped(NamedTuple):
     original: str = ""
     """The record as it was, if there is a reason."""
     final: str | None = None
-    """The final answer, without the way to it."""
+    """The final answer, without the reasoning."""
 
 
 class Found(NamedTuple):

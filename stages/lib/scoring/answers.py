@@ -1,7 +1,7 @@
 """How likely a causal LM finds an answer: after its instruction, and alone.
 
-Both texts begin with the token that begins the model's texts, so both means are over the very same tokens of the
-answer, the first included. So it is in Li et al. 2023 (arXiv 2308.12032), because Llama's tokenizer adds that token.
+Both texts begin with the token that begins the model's texts, so both means are over exactly the same tokens of the
+answer, the first included. This is so in Li et al. 2023 (arXiv 2308.12032), because Llama's tokenizer adds that token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,10 +50,10 @@ def encode_answers(
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that was before the model's texts in training.
+    """Return the token that came before the model's texts in training.
 
-    That is the beginning-of-text token if the tokenizer adds it by itself, otherwise the end of the text before; a
-    beginning-of-text token that is never added is the last resort, because the model may never have seen it.
+    That is the beginning-of-text token if the tokenizer adds it by itself, otherwise the end token of the text before;
+    a beginning-of-text token that is never added is the last resort, because the model may never have seen it.
     """
     for token in (*added_bos(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token is not None:

@@ -1,7 +1,7 @@
 """Greedy answers of a causal LM, each a function of its prompt only.
 
 Only prompts of the same number of tokens share a batch, so nothing is padded, and dummy rows fill the last batch of
-each length. So a text never depends on the other prompts, which it can in padded batches in bf16.
+each length. So a text never depends on the other prompts, as it can in padded batches in bf16.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from stages.lib.scoring.batching import Batch, Tokens, batches_by_length, pad, r
 def greedy(
     model: PreTrainedModel, prompts: Sequence[Tokens], max_new_tokens: int, budget: int, what: str
 ) -> list[list[int]]:
-    """Return the tokens that greedy decoding writes after every prompt [N], without the end that stops it.
+    """Return the tokens that greedy decoding writes after every prompt [N], without the end token that stops it.
 
-    An answer stops at an end of the model's generation config or after `max_new_tokens`. A batch has at most `budget`
-    tokens of prompts. `what` names the work in the progress bar. Raises UserError if a prompt has no token, or leaves
-    no room for the answer.
+    An answer stops at an end token of the model's generation config or after `max_new_tokens`. A batch has at most
+    `budget` tokens of prompts. `what` names the work in the progress bar. Raises UserError if a prompt has no token, or
+    leaves no room for the answer.
     """
     check_prompts(prompts, max_new_tokens, max_positions(model))
     by_length: dict[int, list[int]] = {}
@@ -60,6 +60,6 @@ def check_prompts(prompts: Sequence[Tokens], max_new_tokens: int, positions: int
 
 
 def until(tokens: list[int], stops: set[int]) -> list[int]:
-    """Return the tokens before the first end."""
+    """Return the tokens before the first end token."""
     end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]

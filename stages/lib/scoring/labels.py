@@ -2,9 +2,9 @@
 
     B rows of a batch, T tokens, D width, V vocabulary
 
-The mean over the probabilities has more values than the mark that the model would write (Liu et al. 2023, arXiv
-2312.15685, score so with the marks 1 to 6). A mark's probability is that of all its tokens; if the tokens of `10` begin
-with those of `1`, what follows `1` in `10` is taken off the probability of `1`.
+The mean takes more values than the mark that the model would write (Liu et al. 2023, arXiv 2312.15685, score this way,
+with the marks 1 to 6). A mark's probability is that of all its tokens; if the tokens of `10` begin with those of `1`,
+the probability of `10` is subtracted from that of `1`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,9 +37,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Message
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """Return the text after which the model replies; without a chat template, each message and a blank line.
+    """Return the text after which the model replies; without a chat template, each message with a blank line.
 
-    A template that refuses a system message gets it before the question.
+    If a template refuses a system message, its text goes before the question.
     """
     from jinja2 import TemplateError
 
@@ -53,7 +53,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the tokens of every mark [11] where a reply begins."""
+    """Return the tokens of every mark [11] at the beginning of a reply."""
     prompt = prompt_text(tokenizer, [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}])
     found = (tokens_before(tokenizer, text := f"{prompt}{mark}", [len(prompt), len(text)]) for mark in MARKS)
     return [ids[start:] for ids, (start, _) in found]
@@ -62,9 +62,9 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def expected_marks(
     model: PreTrainedModel, prompts: Sequence[Tokens], labels: Sequence[list[int]], budget: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Yield for every batch of this process its rows and the mark that the model expects [n]; none without a prompt.
+    """Yield for every batch of this process its rows and the mark that the model expects [n], without empty prompts.
 
-    The marks of one token share one pass over the prompts; each of several tokens has its own.
+    All marks of one token share one pass over the prompts; each mark of several tokens has its own.
     """
     spare = max(len(label) for label in labels)
     lengths = [len(prompt) + spare if len(prompt) else 0 for prompt in prompts]

@@ -43,10 +43,10 @@ def allow_repeated(reason: pd.Series) -> pd.Series:
 def may_be_candidates(
     instruction: pd.Series, ids: pd.Series, leaks: pd.DataFrame, duplicates: pd.DataFrame
 ) -> NDArray[np.bool_]:
-    """Return whether each row [N] can become a candidate, as far as leaks and near-duplicates say.
+    """Return whether each row [N] can become a candidate, before perplexities and held-out rows are known.
 
     `leaks` and `duplicates` are tables with `id` and `drop`. Perplexity and nearness to held-out rows are the same for
-    every row with an instruction, so they never make a later row a candidate.
+    all rows with the same instruction, so they never make a later row a candidate.
     """
     reason = pd.Series(None, index=instruction.index, dtype=object)
     for table, why in ((duplicates, DOUBLED), (leaks, LEAKED)):
@@ -55,7 +55,7 @@ def may_be_candidates(
 
 
 def unselectable(scores: pd.Series, lowest: float | None, highest: float | None) -> pd.Series:
-    """Return why an arm cannot select the rows with these scores (the bounds are selectable), or null if it can."""
+    """Return why an arm cannot select the row with each score, or null if it can, as it can at the bounds."""
     reason = pd.Series(None, index=scores.index, dtype=object)
     if lowest is not None:
         reason[scores < lowest] = f"{scores.name} below {lowest:g}"

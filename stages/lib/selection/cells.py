@@ -89,8 +89,8 @@ def find_cells(
 def read_vectors(path: Path, ids: pd.Series, kept: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
     """Return the vectors of embeddings.parquet [N, D], after checking that their ids are `ids`.
 
-    With a mask `kept` of the rows, only theirs. Batches are copied into one array, so that the vectors are never in
-    memory twice.
+    With a mask `kept` [N], only those of the rows kept. Batches are copied into one array, so that the vectors are
+    never in memory twice.
     """
     kept = np.ones(len(ids), dtype=bool) if kept is None else kept
     require_same_rows(raw=ids, embeddings=read_arrow(path, "id")["id"].to_pylist())

@@ -2,7 +2,7 @@
 
 Up to a number of rows, all pairs are compared. Above it, rows are compared if they share one of their `NEAREST` nearest
 of about sqrt(N) centroids, so the work grows with N ** 1.5. The cells of `cluster` would not do: rows of different
-lengths are never in one cell, and over half of the pairs were lost.
+lengths are never in one cell, and over half of the pairs would be lost.
 
 Axes: N rows, D width, K centroids, P pairs
 """
@@ -21,14 +21,14 @@ from stages.lib.text.overlap import Ints
 
 Vectors = NDArray[np.float32]
 NEAREST = 4
-"""Of 33 thousand real rows, two find 71 and 79 % of the pairs with a cosine of 0.8 (TF-IDF, a small encoder), three 89
+"""On 33 thousand real rows, two find 71 and 79 % of the pairs with a cosine of 0.8 (TF-IDF, a small encoder), three 89
 and 95 %, four 99.9 and 98.8 %."""
 ROUNDS = 4
 """Of k-means. It only has to cut the rows into parts of similar sizes."""
 BLOCK = 2048
 """Rows multiplied together."""
 MARGIN = 1e-4
-"""Below the threshold: float32 products, whose last digits depend on the CPU, decide only what is computed again."""
+"""How far below the threshold a float32 product, whose last digits depend on the CPU, is computed again in float64."""
 
 
 class Close(NamedTuple):
@@ -42,7 +42,7 @@ class Close(NamedTuple):
 def near_in_meaning(vectors_ND: Vectors, least: float, exact_rows: int) -> Near:
     """Return the pairs of rows whose cosine similarity is at least `least`; vectors have unit length, or are zero.
 
-    Rows of zeros, which have no tokens, are near no row. Raises UserError if there are too many pairs to list.
+    Rows without tokens have zeros, and are near no row. Raises UserError if there are too many pairs to list.
     """
     rows = len(vectors_ND)
     digest = np.array([xxh3_64_intdigest(vector) for vector in vectors_ND], dtype=np.uint64)

@@ -33,7 +33,7 @@ def rank_in_group(rows: pd.DataFrame, by: str, allocation: Allocation = "exact")
 
 
 def exact_fraction(fraction: float) -> Fraction:
-    """Return the decimal number that stands in params.yaml."""
+    """Return the decimal number as params.yaml has it."""
     return Fraction(str(fraction))
 
 

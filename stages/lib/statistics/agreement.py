@@ -1,6 +1,6 @@
 """How far a judge agrees with itself when it marks the same rows twice.
 
-Exact agreement flatters a judge that gives most rows one mark, so none of these measures counts it.
+Exact agreement flatters a judge that gives most rows one mark, so none of these measures uses it.
 """
 
 import warnings
@@ -39,7 +39,7 @@ def icc(first: Marks, again: Marks) -> float | None:
 
 
 def kept_overlap(first: Marks, again: Marks, least: float, seed: int = 1) -> dict[str, float] | None:
-    """Return the Jaccard overlap of the rows with a mark from `least`: est, lo and hi of its 95 % interval over rows.
+    """Return the Jaccard overlap of the rows with at least this mark: est, lo and hi of its 95 % interval over rows.
 
     None if no row has such a mark. The interval is the percentile bootstrap's (Efron 1979).
     """

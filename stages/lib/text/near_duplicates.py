@@ -26,22 +26,22 @@ from stages.lib.text.overlap import MULTIPLIER, Ints, hash_ngrams, normalise, ra
 log = logging.getLogger("stages")
 Hashes = NDArray[np.uint64]
 Read = Callable[[Ints], list[str]]
-"""Returns the `comparable` texts of these rows, of which none is `BLOCK` rows before another."""
+"""Returns the `comparable` texts of these rows, which are less than `BLOCK` rows apart."""
 BANDS, PER_BAND = 32, 4
 CROWD = 32
-"""Rows of the largest bucket in which all pairs are compared."""
+"""Most rows of a bucket in which all pairs are compared."""
 BLOCK = 2**11
-"""Rows whose texts are in memory together: at most TOGETHER. Their n-grams fit into the cache of a core."""
+"""Rows whose texts are in memory together, at most 2**12 (see BITS). Their n-grams fit into the cache of a core."""
 TOGETHER = 2**12
-"""Pairs that are verified together."""
+"""Pairs that are verified together, at most 2**12 (see BITS)."""
 BITS = np.uint64(52)
-"""Of the hash of an n-gram when it is compared. The others number the pair or the row, so that one sort does both."""
+"""Bits of an n-gram's hash that are compared. The other 12 number the pair or the row, so that one sort does both."""
 POSTINGS = 2**22
 """Pairs of `join_crowd` that are looked at together."""
 MOST_PAIRS = 30_000_000
 """More pairs than a table can usefully list."""
 EPSILON = 1e-9
-"""Of a number of n-grams, for rounding errors of shares."""
+"""Tolerance of a number of n-grams, because shares have rounding errors."""
 
 
 class Near(NamedTuple):
@@ -100,13 +100,13 @@ def sign(read: Read, rows: int, n: int) -> tuple[Hashes, Hashes]:
 
 
 def split(rows: Ints) -> Iterator[Ints]:
-    """Yield ascending rows in parts that `Read` takes."""
+    """Yield ascending rows in parts that `Read` accepts."""
     if len(rows):
         yield from np.split(rows, np.flatnonzero(np.diff(rows // BLOCK)) + 1)
 
 
 def filled_up(texts: list[str], n: int) -> list[str]:
-    """Return the texts, those shorter than an n-gram filled up to one."""
+    """Return the texts, each shorter one filled up to the length of an n-gram."""
     return [text.ljust(n, "\0") for text in texts]
 
 
@@ -250,6 +250,6 @@ def require_few(pairs: int, least: float) -> None:
     """Raise UserError if the pairs are more than a table can usefully list."""
     if pairs > MOST_PAIRS:
         raise UserError(
-            f"params.yaml: more than {MOST_PAIRS:,} pairs may be similar from {least}; raise "
+            f"params.yaml: more than {MOST_PAIRS:,} pairs may have a similarity of at least {least}; raise "
             "listed_from, or choose it by examples with `python -m tools.calibrate`"
         )
