@@ -39,7 +39,7 @@ class Small(Section):
     warmup: Count
     """Steps over which the learning rate rises; after them it falls linearly to 0."""
     init: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation of the initial weights. A narrow model learns sooner from a larger one to look back."""
+    """Standard deviation of the initial weights. With larger weights, a narrow model learns to look back sooner."""
     whole: bool = False
     """Whether the training rows of an LM begin where a document does, so that a question has its answer in its row."""
     seed: Seed
