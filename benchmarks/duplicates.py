@@ -2,7 +2,7 @@
 
 Each line runs the stage as in dvc.yaml, in its own process, on synthetic rows: distinct Korean-looking text with the
 lengths of real instructions and answers. 2 % of the rows copy an earlier one with another ending, and 1 % repeat one.
-With a `shared instruction`, a quarter of the rows consists of the same 300 letters and 90 of its own. `semantic`
+With a `shared instruction`, a quarter of the rows have the same 300 letters and 90 of their own. `semantic`
 compares vectors around 160 centres of uneven size: all pairs, or those at the nearest centroids.
 """
 

@@ -28,7 +28,9 @@ FAULTS = ["busy", "failing", "hanging", "torn", "torn once", "silent", "bad", "n
 
 def write_rows(instructions: list[str], folder: Path = Path("data")) -> None:
     """Write these rows as raw, without leaks and near-duplicates."""
-    rows = pd.DataFrame({"instruction": instructions, "output": "답입니다.", "source": "one", "turns": None})
+    rows = pd.DataFrame(
+        {"instruction": instructions, "output": "답입니다.", "source": "one", "turns": None, "final": None}
+    )
     rows["id"] = [f"{number:04}" for number in range(len(rows))]
     write_table(folder / "raw.parquet", rows[RAW.names], RAW)
     for name in ("leaks", "duplicates"):
