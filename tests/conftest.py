@@ -178,7 +178,7 @@ def tokenizer(questions):
     from stages.lib.models.toy import Small
     from stages.lib.models.toy_training import make_tokenizer
 
-    numbers = dict.fromkeys(Small.model_fields, 1) | {"vocabulary": 400, "learning_rate": 0.1}
+    numbers = dict.fromkeys(Small.model_fields, 1) | {"vocabulary": 400, "learning_rate": 0.1, "whole": False}
     made = make_tokenizer(questions, Small.model_validate(numbers))
     made.backend_tokenizer.post_processor = None
     return made
