@@ -68,7 +68,7 @@ def test_a_plain_row_is_the_tokens_of_its_prompt_its_answer_and_the_end(name, to
 
 
 def test_the_space_before_an_answer_is_in_its_first_token():
-    numbers = dict.fromkeys(Small.model_fields, 1) | {"vocabulary": 300, "learning_rate": 0.1}
+    numbers = dict.fromkeys(Small.model_fields, 1) | {"vocabulary": 300, "learning_rate": 0.1, "whole": False}
     tokenizer = make_tokenizer(["감자는 감자는"] * 9, Small.model_validate(numbers))
     tokenizer.backend_tokenizer.post_processor = None
     apart = tokenizer("### 답변: ")["input_ids"] + tokenizer("감자는")["input_ids"]
