@@ -91,7 +91,9 @@ def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
     of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "cost"}
     assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
-    assert set(summary["arms"]) == {"middle", "middle_2", "again", "again_2", "random", "random_2", "random_3"}
+    assert set(summary["arms"]) == {
+        *("middle", "middle_2", "ifd", "again", "again_2", "random", "random_2", "random_3")
+    }
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():
             assert set(by_shots) == {"boolq", "copa", "hellaswag", "sentineg", "wic", "mean"}
