@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages import cluster, embed, evaluate, fetch, fetch_benchmark, fetch_model, ppl, sample, train
-from stages.candidates import CANDIDATES
+from stages.candidates import CANDIDATES, MARKS
 from stages.lib.core.artifacts import write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation import tasks
@@ -173,10 +173,11 @@ def an_arm_without_rows(world):
     ids, arms = ["row0", "row1", "row2"], {"tiny": {"method": "spread", "fraction": 0.25, "seed": 1}}
     columns = {"id": ids, "source": ["life"] * 3, "length_group": [0] * 3, "cluster": [0] * 3, "distance": [0.0] * 3}
     scores = {"tokens": [5] * 3, "nll": [1.0] * 3, "ppl": [3.0] * 3, "characters": [2] * 3, "reason": [None] * 3}
+    scores |= {name: [None] * 3 for name in MARKS}
     write_table(world.inputs / "candidates", columns | scores, CANDIDATES)
-    params = sample.Params.model_validate({"cluster": {"seeds": [1]}, "arms": arms, "control": "tiny"})
+    params = sample.Params.model_validate({"threads": 1, "cluster": {"seeds": [1]}, "arms": arms, "control": "tiny"})
     outs = world.out / "tiny.jsonl", world.out / "tiny.parquet"
-    sample.sample(params, "tiny", world.raw, world.inputs / "candidates", *outs)
+    sample.sample(params, "tiny", world.raw, world.inputs / "candidates", world.inputs / "none", *outs)
 
 
 def tune(world, rows, **changes):

@@ -140,7 +140,7 @@ def test_rows_with_one_long_instruction_are_not_all_compared(monkeypatch):
 
 def test_too_many_pairs_to_list_stop_with_the_way_out(monkeypatch):
     monkeypatch.setattr(near_duplicates, "MOST_PAIRS", 1000)
-    with pytest.raises(UserError, match=r"more than 1,000 pairs .* 0\.7; raise listed_from"):
+    with pytest.raises(UserError, match=r"more than 1,000 pairs may .* at least 0\.7; raise listed_from"):
         find(templated(100, instruction=200, answer=10))
 
 

@@ -89,7 +89,7 @@ def test_the_composed_rows_are_in_six_schemas_and_many_lengths_and_a_third_are_s
 
 def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
-    of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "cost"}
+    of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "audit", "cost"}
     assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
     assert set(summary["arms"]) == {
         *("middle", "middle_2", "ifd", "again", "again_2", "random", "random_2", "random_3")

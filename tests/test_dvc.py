@@ -38,7 +38,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
 
 def test_a_changed_fraction_of_the_control_reruns_that_arm_and_every_comparison(project: Path) -> None:
     change_params(project, arms__random__fraction=0.2)
-    wanted = {"sample@random", "train@random", "evaluate@random", *each("compare"), "report"}
+    wanted = {"audit", "sample@random", "train@random", "evaluate@random", *each("compare"), "report"}
     assert ran(run(project, "dvc", "repro")) == wanted
 
 
@@ -212,14 +212,14 @@ def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(proje
     change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
     log = run(project, "dvc", "repro")
     arm = {f"{stage}@highest" for stage in ("sample", "train", "evaluate", "compare")}
-    assert ran(log) == arm | {"compare_base", "report"}
+    assert ran(log) == arm | {"audit", "compare_base", "report"}
     assert "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json" in log
     assert set(json.loads((project / "metrics/summary.json").read_text())["arms"]) == {"highest"}
 
 
 def test_without_arms_the_base_alone_is_evaluated(project: Path) -> None:
     change_params(project, arms={}, control=None)
-    assert ran(run(project, "dvc", "repro")) == {"compare_base", "report"}
+    assert ran(run(project, "dvc", "repro")) == {"audit", "compare_base", "report"}
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def blocks(language):
 
 def test_the_entries_on_the_page_are_valid():
     entries = [entry for block in blocks("yaml") for entry in YAML(typ="safe").load(block)]
-    assert len([MergeSource.model_validate(entry) for entry in entries]) == 4
+    assert len([MergeSource.model_validate(entry) for entry in entries]) == 5
 
 
 def test_the_fields_on_the_page_say_where_the_text_of_their_rows_is():

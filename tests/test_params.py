@@ -291,7 +291,8 @@ def test_an_unknown_section_is_named_by_the_check_of_all_stages(tmp_path, capsys
 
 
 def test_flags_have_the_types_of_the_parameters():
-    words = ["--arm", "spread", "--raw", "a", "--candidates", "b", "--samples", "c", "--sample_parquet", "d"]
+    words = ["--arm", "spread", "--raw", "a", "--candidates", "b", "--embeddings", "e", "--samples", "c"]
+    words += ["--sample_parquet", "d"]
     found = parse_arguments(sample.sample, words)
     assert found["arm"] == "spread"
     assert found["raw"] == Path("a")

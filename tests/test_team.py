@@ -23,7 +23,7 @@ def test_an_unpulled_clone_is_up_to_date_and_runs_one_changed_arm_alone(done: Pa
     mate = clone(done, tmp_path / "mate")
     assert UP_TO_DATE in run(mate, "dvc", "repro", "--allow-missing", "--dry")
     change_params(mate, arms__spread__fraction=0.2)
-    wanted = {"sample@spread", "train@spread", "evaluate@spread", "compare@spread", "report"}
+    wanted = {"audit", "sample@spread", "train@spread", "evaluate@spread", "compare@spread", "report"}
     assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing")) == wanted
     assert not (mate / "models" / "full").exists()
 

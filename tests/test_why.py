@@ -29,7 +29,7 @@ def data(new_folder, write_leaks):
     folder, ids = new_folder(), [f"{n:016x}" for n in range(20)]
     turns = [[{"role": "user", "text": "하나?"}, {"role": "assistant", "text": "가운데 말"}]] + [None] * 19
     table = {"id": ids, "source": ["life"] * 20, "instruction": TEXTS, "output": ["답" * (n + 1) for n in range(20)]}
-    table["turns"] = turns
+    table |= {"turns": turns, "final": [None] * 20}
     write_table(folder / "raw.parquet", table, RAW)
     held_out = [("h", "숨긴 질문"), ("near", "6번째의 한라산 질문은?")]
     write_jsonl(
