@@ -176,8 +176,8 @@ def payment(marks: pd.DataFrame, price: PricePerMillion) -> dict[str, Any]:
     prompts, replies = (int(marks[name].sum()) for name in ("prompt_tokens", "reply_tokens"))
     if not prompts:
         return {}
-    paid = (prompts * price.input + replies * price.output) / 1e6
-    return {"paid": {"prompt_tokens": prompts, "reply_tokens": replies, price.currency: paid}}
+    paid = {"prompt_tokens": prompts, "reply_tokens": replies, price.currency: price.cost(prompts, replies)}
+    return {"paid": paid}
 
 
 def pair_lines(found: dict[str, Any]) -> Iterator[str]:

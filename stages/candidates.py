@@ -17,7 +17,7 @@ import pyarrow as pa
 from stages.lib.core.artifacts import read_jsonl, read_table, require_same_rows, write_table
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.selection.candidates import reasons
+from stages.lib.selection.candidates import is_dropped, reasons
 from stages.lib.selection.partitions import count_partitions, with_partitions
 from stages.lib.text.overlap import without_particles
 
@@ -68,9 +68,7 @@ def candidates(
     corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
     marks = read_table(ratings, "id", *MARKS)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"], ratings=marks["id"])
-    leaked, doubled = (
-        corpus["id"].isin(read_table(path, "id", "drop").query("drop")["id"]) for path in (leaks, duplicates)
-    )
+    leaked, doubled = (is_dropped(corpus["id"], read_table(path, "id", "drop")) for path in (leaks, duplicates))
     near = nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
     reason = reasons(corpus["instruction"], scores["ppl"], leaked, near, doubled)
     rows = cells.assign(

@@ -48,7 +48,6 @@ BUNDLED = Path("data/ledger")
 """The empty ledger in git. It is there only so that `rate` runs without one of your own."""
 MEASURED = 500
 """Rows whose tokens are counted to estimate those of all."""
-MILLION = 1e6
 
 
 class Params(Section):
@@ -201,7 +200,7 @@ def mean_of(usual: float) -> str:
 
 def money(prompt_tokens: float, reply_tokens: float, settings: Ask) -> str:
     price = settings.price_per_million
-    cost = (prompt_tokens * price.input + reply_tokens * price.output) / MILLION
+    cost = price.cost(prompt_tokens, reply_tokens)
     return f"{cost:,.2f} {price.currency}" if cost >= 1 else f"{cost:.2g} {price.currency}"
 
 

@@ -89,7 +89,8 @@ def marks_of(corpus: pa.Table, needed: NDArray[np.bool_], ledger: Path, prompt: 
     not in the ledger is null. The tokens are those of all replies about a row; rows with equal texts share a reply, and
     only the first of them has its tokens; the others have 0. Raises UserError if a needed row has no reply.
     """
-    first, again = (found_replies(read_ledger(ledger), keys) for keys in sample_keys(corpus, prompt, request))
+    replies = read_ledger(ledger)
+    first, again = (found_replies(replies, keys_of(corpus, prompt, request, sample)) for sample in range(SAMPLES))
     missing = needed & first["kind"].isna().to_numpy()
     if missing.any():
         raise UserError(
@@ -98,11 +99,6 @@ def marks_of(corpus: pa.Table, needed: NDArray[np.bool_], ledger: Path, prompt: 
         )
     tokens = {name: first[name].add(again[name], fill_value=0) for name in ("prompt_tokens", "reply_tokens")}
     return first[["score", "kind"]].assign(score_again=again["score"], **tokens)
-
-
-def sample_keys(corpus: pa.Table, prompt: str, request: Request) -> Iterator[list[str]]:
-    for sample in range(SAMPLES):
-        yield keys_of(corpus, prompt, request, sample)
 
 
 def found_replies(replies: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

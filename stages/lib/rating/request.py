@@ -9,6 +9,7 @@ from pydantic import Field
 from stages.lib.core.params import Count, Positive, Section
 
 Price = Annotated[float, Field(ge=0)]
+MILLION = 1e6
 
 
 class Request(Section):
@@ -38,6 +39,10 @@ class PricePerMillion(Section):
     output: Price
     """Price of a million tokens of replies."""
     currency: str
+
+    def cost(self, prompt_tokens: float, reply_tokens: float) -> float:
+        """Return what this many tokens cost, in the currency."""
+        return (prompt_tokens * self.input + reply_tokens * self.output) / MILLION
 
 
 class Ask(Section):

@@ -40,6 +40,11 @@ def allow_repeated(reason: pd.Series) -> pd.Series:
     return reason.mask(reason == REPEATED, None)
 
 
+def is_dropped(ids: pd.Series, flags: pd.DataFrame) -> pd.Series:
+    """Return whether a table of flags, with `id` and `drop`, drops each of these rows."""
+    return ids.isin(flags.loc[flags["drop"], "id"])
+
+
 def may_be_candidates(
     instruction: pd.Series, ids: pd.Series, leaks: pd.DataFrame, duplicates: pd.DataFrame
 ) -> NDArray[np.bool_]:
@@ -50,7 +55,7 @@ def may_be_candidates(
     """
     reason = pd.Series(None, index=instruction.index, dtype=object)
     for table, why in ((duplicates, DOUBLED), (leaks, LEAKED)):
-        reason[ids.isin(table.loc[table["drop"], "id"])] = why
+        reason[is_dropped(ids, table)] = why
     return np.array(mark_repeated(instruction, reason).isna(), dtype=bool)
 
 
