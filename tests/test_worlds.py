@@ -39,6 +39,7 @@ from stages.lib.core.artifacts import read_json, read_jsonl, read_table, write_j
 from stages.lib.statistics.comparison import compare_losses, compare_methods
 from tests.conftest import COLUMNS, DROP
 from tests.project import ROOT
+from tests.selecting import write_ratings
 from tests.training import SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,7 @@ ARMS |= {name("random", seed): arm("random", seed) for seed in POOL}
 MODEL = {"from": "small", "inputs": "", "name": None, "revision": None}
 PARAMS = {
     "threads": 1,
+    "portable": False,
     "fetch_model": {role: MODEL | {"small": SMALL | changes} for role, changes in ROLES.items()},
     "merge": {
         "sources": [{"name": source} | COLUMNS for source in ("clean", "noise")],
@@ -127,7 +129,7 @@ def spoil(row, wrong, rng):
 
 
 @pytest.fixture(scope="module")
-def world(new_folder, write_leaks):
+def world(new_folder, write_leaks, write_duplicates):
     """A folder with all that `sample` reads, and the models."""
     folder = new_folder()
     for source, rows in plant().items():
@@ -142,6 +144,8 @@ def world(new_folder, write_leaks):
         fetch_model.fetch_model(settings(fetch_model), role=role, inputs=folder / "text", model=model)
         model_size.model_size(settings(model_size), role=role, model=model, model_json=size)
     (folder / "leaks.parquet").symlink_to(write_leaks())
+    (folder / "duplicates.parquet").symlink_to(write_duplicates())
+    (folder / "ratings.parquet").symlink_to(write_ratings(folder / "unrated", list(rows["id"])))
     score_rows(folder, raw)
     write_items(folder / "eval/base/items.parquet")
     return folder
@@ -149,7 +153,8 @@ def world(new_folder, write_leaks):
 
 def score_rows(folder, raw):
     """Write the table of candidates, and all that it is made from."""
-    tables = {name: folder / f"{name}.parquet" for name in ("ppl", "embeddings", "clusters", "leaks", "candidates")}
+    names = ("ppl", "embeddings", "clusters", "leaks", "duplicates", "ratings", "candidates")
+    tables = {name: folder / f"{name}.parquet" for name in names}
     ppl.ppl(settings(ppl), raw=raw, scorer=folder / "scorer", checkpoints=folder / ".ppl", ppl=tables["ppl"])
     embeddings = tables.pop("embeddings")
     checkpoints = folder / ".embed"
@@ -176,7 +181,7 @@ def write_items(path):
 def run_arm(world, one):
     """Draw, train and compare one arm, with the control of its own seed."""
     samples, training = world / "samples", world / "train"
-    tables = {"raw": world / "raw.parquet", "candidates": world / "candidates.parquet"}
+    tables = {name: world / f"{name}.parquet" for name in ("raw", "candidates", "embeddings")}
     outs = {"samples": samples / f"{one}.jsonl", "sample_parquet": samples / f"{one}.parquet"}
     sample.sample(settings(sample), arm=one, **tables, **outs)
     train.train(
@@ -236,13 +241,15 @@ def summarise(world):
         encoder_json=world / "encoder.json",
         profile=world / "profile.json",
     )
-    write_json(world / "stability.json", {})
+    for name in ("stability", "audit"):
+        write_json(world / f"{name}.json", {})
     report.report(
         settings(report, arms={one: arm for one, arm in ARMS.items() if arm["seed"] in SEEDS}),
         arms=world / "metrics/arms",
         items=world / "metrics/items",
         profile=world / "profile.json",
         stability=world / "stability.json",
+        audit=world / "audit.json",
         summary=world / "summary.json",
         plots=world / "plots",
     )
