@@ -87,10 +87,14 @@ def change_params(folder: Path, **changes: object) -> None:
 
 
 def shrink(folder: Path) -> None:
-    """Cut training to two steps, and the arms to three: what reruns does not depend on either."""
+    """Cut what takes long - training, rating, tasks, arms - because what reruns does not depend on it."""
     change_params(
         folder,
         threads=1,
+        portable=False,
+        rate__judge="none",
+        stability__methods=["random"],
+        evaluate__tasks=["copa", "hellaswag"],
         fetch_model__scorer__small__steps=2,
         fetch_model__encoder__small__steps=2,
         fetch_model__base__small__steps=2,

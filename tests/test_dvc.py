@@ -16,6 +16,7 @@ from tests.project import ARMS, UP_TO_DATE, change_params, ran, run
 STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
 
 
+@pytest.mark.slow
 def test_two_fresh_clones_have_equal_locks_and_metrics(done: Path, origin: Path, tmp_path: Path) -> None:
     other = clone(origin, tmp_path / "two")
     log = run(other, "dvc", "repro", "compare@random", forked=False)  # real starts, so that hash seeds differ

@@ -14,7 +14,7 @@ import pytest
 from stages.lib.core.portable import PORTABLE
 from tests.project import ENVIRONMENT, change_params, commit, copy_project, run, shrink
 
-OUTS = ("data/ppl.parquet", "data/embeddings.parquet")
+OUTS = {"ppl": "data/ppl.parquet", "embed": "data/embeddings.parquet"}
 SYLLABLES = "가나다라마바사아자차카타파하고노도로모보소오조초코토포호"
 COLUMNS = {"instruction": ["instruction"], "output": "output"}
 FILE = {"from": "file", "revision": None, "config": None, "split": None}
@@ -37,7 +37,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shrink(folder)
     change_params(
         folder,
-        portable=False,
         fetch__inputs="data/mine/inputs",
         fetch__sources={"many": {"name": "many.jsonl"} | FILE},
         merge__sources=[{"name": "many"} | COLUMNS],
@@ -51,25 +50,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(project: Path) -> subprocess.Popen:
-    command = ["dvc", "repro", "--no-run-cache", "embed", "ppl"]
+def start(project: Path, *stages: str) -> subprocess.Popen:
+    command = ["dvc", "repro", "--no-run-cache", *stages]
     with (project / "log").open("w") as log:
         return subprocess.Popen(command, cwd=project, env=NATIVE, stdout=log, stderr=log, start_new_session=True)
 
 
 def forget(project: Path) -> None:
     """Remove the scores, and dvc's record of them."""
-    run(project, "rm", "-rf", ".checkpoints", *OUTS)
+    run(project, "rm", "-rf", ".checkpoints", *OUTS.values())
     run(project, "git", "checkout", "-q", "HEAD", "--", "dvc.lock")  # dvc has staged its own
 
 
 @pytest.fixture(scope="module")
-def whole(project: Path) -> tuple[list[bytes], float]:
-    """The bytes of an uninterrupted run, and how long it takes."""
+def whole(project: Path) -> dict[str, bytes]:
+    """What uninterrupted stages write."""
     forget(project)
-    started = time.monotonic()
-    assert start(project).wait() == 0
-    return [(project / name).read_bytes() for name in OUTS], time.monotonic() - started
+    assert start(project, *OUTS).wait() == 0
+    return {stage: (project / name).read_bytes() for stage, name in OUTS.items()}
 
 
 def kept(project: Path) -> int:
@@ -77,15 +75,20 @@ def kept(project: Path) -> int:
     return len(list((project / ".checkpoints").glob("*/*.parquet")))
 
 
-def check(project: Path, whole: list[bytes]) -> None:
-    assert start(project).wait() == 0, (project / "log").read_text()
-    assert [(project / name).read_bytes() for name in OUTS] == whole
+def check(project: Path, whole: dict[str, bytes], *stages: str) -> None:
+    assert start(project, *stages).wait() == 0, (project / "log").read_text()
+    assert_same(project, whole, *stages)
+
+
+def assert_same(project: Path, whole: dict[str, bytes], *stages: str) -> None:
+    for stage in stages:
+        assert (project / OUTS[stage]).read_bytes() == whole[stage]
 
 
 def kill_at(project: Path, delay: float) -> int:
     """Kill dvc and its stage after some seconds; return how many chunks there were."""
     forget(project)
-    started = start(project)
+    started = start(project, *OUTS)
     time.sleep(delay)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
@@ -93,44 +96,45 @@ def kill_at(project: Path, delay: float) -> int:
 
 
 def start_until_a_chunk(project: Path) -> subprocess.Popen:
-    """Start from nothing; return once ppl, the longest stage, has kept a first chunk."""
+    """Start ppl from nothing; return once it has kept a first chunk."""
     forget(project)
-    started = start(project)
+    started = start(project, "ppl")
     while not list((project / ".checkpoints/ppl").glob("*.parquet")) and started.poll() is None:
         time.sleep(0.1)
     return started
 
 
-def test_a_run_that_is_killed_after_a_chunk_goes_on_from_there(project: Path, whole: tuple[list[bytes], float]) -> None:
+def test_a_run_that_is_killed_after_a_chunk_goes_on_from_there(project: Path, whole: dict[str, bytes]) -> None:
     started = start_until_a_chunk(project)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
-    check(project, whole[0])
-    _, _, of_ppl = (project / "log").read_text().partition("Running stage 'ppl'")  # embed's lines may come first
-    have, compute = map(int, re.search(r"(\d+) have scores in .*, (\d+) to compute", of_ppl).groups())
+    check(project, whole, "ppl")
+    log = (project / "log").read_text()
+    have, compute = map(int, re.search(r"(\d+) have scores in .*, (\d+) to compute", log).groups())
     assert have > 0
     assert have + compute == ROWS
 
 
-def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(
-    project: Path, whole: tuple[list[bytes], float]
-) -> None:
+def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(project: Path, whole: dict[str, bytes]) -> None:
     started = start_until_a_chunk(project)
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
-    check(project, whole[0])
+    check(project, whole, "ppl")
     time.sleep(3)  # by now an orphan would have overwritten the output
-    assert [(project / name).read_bytes() for name in OUTS] == whole[0]
+    assert_same(project, whole, "ppl")
 
 
 @pytest.mark.slow
-def test_twenty_runs_killed_at_random_end_with_the_same_bytes(project: Path, whole: tuple[list[bytes], float]) -> None:
-    seed = random.SystemRandom().randrange(10**6)
+def test_twenty_runs_killed_at_random_end_with_the_same_bytes(project: Path, whole: dict[str, bytes]) -> None:
+    forget(project)
+    started = time.monotonic()
+    check(project, whole, *OUTS)
+    seed, seconds = random.SystemRandom().randrange(10**6), time.monotonic() - started
     rng, after_a_chunk, delays = random.Random(seed), 0, []
-    print(f"seed {seed}, an uninterrupted run takes {whole[1]:.1f} s")
+    print(f"seed {seed}, an uninterrupted run takes {seconds:.1f} s")
     while len(delays) < 20 or after_a_chunk < 12:
-        delays.append(rng.uniform(0, whole[1]))
+        delays.append(rng.uniform(0, seconds))
         chunks = kill_at(project, delays[-1])
         after_a_chunk += chunks > 0
         print(f"killed after {delays[-1]:.1f} s, {chunks} chunks")
-        check(project, whole[0])
+        check(project, whole, *OUTS)

@@ -84,6 +84,7 @@ def test_the_real_kobest_has_its_items(tmp_path: Path) -> None:
     assert items == {"boolq": 1404, "copa": 1000, "hellaswag": 500, "sentineg": 397, "wic": 1260}
 
 
+@pytest.mark.slow
 def test_of_a_thousand_clean_rows_at_most_one_is_listed(merged: list[Path], tmp_path: Path) -> None:
     found = find_leaks(merged[0], DATA / "kobest", tmp_path / "leaks")
     assert found["id"].nunique() <= len(read_table(merged[0], "id")) / 1000
@@ -171,8 +172,7 @@ def test_length_groups_of_real_rows_are_those_of_koquality(real: Path, count: in
     assert length_groups(lengths, count).tolist() == groups(lengths, count)
 
 
-@pytest.mark.parametrize("clusters", [1, 10, 50])
-@pytest.mark.parametrize("length", [1, 5, 10, 20])
+@pytest.mark.parametrize(("length", "clusters"), [(1, 1), (5, 50), (20, 10)])
 def test_allocation_koquality_selects_the_originals_real_rows(
     real: Path, tmp_path: Path, write_leaks, length: int, clusters: int
 ) -> None:
