@@ -107,9 +107,9 @@ def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 
 def sample_counts(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the number of selected rows, candidates and covered cells, and candidates and selected rows per cell."""
+    """Return the number of selected rows, candidates and covered cells; per cell and source, both numbers of rows."""
     candidates = rows[rows["rank"].notna()]
-    cells = candidates.groupby(CELL)["selected"].agg(["size", "sum"])
+    cells, sources = (candidates.groupby(by)["selected"].agg(["size", "sum"]) for by in (CELL, "source"))
     return {
         "rows": int(rows["selected"].sum()),
         "candidates": len(candidates),
@@ -117,6 +117,10 @@ def sample_counts(rows: pd.DataFrame) -> dict[str, Any]:
         "cells": [
             {"cell": f"{group}.{cluster}", "candidates": int(row["size"]), "selected": int(row["sum"])}
             for (group, cluster), row in cells.iterrows()
+        ],
+        "sources": [
+            {"source": source, "candidates": int(row["size"]), "selected": int(row["sum"])}
+            for source, row in sources.iterrows()
         ],
     }
 

@@ -1,7 +1,7 @@
 """Summarise the corpus, the arms and their differences, and write the tables behind the plots.
 
 metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json, data/audit.json
-    -> metrics/summary.json, metrics/plots/{differences,ppl,cells,loss,scores}.csv
+    -> metrics/summary.json, metrics/plots/{differences,ppl,cells,sources,loss,scores}.csv
 
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
 helps (`statistics.replicates`). This needs runs that differ in both rows and training seed (`statistics.evidence`):
@@ -165,6 +165,7 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     """Return the tables behind the plots; `references` are scores to plot beside those of the arms."""
     everywhere = metrics_of_every_task()
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
+    sources = [{"arm": name, **source} for name, arm in arms.items() for source in arm["sample"]["sources"]]
     losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
     found = references | {name: arm["scores"] for name, arm in arms.items()}
     scores = [
@@ -176,6 +177,7 @@ def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[st
     return {
         "ppl": pd.DataFrame(histogram, columns=["source", "ppl", "share"]),
         "cells": pd.DataFrame(cells, columns=["arm", "cell", "candidates", "selected"]),
+        "sources": pd.DataFrame(sources, columns=["arm", "source", "candidates", "selected"]),
         "loss": pd.DataFrame(losses, columns=["arm", "step", "loss"]),
         "scores": pd.DataFrame(scores),
     }

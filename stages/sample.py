@@ -30,6 +30,7 @@ log = logging.getLogger("stages")
 SAMPLE = pa.schema(
     [
         ("id", pa.string()),
+        ("source", pa.string()),
         ("length_group", pa.int32()),
         ("cluster", pa.int32()),
         ("rank", pa.int64()),

@@ -40,6 +40,7 @@ TRAINING = {
 }
 ROWS = {
     "id": ["a", "b", "c", "d"],
+    "source": ["life", "life", "faq", "life"],
     "length_group": [0, 0, 1, 1],
     "cluster": [0, 0, 2, 2],
     "rank": pd.array([0, 1, 0, None], dtype="Int64"),
@@ -180,7 +181,7 @@ def test_the_control_is_not_compared_with_itself(compare):
     assert found["vs_base"]["scores"]["0-shot"]["hellaswag"]["accuracy"]["est"] == 0.25
 
 
-def test_cells_count_candidates_and_selected_rows(compare):
+def test_cells_and_sources_count_candidates_and_selected_rows(compare):
     assert compare("spread")["sample"] == {
         "rows": 2,
         "candidates": 3,
@@ -188,6 +189,10 @@ def test_cells_count_candidates_and_selected_rows(compare):
         "cells": [
             {"cell": "0.0", "candidates": 2, "selected": 1},
             {"cell": "1.2", "candidates": 1, "selected": 1},
+        ],
+        "sources": [
+            {"source": "faq", "candidates": 1, "selected": 1},
+            {"source": "life", "candidates": 2, "selected": 1},
         ],
     }
 
@@ -403,7 +408,7 @@ def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_pa
 
 def test_every_plot_has_rows_and_no_gap(report, compared, tmp_path):
     plots = report(["spread", "random"], "random").plots
-    assert sorted(plots) == ["cells", "differences", "loss", "ppl", "scores"]
+    assert sorted(plots) == ["cells", "differences", "loss", "ppl", "scores", "sources"]
     for table in plots.values():
         assert len(table)
         assert not table.isna().any(axis=None)
@@ -416,6 +421,11 @@ def test_every_plot_has_rows_and_no_gap(report, compared, tmp_path):
         {"arm": arm, "cell": cell, "candidates": candidates, "selected": 1}
         for arm in ("spread", "random")
         for cell, candidates in ((0.0, 2), (1.2, 1))
+    ]
+    assert plots["sources"].to_dict("records") == [
+        {"arm": arm, "source": source, "candidates": candidates, "selected": 1}
+        for arm in ("spread", "random")
+        for source, candidates in (("faq", 1), ("life", 2))
     ]
 
 
