@@ -18,8 +18,6 @@ from stages.lib.core.errors import UserError
 from stages.lib.scoring import committed
 from stages.lib.scoring.committed import DamagedError, committed_md5, parse_lock, read_git, read_object
 
-__all__ = ["DamagedError", "MissingError", "RemoteError", "read_at", "read_lock", "table_at", "yaml_at"]
-
 
 class MissingError(UserError):
     """The revision has no such file, or there is no such revision."""

@@ -54,12 +54,12 @@ def parse_lock(content: bytes) -> dict[str, Any]:
 
 def read_git(path: Path, revision: str) -> bytes | None:
     """Return the file that git has at a revision, None if it has none. Raises SCMError if there is no such revision."""
-    from dvc.scm import Git
+    from dvc.scm import SCM, resolve_rev
 
-    git = Git(".")
+    git = SCM(".")
     try:
         place = (Path.cwd().resolve() / path).relative_to(Path(git.root_dir).resolve())
-        content: bytes = git.get_fs(git.resolve_rev(revision)).cat_file(place.as_posix())
+        content: bytes = git.get_fs(resolve_rev(git, revision)).cat_file(place.as_posix())
     except (FileNotFoundError, IsADirectoryError):
         return None
     finally:
