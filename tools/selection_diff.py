@@ -147,7 +147,7 @@ def find_causes(here: Selection, there: Selection, groups: Groups, names: tuple[
 
     `names` are the causes of a row that raw does not have there, and of one that is no candidate there.
     """
-    ids = here.chosen.difference(there.chosen)
+    ids = here.chosen.difference(there.chosen).sort_values()
     absent, unable = names
     one_arm = here.settings is None or there.settings is None
     before, after = groups.before.reindex(ids), groups.after.reindex(ids)
@@ -233,7 +233,8 @@ def pair_edits(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, str]:
 
 def describe_moves(rows: pd.DataFrame, causes: pd.Series, edits: dict[str, str]) -> pd.DataFrame:
     found = rows.loc[causes.index, ["source", "instruction"]].assign(cause=causes)
-    return found.assign(edited=[edits.get(row) for row in found.index]).rename_axis("id").reset_index()
+    edited = pd.Series([edits.get(row) for row in found.index], found.index, dtype=object)
+    return found.assign(edited=edited).rename_axis("id").reset_index()
 
 
 def count_causes(causes: pd.Series) -> dict[str, int]:
@@ -244,11 +245,10 @@ def count_causes(causes: pd.Series) -> dict[str, int]:
 def find_shares(before: Selection, after: Selection) -> dict[str, pd.DataFrame]:
     """Return the shares of the selected rows by source, length and perplexity.
 
-    Lengths are cut at the quartiles of the candidates before, so that a class means the same in both. Perplexities are
-    cut at the quartiles of each revision's own candidates, because those of two scorers cannot be compared.
+    Lengths are cut at the quartiles of all rows before, so that a class means the same in both. Perplexities are cut at
+    the quartiles of each revision's own candidates, because those of two scorers cannot be compared.
     """
-    pool = before.rows if before.rows["candidate"].any() else after.rows
-    cuts = np.unique(np.ceil(quartiles(pool[pool["candidate"]]["instruction"].str.len())))
+    cuts = np.unique(np.ceil(quartiles(before.rows["instruction"].str.len())))
     classes = {
         "source": lambda rows, _: rows["source"],
         "length": lambda rows, _: named_class(rows["instruction"].str.len(), cuts, length_names(cuts)),
@@ -263,9 +263,9 @@ def quartiles(values: pd.Series) -> Cuts:
 
 def length_names(cuts: Cuts) -> list[str]:
     """Return the names of the classes of lengths, in characters: all but the first begin at a cut."""
-    first, *_, last = numbers = [int(cut) for cut in cuts]
+    numbers = [int(cut) for cut in cuts]
     between = [f"{low} to {high - 1}" for low, high in pairwise(numbers)]
-    return [f"under {first}", *between, f"{last} or more"]
+    return [f"under {numbers[0]}", *between, f"{numbers[-1]} or more"]
 
 
 def named_class(values: pd.Series, cuts: Cuts, names: Sequence[str]) -> pd.Series:
