@@ -7,23 +7,18 @@ from pathlib import Path
 from tests.project import commit, run
 
 
-def commit_outs(folder: Path, outs: dict[str, bytes], store: Path, **files: str) -> dict[str, Path]:
-    """Commit these outs, one stage each, with their bytes in `store`; return where there. `files` are those of git.
-
-    In the names of `files`, `__` stands for a slash.
-    """
-    objects = {path: write_object(store, content) for path, content in outs.items()}
-    stages = {path: {"cmd": "true", "outs": [out_entry(path, objects[path])]} for path in outs}
-    tracked = {"dvc.lock": json.dumps({"schema": "2.0", "stages": stages})}
-    for name, text in (tracked | {name.replace("__", "/"): text for name, text in files.items()}).items():
+def commit_outs(folder: Path, outs: dict[str, bytes], store: Path, files: dict[str, str]) -> None:
+    """Commit these files, and a dvc.lock with these outs, whose bytes go into `store`."""
+    stages = {path: {"cmd": "true", "outs": [out_entry(path, write_object(store, outs[path]))]} for path in outs}
+    tracked = {
+        "dvc.lock": json.dumps({"schema": "2.0", "stages": stages}),
+        ".gitignore": "/.dvc/cache\n/.dvc/tmp\n/remote\n",
+    }
+    for name, text in (tracked | files).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / ".dvc").mkdir(exist_ok=True)
-    if not (folder / ".git").exists():
-        run(folder, "git", "init", "-q", "-b", "main")
-        (folder / ".gitignore").write_text(".dvc/cache\n.dvc/tmp\n/remote\n")
+    run(folder, "git", "init", "-q", "-b", "main")
     commit(folder, "outs")
-    return objects
 
 
 def write_object(store: Path, content: bytes, suffix: str = "") -> Path:

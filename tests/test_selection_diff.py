@@ -1,5 +1,8 @@
 """The selection diff: every row that came or went has one cause, and the counts are those of an independent count."""
 
+import hashlib
+import shutil
+import sys
 from collections import Counter
 from functools import cache
 from itertools import permutations
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from stages import cluster
 from stages.lib.core.artifacts import read_table
 from stages.sample import Arm
+from tests.clones import clone
+from tests.project import change_params, commit, run
 from tests.selecting import make_candidates, select_rows, write_ppl
 from tools.selection_diff import (
     BECAME,
@@ -35,7 +40,6 @@ from tools.selection_diff import (
 
 ARMS = {
     "spread": {"method": "spread", "fraction": 0.2, "seed": 1},
-    "highest": {"method": "highest", "fraction": 0.2, "seed": 1},
     "steady": {"method": "steady", "fraction": 0.2, "seed": 1},
     "by_source": {"method": "middle", "fraction": 0.2, "seed": 1, "allocation": "source"},
     "whole": {"method": "highest", "fraction": 0.2, "seed": 1, "allocation": "whole", "max": 5},
@@ -43,7 +47,8 @@ ARMS = {
     "longest": {"method": "longest", "fraction": 0.2, "seed": 1},
     "full": {"method": "all", "seed": 1},
 }
-CELL_ARMS, OWN_ARMS = ("spread", "highest", "steady"), ("spread", "steady")
+CELL_ARMS = ("spread", "steady")
+"""These also get other settings in two of the changes."""
 CLUSTER = {"length_groups": 2, "clusters": 4, "small_groups": "stop", "algorithm": "lloyd", "init": "hashed"}
 CLUSTER |= {"n_init": 1, "seeds": [1]}
 
@@ -92,8 +97,8 @@ def select(new_folder, write_raw, write_vectors, write_leaks):
 
 N = range(240)
 LIFE = [n for n in N if n % 3]
-WIDER = {arm: ARMS[arm] | {"fraction": 0.3} for arm in OWN_ARMS}
-OTHER = {arm: ARMS[arm] | {"method": "middle"} for arm in OWN_ARMS}
+WIDER = {arm: ARMS[arm] | {"fraction": 0.3} for arm in CELL_ARMS}
+OTHER = {arm: ARMS[arm] | {"method": "middle"} for arm in CELL_ARMS}
 CHANGES = {
     "nothing": World(N),
     "new source": World(N, added=30),
@@ -117,7 +122,7 @@ AROUND = {QUOTA, DISPLACED}
 def possible(change, arm):
     """Return the causes that a change can have in an arm; none if it leaves the arm as it is."""
     if change in ("fraction", "method"):
-        return {SETTINGS} if arm in OWN_ARMS else set()
+        return {SETTINGS} if arm in CELL_ARMS else set()
     own = set(ROWS.get(change, set()))
     own |= {MOVED} if change in REFITTED and arm in CELL_ARMS else set()
     own |= {SCORE} if change in RESCORED and arm not in ("random", "longest", "full") else set()
@@ -154,7 +159,7 @@ def test_a_change_explains_every_row_of_the_arms_it_touches_and_touches_no_other
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_counts_are_those_of_an_independent_count(change, worlds, diffs):
     for arm, diff in diffs(change).items():
-        other_settings = change in ("fraction", "method") and arm in OWN_ARMS
+        other_settings = change in ("fraction", "method") and arm in CELL_ARMS
         scored = arm not in ("random", "longest", "full")
         rows = [worlds(name)[arm].rows for name in ("nothing", change)]
         expected = count(*rows, unit(arm), other_settings, scored)
@@ -382,3 +387,42 @@ def test_nothing_that_a_row_says_is_markup():
         "    b [a|b] new row: <script>`x`</script> | @everyone <!-- dvc-report --> # 제목 ```"
     ]
     assert "| a/b | 0.0% | 50.0% |" in lines
+
+
+def test_an_unpulled_clone_says_which_rows_came_and_a_damaged_table_is_refused(done, tmp_path):
+    """The remote is a copy, because the test damages it; `verify` makes no difference."""
+    author, remote = clone(done, tmp_path / "author"), tmp_path / "remote"
+    shutil.copytree(done.parent / "remote", remote)
+    run(author, "dvc", "remote", "modify", "-q", "team", "url", str(remote))
+    change_params(author, arms__spread__fraction=0.2)
+    run(author, "dvc", "repro", "-q", "--pull", "--allow-missing", "sample")
+    commit(author, "twice as many")
+    run(author, "dvc", "push", "-q", "sample")
+    mate = clone(author, tmp_path / "mate")
+    lines = run(mate, sys.executable, "-m", "tools.selection_diff", "HEAD~1", "HEAD").split("\n")
+    arms = {
+        line.split()[1].rstrip(":"): lines[number + 2] for number, line in enumerate(lines) if line.startswith("## ")
+    }
+    assert arms.keys() == {"spread", "random", "full"}
+    assert arms["random"] == arms["full"] == "No row came or went."
+    assert any(line.startswith("Why in: settings ") for line in lines)
+    assert run(mate, "git", "status", "--porcelain") == ""
+
+    table = author / "data/samples/spread.parquet"
+    md5 = hashlib.md5(table.read_bytes()).hexdigest()
+    stored = remote / "files/md5" / md5[:2] / md5[2:]
+    stored.chmod(0o644)
+    flip(stored)
+    for verify in ("true", "false"):
+        run(mate, "dvc", "remote", "modify", "-q", "--local", "team", "verify", verify)
+        log = run(mate, sys.executable, "-m", "tools.selection_diff", "HEAD~1", "HEAD", "spread", code=1)
+        assert log.startswith("data/samples/spread.parquet at HEAD: ")
+        assert f"{stored} is damaged" in log
+    flip(stored)  # and so put back
+    run(mate, sys.executable, "-m", "tools.selection_diff", "HEAD~1", "HEAD", "spread")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
