@@ -1,8 +1,12 @@
 """The selection diff: every row that came or went has one cause, and the counts are those of an independent count."""
 
 import hashlib
+import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 from collections import Counter
 from functools import cache
 from itertools import permutations
@@ -14,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import cluster
-from stages.lib.core.artifacts import read_table
+from stages import candidates, cluster, merge, sample
+from stages.lib.core.artifacts import read_table, write_table
 from stages.sample import Arm
 from tests.clones import clone
-from tests.project import change_params, commit, run
+from tests.objects import commit_outs
+from tests.project import ROOT, change_params, commit, run
 from tests.selecting import make_candidates, select_rows, write_ppl
 from tools.selection_diff import (
     BECAME,
@@ -426,3 +431,52 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+ROWS_OF_KOQUALITY = 375_506
+
+
+@pytest.mark.slow
+def test_a_corpus_of_the_size_of_koqualitys_takes_seconds_and_little_memory(tmp_path, capsys):
+    """K-means is fitted anew, under other numbers, after 2,000 rows came and 500 went: most rows change the cell."""
+    draw = np.random.default_rng(1)
+    for revision, numbers in enumerate((range(ROWS_OF_KOQUALITY), range(500, ROWS_OF_KOQUALITY + 2000))):
+        outs = make_tables(tmp_path, np.array(numbers), draw, revision)
+        params = {"arms": {"spread": ARMS["spread"]}, "stability": {"variants": {}}}
+        commit_outs(tmp_path, outs, tmp_path / ".dvc/cache", {"params.yaml": json.dumps(params), ".dvc/config": ""})
+    command = [sys.executable, "-m", "tools.selection_diff", "HEAD~1", "HEAD", "spread"]
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=-1, text=True
+    ) as process:
+        shown = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+    seconds, gigabytes = time.monotonic() - start, used.ru_maxrss / 2**20
+    with capsys.disabled():
+        print(f"\n{shown[:600]}\n{seconds:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of CPU, {gigabytes:.2f} GiB")
+    assert status == 0
+    assert used.ru_utime + used.ru_stime < 10
+    assert gigabytes < 1.5
+
+
+def make_tables(folder, numbers, draw, revision):
+    """Return the three tables of a corpus with these rows, 500 cells and 10 % selected, as bytes by path."""
+    ids = [f"{number * 2654435761:016x}" for number in numbers]
+    words = np.array([f"{n}번째 낱말을 넣은 조금 긴 지시문 " for n in range(1000)], dtype=object)
+    instruction = words[numbers % 1000] + words[numbers // 1000] + numbers.astype(str)
+    rows = pd.DataFrame({"id": ids, "source": "koquality", "instruction": instruction, "output": instruction * 4})
+    cell = (numbers * 7919 % 500 + revision * 123) % 500
+    cell = np.where(draw.random(len(cell)) < 0.1, draw.integers(0, 500, len(cell)), cell)
+    rows = rows.assign(length_group=cell // 100, cluster=cell % 100, distance=0.5, tokens=9, nll=1.0, characters=9)
+    rows = rows.assign(ppl=np.exp(np.random.default_rng(2).normal(4, 1, 2 * ROWS_OF_KOQUALITY)[numbers]), reason=None)
+    rows = rows.assign(nll_answer=None, nll_answer_alone=None, ifd=None, turns=None, final=None)
+    selected = draw.random(len(rows)) < 0.1
+    why = rows.assign(score=rows["ppl"], rank=1, selected=selected, reason=np.where(selected, "selected", "outside"))
+    tables = {
+        "data/raw.parquet": (rows, merge.RAW),
+        "data/candidates.parquet": (rows.assign(score=None), candidates.CANDIDATES),
+        "data/samples/spread.parquet": (why, sample.SAMPLE),
+    }
+    for path, (table, schema) in tables.items():
+        write_table(folder / path, table, schema)
+    return {path: (folder / path).read_bytes() for path in tables}
