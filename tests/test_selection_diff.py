@@ -242,14 +242,17 @@ def test_an_edited_row_is_one_that_went_and_one_that_came_and_each_names_the_oth
 ONE_ROW = {"source": "life", "length_group": 0, "cluster": 0, "ppl": 1.0, "score": 1.0, "candidate": True}
 
 
-def selection(rows, arm=ARMS["spread"], name="ours"):
+def selection(rows, arm=ARMS["spread"]):
     """Make a selection of {id: what differs from ONE_ROW}; rows are selected unless they say otherwise."""
     full = [
         {"id": row, "instruction": f"{row} 질문", "output": f"{row} 답", "selected": True} | ONE_ROW | changes
         for row, changes in rows.items()
     ]
     columns = ["id", "instruction", "output", "selected", *ONE_ROW]
-    return Selection(name, arm and Arm.model_validate(arm), pd.DataFrame(full, columns=columns).set_index("id"))
+    table = pd.DataFrame(full, columns=columns).set_index("id")
+    if arm is None:  # nothing then says what the arm would rank by, or in which cells
+        return Selection("ours", None, table.drop(columns=["length_group", "cluster", "score"]).assign(selected=False))
+    return Selection("ours", Arm.model_validate(arm), table)
 
 
 def test_an_answer_that_two_rows_share_pairs_no_edit():
@@ -306,7 +309,7 @@ def test_another_seed_is_a_setting_only_where_the_method_draws_rows():
 
 @pytest.mark.parametrize(("side", "causes"), [("after", ({SETTINGS: 2}, {})), ("before", ({}, {SETTINGS: 2}))])
 def test_all_rows_of_an_arm_that_one_revision_has_came_or_went_by_settings(side, causes):
-    there, absent = selection({"a": {}, "b": {}}), selection({"a": {"selected": False}}, None)
+    there, absent = selection({"a": {}, "b": {}}), selection({"a": {}}, None)
     diff = diff_selection(absent, there) if side == "after" else diff_selection(there, absent)
     assert (diff.causes_in, diff.causes_out, diff.only, diff.like_for_like) == (*causes, side, 0)
     assert "A has no such arm." in "\n".join(describe_diff(diff, *("AB" if side == "after" else "BA")))

@@ -60,8 +60,8 @@ class Selection:
     settings: Arm | None
     """None if there is no such arm at this revision."""
     rows: pd.DataFrame
-    """Every row of raw, by id: `source`, `instruction`, `output`, the arm's `length_group` and `cluster`, `ppl`, the
-    `score` that ranks it, and whether it is a `candidate` and `selected`."""
+    """Every row of raw, by id: `source`, `instruction`, `output`, `ppl`, whether it is a `candidate` and `selected`; if
+    there is such an arm, also its `length_group` and `cluster`, and the `score` that ranks it."""
 
     @property
     def chosen(self) -> pd.Index:
@@ -157,7 +157,7 @@ def find_causes(here: Selection, there: Selection, groups: Groups, names: tuple[
         (unable, ~ids.isin(there.rows.index[there.rows["candidate"]])),
         (SETTINGS, np.full(len(ids), decisive(here.settings) != decisive(there.settings))),
         (MOVED, (before != after) & (groups.unit == "cell")),
-        (SCORE, differ(here.rows.loc[ids, "score"], there.rows["score"].reindex(ids)) & is_ranked(here.settings)),
+        (SCORE, differ(scores_of(here, ids), scores_of(there, ids))),
         (QUOTA, after.isin(groups.uneven) & (groups.unit != "corpus")),
     ]
     found = np.select([mask for _, mask in causes], [cause for cause, _ in causes], DISPLACED)
@@ -168,8 +168,10 @@ def differ(one: pd.Series, other: pd.Series) -> pd.Series:
     return (one != other) & ~(one.isna() & other.isna())
 
 
-def is_ranked(arm: Arm | None) -> bool:
-    return arm is not None and arm.score is not None
+def scores_of(selection: Selection, ids: pd.Index) -> pd.Series:
+    """Return the scores that rank these rows, missing if the arm ranks by none."""
+    ranked = selection.settings is not None and selection.settings.score is not None
+    return selection.rows["score"].reindex(ids) if ranked else pd.Series(np.nan, index=ids)
 
 
 def decisive(arm: Arm | None) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def decisive(arm: Arm | None) -> dict[str, Any]:
 
 
 def group_rows(before: Selection, after: Selection) -> Groups:
-    units = {unit_of(arm) for arm in (before.settings, after.settings) if arm}
+    units = {unit_of(before.settings), unit_of(after.settings)}
     unit = units.pop() if len(units) == 1 else "corpus"
     one, other = before.rows["source"], after.rows["source"]
     if unit == "cell":
@@ -189,7 +191,9 @@ def group_rows(before: Selection, after: Selection) -> Groups:
     return Groups(unit, one, other, sizes.index[differ(sizes["one"], sizes["other"])])
 
 
-def unit_of(arm: Arm) -> str:
+def unit_of(arm: Arm | None) -> str:
+    if arm is None:
+        return "corpus"
     return "cell" if arm.uses_cells else "source" if arm.allocation == "source" else "corpus"
 
 
