@@ -31,14 +31,14 @@ def committed_md5(path: Path, revision: str = "HEAD") -> str | None:
     from dvc.scm import SCMError
 
     try:
-        stages = read_lock(revision)["stages"]
+        stages = committed_lock(revision)["stages"]
     except SCMError:
         return None
     outs = (out for stage in stages.values() for out in stage.get("outs", []))
     return next((out["md5"] for out in outs if out["path"] == str(path)), None)
 
 
-def read_lock(revision: str = "HEAD") -> dict[str, Any]:
+def committed_lock(revision: str = "HEAD") -> dict[str, Any]:
     """Return a revision's dvc.lock, without stages if there is none. Raises SCMError if there is no such revision."""
     content = read_git(LOCK, revision)
     return {"stages": {}} if content is None else parse_lock(content)
