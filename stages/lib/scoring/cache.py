@@ -7,7 +7,6 @@ seconds, so a run that is killed loses at most one chunk per process. The folder
 scores that are not committed are lost with it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from stages.lib.core.artifacts import read_arrow, remove, write_arrow
 from stages.lib.core.errors import UserError
 from stages.lib.core.processes import barrier, rank
+from stages.lib.scoring.committed import read_committed
 from stages.lib.scoring.fingerprint import Fingerprint, describe_changes, hash_file, short_hash
 from stages.lib.text.hashing import text_hash
 
@@ -145,55 +145,6 @@ def read_last_commit(cache: Cache, missing: int) -> list[pa.Table]:
         changes = describe_changes(before, cache.fingerprint)
         log.info("the last commit's scores have another fingerprint: %s", changes)
     return []
-
-
-def read_committed(path: Path) -> bytes | None:
-    """Return the content that the last commit has for this path, from DVC's cache or remote; None if there is none.
-
-    dvc.api does not verify what it reads, so the content is compared with the md5 in that commit's dvc.lock. Raises
-    what the remote raises, if it does not answer.
-    """
-    import dvc.api
-    from dvc.exceptions import PathMissingError
-
-    expected = committed_md5(path)
-    if expected is None:
-        return None
-    try:
-        content: bytes | None = dvc.api.read(str(path), rev="HEAD", mode="rb")
-    except PathMissingError:  # it says so too if the remote refuses, or is not reached
-        content = read_remote(expected)
-    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
-        raise ValueError(f"{path} is damaged in the cache or the remote, dvc.lock has md5 {expected}")
-    return content
-
-
-def committed_md5(path: Path) -> str | None:
-    """Return the md5 that the last commit's dvc.lock has for this path, None if there is no such commit or path."""
-    import dvc.api
-    from dvc.exceptions import PathMissingError
-    from dvc.scm import SCMError
-    from ruamel.yaml import YAML
-
-    try:
-        lock = YAML(typ="safe").load(dvc.api.read("dvc.lock", rev="HEAD"))
-    except (PathMissingError, SCMError):
-        return None
-    outs = (out for stage in lock["stages"].values() for out in stage.get("outs", []))
-    return next((out["md5"] for out in outs if out["path"] == str(path)), None)
-
-
-def read_remote(md5: str) -> bytes | None:
-    """Return what DVC's default remote has under this md5; None if there is no remote."""
-    from dvc.config import NoRemoteError
-    from dvc.repo import Repo
-
-    try:
-        remote = Repo().cloud.get_remote_odb()
-    except NoRemoteError:
-        return None
-    content: bytes = remote.fs.cat_file(remote.oid_to_path(md5))
-    return content
 
 
 def keep_chunks(cache: Cache, keys: list[str], batches: Batches) -> None:
