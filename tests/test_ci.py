@@ -19,12 +19,13 @@ from tests.project import ROOT
 
 MARKER = "<!-- dvc-report -->"
 TOKEN = "ghs_NobodyMayReadThis"
-SAME_REQUEST = re.compile(r"/repos/team/data/issues/(7/comments|comments/\d+)|/projects/5/merge_requests/7/notes(/\d+)?")
-needs_tools = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed")
+OURS = re.compile(r"/repos/team/data/issues/(7/comments|comments/\d+)|/projects/5/merge_requests/7/notes(/\d+)?")
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 
 
 class FakeApi(ThreadingHTTPServer):
-    """Comments of one pull request. `failures` are answered first, one by one; so many POSTs are `lost`: done, but 502."""
+    """The comments of one pull request. The first answers are `failures`; so many POSTs are `lost`: done, but 502."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -61,13 +62,13 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}").get("body")
         self.server.calls.append(self.command)
-        if TOKEN not in (self.headers.get("Authorization", "").removeprefix("Bearer "), self.headers.get("PRIVATE-TOKEN")):
+        if TOKEN not in (self.headers.get("Authorization", "")[len("Bearer ") :], self.headers.get("PRIVATE-TOKEN")):
             return self.answer(401, {})
         if self.server.failures:  # an API that repeats the token in its answer gives nothing away either
             return self.answer(self.server.failures.pop(0), {"message": TOKEN})
         if url.path == "/user":
             return self.answer(200, {"id": 99})
-        if not SAME_REQUEST.fullmatch(url.path) or (body is not None and len(body) > 65536):
+        if not OURS.fullmatch(url.path) or (body is not None and len(body) > 65536):
             return self.answer(422, {})
         if self.command == "POST":
             made = self.server.add(body, author=99)
@@ -118,7 +119,7 @@ def comment(api, tmp_path):
     return run
 
 
-@needs_tools
+@needs_curl
 def test_the_first_report_is_a_new_comment_and_the_next_edits_it(api, comment):
     assert comment("# 행 3개가 들어왔다\n").code == 0
     assert [c["body"] for c in api.comments] == [f"{MARKER}\n# 행 3개가 들어왔다\n"]
@@ -127,7 +128,7 @@ def test_the_first_report_is_a_new_comment_and_the_next_edits_it(api, comment):
     assert api.calls == ["GET", "POST", "GET", "PATCH"]
 
 
-@needs_tools
+@needs_curl
 @pytest.mark.parametrize("before", [99, 100, 250])
 def test_our_comment_is_found_on_any_page(api, comment, before):
     for number in range(before):
@@ -139,7 +140,7 @@ def test_our_comment_is_found_on_any_page(api, comment, before):
     assert len(api.comments) == before + 2
 
 
-@needs_tools
+@needs_curl
 def test_a_full_last_page_without_our_comment_ends_the_search(api, comment):
     for number in range(100):
         api.add(f"{number}", "User")
@@ -147,7 +148,7 @@ def test_a_full_last_page_without_our_comment_ends_the_search(api, comment):
     assert (len(api.comments), api.calls) == (101, ["GET", "GET", "POST"])
 
 
-@needs_tools
+@needs_curl
 def test_a_marker_by_a_human_or_not_at_the_start_is_not_ours(api, comment):
     api.add(f"{MARKER}\nI am the report", "User")
     api.add(f"> quoted: {MARKER}\n")
@@ -160,7 +161,7 @@ def test_a_marker_by_a_human_or_not_at_the_start_is_not_ours(api, comment):
     assert len(api.comments) == 4
 
 
-@needs_tools
+@needs_curl
 @pytest.mark.parametrize("character", ["가", "🙂", "\\", "\n"])
 def test_ninety_thousand_characters_are_cut_whole_and_the_comment_says_so(api, comment, character):
     assert comment(character * 90_000).code == 0
@@ -170,13 +171,13 @@ def test_ninety_thousand_characters_are_cut_whole_and_the_comment_says_so(api, c
     assert text == "\n" + character * 65_000
 
 
-@needs_tools
+@needs_curl
 def test_a_report_at_the_limit_is_not_cut(api, comment):
     assert comment("가" * 65_000).code == 0
     assert api.comments[0]["body"] == f"{MARKER}\n{'가' * 65_000}"
 
 
-@needs_tools
+@needs_curl
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_one_line_that_names_the_permission_and_is_not_retried(api, comment, status):
     api.failures = [status]
@@ -188,7 +189,7 @@ def test_a_refusal_is_one_line_that_names_the_permission_and_is_not_retried(api,
     assert (api.comments, api.calls) == ([], ["GET"])
 
 
-@needs_tools
+@needs_curl
 def test_after_an_error_of_the_server_it_tries_again(api, comment):
     api.failures = [500]
     done = comment("new")
@@ -196,7 +197,7 @@ def test_after_an_error_of_the_server_it_tries_again(api, comment):
     assert re.fullmatch(r"\.ci/comment: GET http://\S+: 500\n", done.error)
 
 
-@needs_tools
+@needs_curl
 def test_a_comment_that_was_made_although_the_server_said_502_is_not_made_twice(api, comment):
     api.lost = 1
     assert comment("new").code == 0
@@ -204,14 +205,20 @@ def test_a_comment_that_was_made_although_the_server_said_502_is_not_made_twice(
     assert [c["body"] for c in api.comments] == [f"{MARKER}\nnew"]
 
 
-@needs_tools
+@needs_curl
+def test_an_answer_that_is_no_list_of_comments_fails(api, comment):
+    api.failures = [200]
+    assert (comment("new").code, api.calls) == (1, ["GET"])
+
+
+@needs_curl
 def test_an_empty_report_is_no_comment(api, comment):
     done = comment("")
     assert (done.code, api.calls) == (1, [])
     assert done.error.endswith("report.md is empty; see why the report was not written\n")
 
 
-@needs_tools
+@needs_curl
 def test_on_gitlab_the_note_is_that_of_the_tokens_user(api, comment):
     gitlab = {
         "GITLAB_CI": "true",
@@ -241,12 +248,12 @@ def test_the_report_is_shown_and_the_job_ends_with_its_status(tmp_path, status, 
     report = "-m tools.pr_report 4f2a1c9: 행 2개\n"
     assert (done.returncode, done.stderr) == (status, "")
     assert (tmp_path / "report.md").read_text() == report
-    assert (done.stdout, summary and (tmp_path / "summary").read_text()) == (("", report) if summary else (report, False))
+    assert (tmp_path / "summary").read_text() == report if summary else done.stdout == report
 
 
 def test_the_key_of_the_remote_is_in_a_private_file_while_the_report_is_made(tmp_path):
     (tmp_path / "dvc").write_text('#!/bin/sh\n[ "$2" = default ] && echo team || echo "$@" >> dvc.log\n')
-    look = 'for word in $(cat dvc.log); do key=$word; done; stat -c %a "$key"; cat "$key"; echo "${REMOTE_SSH_KEY-unset}"'
+    look = 'key=$(grep -o "/.*" dvc.log); stat -c %a "$key"; cat "$key"; echo "${REMOTE_SSH_KEY-unset}"'
     (tmp_path / "python").write_text(f"#!/bin/sh\n{look}\n")
     for name in ("dvc", "python"):
         (tmp_path / name).chmod(0o755)
@@ -257,9 +264,6 @@ def test_the_key_of_the_remote_is_in_a_private_file_while_the_report_is_made(tmp
     called = (tmp_path / "dvc.log").read_text()
     assert called.startswith("remote modify --quiet --local team keyfile /")
     assert not Path(called.split()[-1]).exists()
-
-
-WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def steps(workflow: Path) -> list[dict]:

@@ -1,0 +1,123 @@
+"""Two clones over a real server: what one has pushed the other gets, and nothing that is damaged gets through."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from stages.lib.core.errors import UserError
+from tests.clones import clone
+from tests.project import UP_TO_DATE, change_params, commit, ran, run
+from tests.remotes import Remote, free_port, s3_remote, ssh_remote
+from tests.test_team import add_rows, computed
+from tools.revisions import RemoteError, read_at
+
+SAMPLE = "data/samples/spread.parquet"
+
+
+@pytest.fixture(scope="module", params=["ssh", pytest.param("s3", marks=pytest.mark.slow)])
+def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    start = {"ssh": ssh_remote, "s3": s3_remote}[request.param]
+    with start(tmp_path_factory.mktemp(request.param)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def author(remote: Remote, done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reproduced clone that has pushed to the server."""
+    folder = shutil.copytree(done, tmp_path_factory.mktemp("author") / "clone", symlinks=True)
+    run(folder, "dvc", "remote", "add", "-q", "-f", "-d", "team", remote.url)
+    for name, value in remote.settings.items():
+        run(folder, "dvc", "remote", "modify", "-q", "team", name, value)
+    commit(folder, "a remote")
+    remote.add_to(folder)
+    run(folder, "dvc", "push", "-q")
+    return folder
+
+
+@pytest.fixture
+def mate(author: Path, remote: Remote, tmp_path: Path) -> Path:
+    """A fresh clone that has pulled nothing."""
+    return remote.add_to(clone(author, tmp_path / "mate"))
+
+
+def test_a_clone_pulls_what_the_other_pushed_and_reruns_nothing(author: Path, mate: Path) -> None:
+    run(mate, "dvc", "pull", "-q")
+    assert UP_TO_DATE in run(mate, "dvc", "repro")
+    assert run(mate, "git", "status", "--porcelain") == ""
+    assert (mate / "dvc.lock").read_bytes() == (author / "dvc.lock").read_bytes()
+
+
+def test_what_a_teammate_has_run_comes_from_the_run_cache(author: Path, mate: Path) -> None:
+    change_params(author, arms__spread__fraction=0.2)
+    expensive = {"sample@spread", "train@spread", "evaluate@spread"}
+    assert expensive <= ran(run(author, "dvc", "repro"))
+    run(author, "dvc", "push", "-q", "--run-cache")
+    locked = (author / "dvc.lock").read_bytes()
+    run(author, "git", "checkout", "-q", ".")
+    change_params(mate, arms__spread__fraction=0.2)  # the same change, not the commit
+    log = run(mate, "dvc", "repro", "--pull", "--allow-missing")
+    assert not expensive & ran(log)
+    assert "Stage 'train@spread' is cached - skipping run" in log
+    assert (mate / "dvc.lock").read_bytes() == locked
+    assert not (mate / "models" / "full").exists()
+
+
+def test_a_teammates_scores_are_read_from_the_server(author: Path, mate: Path, tmp_path: Path) -> None:
+    add_rows(author, 5)
+    assert computed(run(author, "dvc", "repro", "ppl")) == [5]
+    run(author, "dvc", "push", "-q", "ppl")
+    run(author, "git", "checkout", "-q", "-b", "rows")
+    commit(author, "five rows")
+    run(mate, "git", "pull", "-q", "origin", "rows")
+    run(author, "git", "checkout", "-q", "main")
+    add_rows(mate, 2, start=5)
+    assert computed(run(mate, "dvc", "repro", "--pull", "--allow-missing", "ppl")) == [2]
+
+
+class Stored:
+    """A file's object on the server, as an administrator sees it."""
+
+    def __init__(self, clone: Path, file: str) -> None:
+        store = Repo(str(clone)).cloud.get_remote_odb()
+        md5 = next(out.hash_info.value for out in Repo(str(clone)).index.outs if str(out) == file)
+        self.path, self.fs = store.oid_to_path(md5), store.fs
+        self.content: bytes = self.fs.cat_file(self.path)
+
+    def write(self, content: bytes) -> None:
+        self.fs.rm_file(self.path)
+        self.fs.pipe_file(self.path, content)
+
+
+@pytest.mark.parametrize("verify", ["true", "false"])
+def test_a_damaged_object_is_refused_and_heals_when_it_is_put_back(
+    author: Path, mate: Path, monkeypatch: pytest.MonkeyPatch, verify: str
+) -> None:
+    stored = Stored(author, SAMPLE)
+    run(mate, "dvc", "remote", "modify", "-q", "--local", "team", "verify", verify)
+    monkeypatch.chdir(mate)
+    stored.write(stored.content[:-9] + bytes([stored.content[-9] ^ 1]) + stored.content[-8:])
+    with pytest.raises(UserError, match=rf"{SAMPLE} at HEAD.*damaged"):
+        read_at(SAMPLE, "HEAD")
+    if verify == "true":
+        run(mate, "dvc", "pull", "-q", SAMPLE, code=1)
+        assert not Path(SAMPLE).exists()
+    stored.write(stored.content)
+    assert read_at(SAMPLE, "HEAD") == stored.content
+    run(mate, "dvc", "pull", "-q", SAMPLE)
+    assert Path(SAMPLE).read_bytes() == stored.content
+
+
+def refuse(mate: Path, remote: Remote) -> None:
+    remote.add_to(mate, remote.wrong)
+
+
+def close(mate: Path, remote: Remote) -> None:
+    move(mate, remote, free_port())
+
+
+def move(mate: Path, remote: Remote, port: int) -> None: ...
