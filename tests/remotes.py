@@ -1,4 +1,4 @@
-"""Real servers for DVC's remotes, on loopback: an sshd of our own, and Ceph's S3 gateway, both with data in a folder."""
+"""Real servers for DVC's remotes on loopback: a private sshd, and Ceph with its S3 gateway."""
 
 import contextlib
 import getpass
@@ -68,6 +68,7 @@ CEPH_KEYS = {
 
 
 class Remote(NamedTuple):
+    port: int
     url: str
     settings: dict[str, str]
     """What a team commits."""
@@ -76,10 +77,15 @@ class Remote(NamedTuple):
     wrong: dict[str, str]
     """A secret that the server refuses."""
 
-    def add_to(self, clone: Path, secret: dict[str, str] | None = None) -> Path:
-        for name, value in (self.secret if secret is None else secret).items():
-            run(clone, "dvc", "remote", "modify", "-q", "--local", "team", name, value)
-        return clone
+    def at(self, port: int) -> dict[str, str]:
+        """Return the settings that lead to another port."""
+        settings = {"url": self.url} | self.settings
+        return {name: value.replace(f":{self.port}", f":{port}") for name, value in settings.items()}
+
+
+def modify(clone: Path, settings: dict[str, str], *flags: str) -> None:
+    for name, value in settings.items():
+        run(clone, "dvc", "remote", "modify", "-q", *flags, "team", name, value)
 
 
 def free_port() -> int:
@@ -127,8 +133,8 @@ def ssh_remote(folder: Path) -> Iterator[Remote]:
     with running(sshd, "-D", "-e", "-f", f"{folder}/sshd_config", log=folder / "sshd.log") as server:
         wait_for(port, server, 10)
         url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{folder}/store"
-        keys = [{"keyfile": f"{folder}/{name}"} for name in ("right", "wrong")]
-        yield Remote(url, {"verify": "true", "timeout": "5"}, *keys)
+        right, wrong = ({"keyfile": f"{folder}/{name}"} for name in ("right", "wrong"))
+        yield Remote(port, url, {"verify": "true", "timeout": "2"}, right, wrong)
 
 
 @contextlib.contextmanager
@@ -143,13 +149,9 @@ def s3_remote(folder: Path) -> Iterator[Remote]:
 
         endpoint = f"http://127.0.0.1:{port}"
         s3fs.S3FileSystem(key="TEAM", secret="SECRET", endpoint_url=endpoint).mkdir("dvc")
-        secret = {"access_key_id": "TEAM", "secret_access_key": "SECRET"}
-        yield Remote(
-            "s3://dvc/project",
-            {"verify": "true", "endpointurl": endpoint, "connect_timeout": "5"},
-            secret,
-            secret | {"secret_access_key": "WRONG"},
-        )
+        settings = {"verify": "true", "endpointurl": endpoint, "connect_timeout": "2", "read_timeout": "2"}
+        right = {"access_key_id": "TEAM", "secret_access_key": "SECRET"}
+        yield Remote(port, "s3://dvc/project", settings, right, right | {"secret_access_key": "WRONG"})
 
 
 @contextlib.contextmanager
@@ -173,8 +175,8 @@ def ceph(folder: Path) -> Iterator[int]:
             return servers.enter_context(running(*command, "-f", *as_user, log=log))
 
         wait_for(mon, start("ceph-mon", "-i", "a"), 30)
-        for words in (["osd", "create"], ["auth", "import", "-i", "keyring"], ["osd", "crush", "add", "osd.0", "1", "root=default", "host=h"]):
-            run(folder, "timeout", "60", "ceph", "-c", "ceph.conf", *words)
+        for words in ("osd create", "auth import -i keyring", "osd crush add osd.0 1 root=default host=h"):
+            run(folder, "timeout", "60", "ceph", "-c", "ceph.conf", *words.split())
         run(folder, "ceph-osd", "-i", "0", "--mkfs", *as_user)
         start("ceph-osd", "-i", "0")
         wait_for(port, start("radosgw", "-n", "client.rgw"), 90)

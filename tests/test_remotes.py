@@ -1,9 +1,10 @@
 """Two clones over a real server: what one has pushed the other gets, and nothing that is damaged gets through."""
 
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from dvc.repo import Repo
 
 from stages.lib.core.errors import UserError
 from tests.clones import clone
-from tests.project import UP_TO_DATE, change_params, commit, ran, run
-from tests.remotes import Remote, free_port, s3_remote, ssh_remote
+from tests.project import ENVIRONMENT, UP_TO_DATE, change_params, commit, ran, run
+from tests.remotes import Remote, free_port, modify, s3_remote, ssh_remote
 from tests.test_team import add_rows, computed
 from tools.revisions import RemoteError, read_at
 
@@ -31,10 +32,9 @@ def author(remote: Remote, done: Path, tmp_path_factory: pytest.TempPathFactory)
     """A reproduced clone that has pushed to the server."""
     folder = shutil.copytree(done, tmp_path_factory.mktemp("author") / "clone", symlinks=True)
     run(folder, "dvc", "remote", "add", "-q", "-f", "-d", "team", remote.url)
-    for name, value in remote.settings.items():
-        run(folder, "dvc", "remote", "modify", "-q", "team", name, value)
+    modify(folder, remote.settings)
     commit(folder, "a remote")
-    remote.add_to(folder)
+    modify(folder, remote.secret, "--local")
     run(folder, "dvc", "push", "-q")
     return folder
 
@@ -42,7 +42,9 @@ def author(remote: Remote, done: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def mate(author: Path, remote: Remote, tmp_path: Path) -> Path:
     """A fresh clone that has pulled nothing."""
-    return remote.add_to(clone(author, tmp_path / "mate"))
+    folder = clone(author, tmp_path / "mate")
+    modify(folder, remote.secret, "--local")
+    return folder
 
 
 def test_a_clone_pulls_what_the_other_pushed_and_reruns_nothing(author: Path, mate: Path) -> None:
@@ -55,26 +57,26 @@ def test_a_clone_pulls_what_the_other_pushed_and_reruns_nothing(author: Path, ma
 def test_what_a_teammate_has_run_comes_from_the_run_cache(author: Path, mate: Path) -> None:
     change_params(author, arms__spread__fraction=0.2)
     expensive = {"sample@spread", "train@spread", "evaluate@spread"}
-    assert expensive <= ran(run(author, "dvc", "repro"))
+    assert expensive == ran(run(author, "dvc", "repro", "evaluate@spread"))
     run(author, "dvc", "push", "-q", "--run-cache")
     locked = (author / "dvc.lock").read_bytes()
-    run(author, "git", "checkout", "-q", ".")
+    run(author, "git", "reset", "-q", "--hard")  # DVC has staged its lock
     change_params(mate, arms__spread__fraction=0.2)  # the same change, not the commit
-    log = run(mate, "dvc", "repro", "--pull", "--allow-missing")
-    assert not expensive & ran(log)
-    assert "Stage 'train@spread' is cached - skipping run" in log
+    log = run(mate, "dvc", "repro", "--pull", "--allow-missing", "evaluate@spread")
+    assert ran(log) == set()
+    assert all(f"Stage '{stage}' is cached - skipping run" in log for stage in expensive)
     assert (mate / "dvc.lock").read_bytes() == locked
     assert not (mate / "models" / "full").exists()
 
 
-def test_a_teammates_scores_are_read_from_the_server(author: Path, mate: Path, tmp_path: Path) -> None:
+def test_a_teammates_scores_are_read_from_the_server(author: Path, mate: Path) -> None:
     add_rows(author, 5)
     assert computed(run(author, "dvc", "repro", "ppl")) == [5]
     run(author, "dvc", "push", "-q", "ppl")
     run(author, "git", "checkout", "-q", "-b", "rows")
     commit(author, "five rows")
-    run(mate, "git", "pull", "-q", "origin", "rows")
     run(author, "git", "checkout", "-q", "main")
+    run(mate, "git", "pull", "-q", "origin", "rows")
     add_rows(mate, 2, start=5)
     assert computed(run(mate, "dvc", "repro", "--pull", "--allow-missing", "ppl")) == [2]
 
@@ -98,7 +100,7 @@ def test_a_damaged_object_is_refused_and_heals_when_it_is_put_back(
     author: Path, mate: Path, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
     stored = Stored(author, SAMPLE)
-    run(mate, "dvc", "remote", "modify", "-q", "--local", "team", "verify", verify)
+    modify(mate, {"verify": verify}, "--local")
     monkeypatch.chdir(mate)
     stored.write(stored.content[:-9] + bytes([stored.content[-9] ^ 1]) + stored.content[-8:])
     with pytest.raises(UserError, match=rf"{SAMPLE} at HEAD.*damaged"):
@@ -112,12 +114,27 @@ def test_a_damaged_object_is_refused_and_heals_when_it_is_put_back(
     assert Path(SAMPLE).read_bytes() == stored.content
 
 
-def refuse(mate: Path, remote: Remote) -> None:
-    remote.add_to(mate, remote.wrong)
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
 
 
-def close(mate: Path, remote: Remote) -> None:
-    move(mate, remote, free_port())
-
-
-def move(mate: Path, remote: Remote, port: int) -> None: ...
+@pytest.mark.parametrize("trouble", ["a wrong secret", "nobody listens", "no answer"])
+def test_a_remote_that_refuses_or_is_dead_is_one_clear_line_within_seconds(
+    mate: Path, remote: Remote, silent_port: int, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries again itself
+    monkeypatch.setitem(ENVIRONMENT, "AWS_MAX_ATTEMPTS", "1")
+    ports = {"nobody listens": free_port(), "no answer": silent_port}
+    modify(mate, remote.at(ports[trouble]) if trouble in ports else remote.wrong, "--local")
+    monkeypatch.chdir(mate)
+    start = time.monotonic()
+    cause, effect = run(mate, "dvc", "pull", SAMPLE, code=1).splitlines()
+    assert re.match("ERROR: failed to connect to (ssh|s3) ", cause)
+    assert effect == "ERROR: failed to pull data from the cloud - 1 files failed to download"
+    with pytest.raises(RemoteError, match=rf"^{SAMPLE} at HEAD: the remote .*; check the network.*") as error:
+        read_at(SAMPLE, "HEAD")
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 60
