@@ -30,10 +30,11 @@ test: $(READY) ## Run the tests
 slow: $(READY) ## Run the tests that take minutes each
 	python -m pytest -m slow -s
 
-check: $(READY) docs ## Check format, lint, types and links
+check: $(READY) docs ## Check format, lint, types, links and workflows
 	ruff format --check .
 	ruff check .
 	mypy
+	zizmor --offline --quiet .github
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY) ## Build the pages of docs/ into site/; a broken link fails

@@ -45,7 +45,15 @@ DROP = {
     "max_unreadable": 0.01,
 }
 HELD_OUT = {"sources": [], "share": 0.0, "max_rows": 1000, "seed": 1}
-SLOWEST = ["test_dvc", "test_killed", "test_default", "test_team", "test_processes", "test_train_processes"]
+SLOWEST = [
+    "test_dvc",
+    "test_killed",
+    "test_default",
+    "test_team",
+    "test_remotes",
+    "test_processes",
+    "test_train_processes",
+]
 BENCHMARK = Path(__file__).parent.parent / "data" / "benchmark_inputs"
 
 
