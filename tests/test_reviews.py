@@ -71,7 +71,7 @@ def test_a_verdict_is_said_before_any_other_reason_and_the_next_answer_to_a_ques
     write_lines(folder / "data/reviews.jsonl", LINE, LINE | {"id": "row3"})
     path = reasons_of(folder, raw, lambda: write_leaks(("row3", "copa", "test", 7, "exact", True)))
     found = read_table(path)["reason"]
-    assert [reason or None for reason in found] == ["reviewed out", None, "repeated instruction", "reviewed out"]
+    assert list(found.fillna("a candidate")) == ["reviewed out", "a candidate", "repeated instruction", "reviewed out"]
 
 
 def test_a_judge_is_asked_about_the_row_that_takes_the_place_too(folder, write_raw, write_leaks, write_duplicates):
@@ -96,7 +96,7 @@ def test_texts_are_equal_but_for_spaces_punctuation_case_and_width_and_other_ans
 
 def test_a_hash_never_changes_because_every_review_would_lose_its_row():
     rows = table_of(instruction=["장보고는 누구인가요?"], output=["신라의 장군입니다."])
-    assert review_hashes(rows) == ["HASH"]
+    assert review_hashes(rows) == ["2bf2a65ebde1a70e"]
 
 
 def test_of_a_conversation_every_turn_counts():
@@ -116,7 +116,9 @@ def test_a_review_by_id_alone_takes_out_equal_texts_and_one_by_hash_needs_no_id(
 
 def test_a_review_that_matches_no_row_is_returned(folder):
     write_lines(folder / "data/reviews.jsonl", LINE, LINE | {"id": "gone", "text_hash": "0" * 16})
-    is_out, (lost,) = match_reviews(read_reviews(folder / "data/reviews.jsonl"), table_of(instruction=["가"], output=["답"]))
+    is_out, (lost,) = match_reviews(
+        read_reviews(folder / "data/reviews.jsonl"), table_of(instruction=["가"], output=["답"])
+    )
     assert (list(is_out), lost.id) == ([True], "gone")
 
 

@@ -67,8 +67,8 @@ def require_rows(ids: list[str], rows: pa.Table) -> None:
     """Raise UserError if one of the ids is no row's."""
     if unknown := sorted(set(ids) - set(rows["id"].to_pylist())):
         raise UserError(
-            f"{RAW} has no row {', '.join(unknown)}, and nothing was added; `python -m tools.why TEXT` finds a row's id "
-            "by a piece of its text, and says whether it is held out or dropped: then it is in no arm"
+            f"{RAW} has no row {', '.join(unknown)}, and nothing was added; `python -m tools.why TEXT` finds an id "
+            "by a piece of the row's text, and says whether it is held out or dropped: then it is in no arm"
         )
 
 

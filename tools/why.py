@@ -51,7 +51,7 @@ def matches(rows: pd.DataFrame, query: str) -> pd.Series:
 
 
 def explain_raw(rows: pd.DataFrame, held_out: pd.DataFrame, data: Path) -> Iterator[str]:
-    """Yield the cells and scores of each of these rows of raw, its reviews, its leaks, and what every arm did with it."""
+    """Yield the cells, scores, reviews and leaks of each of these rows of raw, and what every arm did with it."""
     candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
     arms = read_yaml(PARAMS)["arms"]
     samples = {arm: read_table(data / f"samples/{arm}.parquet", "rank", "selected", "reason") for arm in arms}

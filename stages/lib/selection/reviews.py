@@ -66,7 +66,9 @@ def read_review(line: bytes, where: str) -> Review:
         listed = "; ".join(describe(item) for item in error.errors())
         raise UserError(f"{where}: {listed}; `python -m tools.review` writes such lines") from None
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}; got {line.decode(errors='replace')[:80]!r}; correct or delete the line") from None
+        raise UserError(
+            f"{where}: not JSON: {error}; got {line.decode(errors='replace')[:80]!r}; correct or delete the line"
+        ) from None
 
 
 def review_hashes(rows: pa.Table) -> list[str]:
