@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import Stage
 
-RAW, METRICS = "data/raw.parquet", Path("metrics")
+RAW, METRICS, LOCK = "data/raw.parquet", Path("metrics"), Path("dvc.lock")
 COLUMNS = ("id", "instruction", "output", "turns")
 MERGE_FIRST = "dvc repro --pull --allow-missing merge"
 MODEL = ("weights", "tokenizer")
@@ -91,19 +90,25 @@ def plan_stages(repo: "Repo") -> Plan:
     """Return what `dvc repro` would run. DVC's own dry run names only stages that changed themselves."""
     import networkx as nx
 
-    plan, graph = Plan({}, {}), repo.index.graph
+    plan, graph, lock = Plan({}, {}), repo.index.graph, read_lock()
     place = {stage: number for number, stage in enumerate(repo.index.stages)}
     for stage in nx.lexicographical_topological_sort(graph.reverse(copy=False), key=place.get):
         if stage.cmd is None:  # a .dvc file
             continue
         above = list(graph.successors(stage))
         running = [one for one in above if plan.runs(one.addressing)]
-        changes = own_changes(stage, above, running)
+        is_new = stage.addressing not in lock
+        changes = ["it has never run"] if is_new else own_changes(stage, above, running)
         if changes:
             plan.will[stage.addressing] = changes
         elif running or (changes := changed_outs(stage)):
             plan.may[stage.addressing] = changes
     return plan
+
+
+def read_lock() -> dict[str, Any]:
+    """Return the stages of dvc.lock, none if nothing ever ran."""
+    return read_yaml(LOCK)["stages"] if LOCK.is_file() else {}
 
 
 def own_changes(stage: "Stage", above: list["Stage"], running: list["Stage"]) -> list[str]:
@@ -117,7 +122,7 @@ def own_changes(stage: "Stage", above: list["Stage"], running: list["Stage"]) ->
             continue
         state = dep.status().get(str(dep))
         if isinstance(state, dict):
-            found += [str(name) for name in state]
+            found += [f"params {name}" for name in state]
         elif state == "deleted":
             outs = [out for one in above for out in one.outs if out.fs_path == dep.fs_path]
             found += [str(dep) for out in outs if out.hash_info != dep.hash_info]
@@ -141,21 +146,28 @@ def stage_lines(plan: Plan) -> Iterator[str]:
         yield "nothing changed, so nothing runs"
         return
     yield "changed:"
+    by_change: dict[str, list[str]] = {}
     for stage, changes in (plan.will | plan.may).items():
-        if changes:
-            yield f"  {stage}: {', '.join(changes)}"
+        by_change.setdefault(", ".join(changes), []).append(stage)
+    yield from (f"  {grouped(stages)}: {changes}" for changes, stages in by_change.items() if changes)
     yield f"will run: {grouped([*plan.will])}"
     yield f"may run, each only if what it reads changes: {grouped([*plan.may])}"
 
 
 def grouped(names: list[str]) -> str:
     """Return the names, those of the arms of a stage together: `ppl, train@{middle, random}`."""
-    arms: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in names:
-        stage, _, arm = name.partition("@")
-        arms.setdefault(stage, []).append(arm)
-    parts = [f"{stage}@{{{', '.join(own)}}}" if own[1:] else f"{stage}@{own[0]}" for stage, own in arms.items()]
-    return ", ".join(part.removesuffix("@") for part in parts) or "none"
+        stage, _, item = name.partition("@")
+        groups.setdefault(stage, []).append(item)
+    return ", ".join(with_items(*group) for group in groups.items()) or "none"
+
+
+def with_items(stage: str, items: list[str]) -> str:
+    if len(items) == 1:
+        return f"{stage}@{items[0]}".removesuffix("@")
+    arms = list(read_yaml(PARAMS)["arms"])
+    return f"{stage} of all {len(arms)} arms" if items == arms else f"{stage}@{{{', '.join(items)}}}"
 
 
 def score_costs(plan: Plan, repo: "Repo") -> Iterator[Cost]:
@@ -164,7 +176,7 @@ def score_costs(plan: Plan, repo: "Repo") -> Iterator[Cost]:
     if not scorers:
         return
     if plan.runs("fetch", "merge"):
-        names = " and ".join(scorer.stage for scorer in scorers)
+        names = ", ".join(scorer.stage for scorer in scorers)
         yield Cost(f"{names}: how many texts are new is known after `{MERGE_FIRST}`, which is cheap", None)
         return
     try:
@@ -185,7 +197,10 @@ def all_scorers() -> Iterator[Scorer]:
     )
     if judge := rate.JUDGES.get(rates.rate.judge):
         settings = settings_of(rates, rates.rate, rate.SETTINGS)
-        texts = partial(judge.texts, settings=rates.rate)
+
+        def texts(corpus: pa.Table) -> list[str]:
+            return judge.texts(corpus, rates.rate)
+
         yield Scorer("rate", rates.rate.model, "data/ratings.parquet", settings, rate.CODE, texts)
 
 
@@ -214,11 +229,11 @@ def read_raw(repo: "Repo") -> pa.Table:
 def score_cost(scorer: Scorer, texts: list[str], model_runs: bool) -> Cost:
     keys = {text_hash(text) for text in texts}
     if model_runs:
-        new, why = len(keys), f"at most, because fetch_model@{scorer.model} may write another model"
+        new, why = len(keys), f"at most: fetch_model@{scorer.model} may write another model"
     else:
         committed, error = read_scores(scorer.output)
         new = len(keys - stored_keys(scorer, committed))
-        why = f"the scores of the last commit cannot be read: {error}" if error else "the others have their scores"
+        why = f"the scores of the last commit cannot be read: {error}" if error else f"{len(keys) - new:,} have scores"
     flops = flops_per_text(scorer.stage) if new else 0
     return Cost(f"{scorer.stage}: {new:,} of {len(keys):,} distinct texts to compute ({why})", flops and flops * new)
 
@@ -259,15 +274,15 @@ def training_costs(plan: Plan) -> Iterator[Cost]:
         known = [cost for cost in costs if cost]
         tokens, flops = (sum(values) for values in zip(*known, strict=True)) if known else (0, 0)
         surely = sum(f"train@{arm}" in plan.will for arm in arms)
-        count = f"{len(arms)} arms" if surely == len(arms) else f"{surely} to {len(arms)} arms"
-        text = f"train: {count}, {', '.join(arms)}: about {tokens:,.0f} tokens, {flops:.2g} FLOPs"
+        count = len(arms) if surely == len(arms) else f"{surely} to {len(arms)}"
+        text = f"arms to train: {count} ({', '.join(arms)}), about {tokens:,.0f} tokens, {flops:.2g} FLOPs"
         if len(known) < len(arms):
             text += f"; {len(arms) - len(known)} have no earlier run to go by"
         if plan.runs("fetch_model@base"):
             text += "; the FLOPs are those of the earlier base"
         yield Cost(text, flops if len(known) == len(arms) else None)
     if evaluated := [*plan.arms("evaluate"), *(["the base"] if plan.runs("evaluate_base") else [])]:
-        yield Cost(f"evaluate: at most {', '.join(evaluated)}", None)
+        yield Cost(f"models to evaluate: at most {len(evaluated)} ({', '.join(evaluated)})", 0)
 
 
 def training_cost(arm: str, params: dict[str, Any]) -> tuple[float, float] | None:
@@ -295,7 +310,7 @@ def presented_again(params: dict[str, Any], arm: str, last: dict[str, Any], batc
 
 def batch_of(arm: str, params: dict[str, Any]) -> int:
     """Return the batch that the arm was trained with, by dvc.lock."""
-    ran = read_yaml(Path("dvc.lock"))["stages"].get(f"train@{arm}", {})
+    ran = read_lock().get(f"train@{arm}", {})
     return int(ran.get("params", {}).get("params.yaml", params)["train"]["batch"])
 
 
