@@ -154,6 +154,19 @@ def test_near_duplicates_are_counted_by_kind_source_and_similarity_with_examples
     assert lexical["examples"][0] == {"similarity": 0.7, "first": "가" * 200, "later": "나\n답"}
 
 
+def test_a_review_of_a_row_that_is_gone_is_told(audited):
+    review = {"verdict": "out", "who": "김", "why": "틀린 답"}
+    found, log = audited(
+        {"characters": [1, 2, 3], "instruction": ["가?", "나?", "가"]},
+        arms={},
+        reviews=[review | {"id": "00000"}, review | {"id": "gone", "text_hash": "0a" * 8}],
+    )
+    lost = [review | {"id": "gone", "text_hash": "0a" * 8}]
+    assert found["reviews"] == {"lines": 2, "lines_without_row": 1, "rows_out": 2, "lost": lost}
+    assert "2 reviews take out 2 rows" in log
+    assert "reviews that match no row any more: 1, such as gone (틀린 답); if a row was changed, review it again" in log
+
+
 def test_without_pairs_and_marks_both_sections_are_empty(audited):
     found, _ = audited({"characters": [1, 2, 3]}, arms={})
     assert found == {"near_duplicates": {}, "ratings": {}, "reviews": NO_REVIEWS}

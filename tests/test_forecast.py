@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from dvc.repo import Repo
 
 from stages.lib.core.artifacts import read_table
 from tests.clones import clone, each
@@ -22,21 +21,24 @@ TEXTS = re.compile(r"^(\w+): ([\d,]+) of ", re.MULTILINE)
 
 def forecast_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, str]:
     """Return the plan, and what the command prints."""
+    plans: list[Plan] = []
     monkeypatch.chdir(folder)
-    with Repo() as repo:
-        plan = plan_stages(repo)
-    return plan, "\n".join(tool.forecast(None))
+    monkeypatch.setattr(tool, "plan_stages", lambda repo: plans.append(plan_stages(repo)) or plans[-1])
+    printed = "\n".join(tool.forecast(None))
+    return plans[-1], printed
 
 
 def texts_in(printed: str) -> dict[str, int]:
-    return {stage: int(count.replace(",", "")) for stage, count in TEXTS.findall(printed)}
+    """Return how many texts are to be computed, by stage; without the stages that have all."""
+    found = {stage: int(count.replace(",", "")) for stage, count in TEXTS.findall(printed)}
+    return {stage: count for stage, count in found.items() if count}
 
 
 def texts_computed(log: str) -> dict[str, int]:
-    """Return how many texts each stage computed; 0 if it ran and had all."""
+    """Return how many texts each stage computed, without the stages that had all."""
     parts = re.split(r"Running stage '([^']+)'", log)[1:]
     found = {stage: re.search(r"(\d+) to compute", text) for stage, text in zip(parts[::2], parts[1::2], strict=True)}
-    return {stage: int(one[1]) if one else 0 for stage, one in found.items() if stage in ("ppl", "embed", "rate")}
+    return {stage: int(one[1]) for stage, one in found.items() if one and one[1] != "0"}
 
 
 def test_the_command_starts_without_torch() -> None:
@@ -63,24 +65,6 @@ def test_a_comment_surely_reruns_its_stage_alone_and_may_rerun_what_is_below(
     assert "  cluster: stages/cluster.py\nwill run: cluster\n" in printed
     assert "arms to train: 0 to 3 (spread, random, full)" in printed
     assert ran(run(project, "dvc", "repro")) == {"cluster"}
-
-
-def test_the_texts_are_those_that_no_store_has_and_merge_is_asked_for_first(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = clone(done, tmp_path / "unpulled")
-    add_rows(folder, 5)
-    _, printed = forecast_in(folder, monkeypatch)
-    assert f"ppl, embed, rate: how many texts are new is known after `{MERGE_FIRST}`, which is cheap" in printed
-    assert ran(run(folder, *MERGE_FIRST.split())) == {"fetch", "merge"}
-    _, printed = forecast_in(folder, monkeypatch)
-    assert texts_in(printed) == {"ppl": 5, "embed": 5, "rate": 10}  # each question has two answers
-    assert texts_computed(run(folder, *REPRO, "ppl", "embed")) == {"ppl": 5, "embed": 5}
-    (folder / "data/ppl.parquet").unlink()
-    with (folder / "stages/ppl.py").open("a") as file:
-        file.write("# A remark.\n")
-    _, printed = forecast_in(folder, monkeypatch)
-    assert texts_in(printed)["ppl"] == 0  # .checkpoints has the five, which are not committed
 
 
 def test_scores_that_cannot_be_read_are_said_to_be_computed_again(
@@ -163,6 +147,17 @@ def test_the_hours_are_those_of_the_flops_that_are_printed(project: Path, monkey
     assert evaluated == "models to evaluate: at most 4 (spread, random, full, longest)"
     assert total == f"scoring and training: at most about {flops:.2g} FLOPs, without evaluation"
     assert hours == f"at 3.6e+06 FLOPs per second: {flops / 3.6e6 / 3600:.2g} hours"
+
+
+def test_an_unpulled_judge_of_another_role_has_no_scores(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clone(done, tmp_path / "unpulled")
+    for model, known in (("scorer", True), ("base", False)):
+        change_params(folder, rate__model=model, rate__request__temperature=1)
+        _, printed = forecast_in(folder, monkeypatch)
+        assert ("rate" in texts_in(printed)) != known
+    assert "distinct texts to compute (at most: models/hub/base may become another model)" in printed
 
 
 def test_a_speed_must_be_a_number_above_0() -> None:

@@ -243,8 +243,8 @@ def summarise(world):
         encoder_json=world / "encoder.json",
         profile=world / "profile.json",
     )
-    for name in ("stability", "audit"):
-        write_json(world / f"{name}.json", {})
+    write_json(world / "stability.json", {})
+    write_json(world / "audit.json", {"reviews": {"lines": 0}})
     report.report(
         settings(report, arms={one: arm for one, arm in ARMS.items() if arm["seed"] in SEEDS}),
         arms=world / "metrics/arms",

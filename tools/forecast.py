@@ -51,7 +51,7 @@ class Plan(NamedTuple):
         return any(name in self.will or name in self.may for name in names)
 
     def arms(self, stage: str) -> list[str]:
-        return [name.partition("@")[2] for name in (*self.will, *self.may) if name.startswith(f"{stage}@")]
+        return [arm for arm in read_yaml(PARAMS)["arms"] if self.runs(f"{stage}@{arm}")]
 
 
 class Cost(NamedTuple):
@@ -74,16 +74,19 @@ class Scorer(NamedTuple):
 
 def forecast(speed: float | None) -> Iterator[str]:
     """Yield what would run, and what it costs. `speed` is in FLOPs per second."""
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
+    try:
+        repo = Repo()
         plan = plan_stages(repo)
-        yield from stage_lines(plan)
-        if not plan.will and not plan.may:
-            return
+    except DvcException as error:
+        raise UserError(f"DVC cannot read the pipeline: {error}; `python -m tools.check` checks params.yaml") from None
+    yield from stage_lines(plan)
+    if plan.will or plan.may:
         costs = [*score_costs(plan, repo), *training_costs(plan)]
-    yield from (cost.what for cost in costs)
-    yield from total_lines(costs, speed)
+        yield from (cost.what for cost in costs)
+        yield from total_lines(costs, speed)
 
 
 def plan_stages(repo: "Repo") -> Plan:
@@ -185,7 +188,14 @@ def score_costs(plan: Plan, repo: "Repo") -> Iterator[Cost]:
         yield Cost(f"{RAW} cannot be read, so new texts are not counted: {error}; `dvc pull {RAW}`", None)
         return
     for scorer in scorers:
-        yield score_cost(scorer, scorer.texts(corpus), plan.runs(f"fetch_model@{scorer.model}"))
+        yield score_cost(scorer, scorer.texts(corpus), is_same_model(scorer, plan))
+
+
+def is_same_model(scorer: Scorer, plan: Plan) -> bool:
+    """Return whether the model is here, or is that of the last run, which is not pulled."""
+    folder = f"models/hub/{scorer.model}"
+    used = {dep["path"] for dep in read_lock().get(scorer.stage, {}).get("deps", [])}
+    return not plan.runs(f"fetch_model@{scorer.model}") and (Path(folder).is_dir() or folder in used)
 
 
 def all_scorers() -> Iterator[Scorer]:
@@ -226,10 +236,10 @@ def read_raw(repo: "Repo") -> pa.Table:
     return pq.read_table(BytesIO(content), columns=list(COLUMNS))
 
 
-def score_cost(scorer: Scorer, texts: list[str], model_runs: bool) -> Cost:
+def score_cost(scorer: Scorer, texts: list[str], same_model: bool) -> Cost:
     keys = {text_hash(text) for text in texts}
-    if model_runs:
-        new, why = len(keys), f"at most: fetch_model@{scorer.model} may write another model"
+    if not same_model:
+        new, why = len(keys), f"at most: models/hub/{scorer.model} may become another model"
     else:
         committed, error = read_scores(scorer.output)
         new = len(keys - stored_keys(scorer, committed))
