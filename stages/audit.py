@@ -1,6 +1,7 @@
-"""Describe the near-duplicates and the marks. `report` reads nothing else about them.
+"""Describe the near-duplicates, the marks and the reviews. `report` reads nothing else about them.
 
-data/raw.parquet, data/candidates.parquet, data/duplicates.parquet, data/ratings.parquet -> data/audit.json
+data/raw.parquet, data/candidates.parquet, data/duplicates.parquet, data/ratings.parquet, data/reviews.jsonl
+    -> data/audit.json
 """
 
 import logging
@@ -12,17 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.lib.core.artifacts import read_table, require_same_rows, write_json
+from stages.lib.core.artifacts import read_arrow, read_table, require_same_rows, write_json
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.rating.request import Ask, PricePerMillion
+from stages.lib.selection.reviews import Review, match_reviews, read_reviews
 from stages.lib.statistics.agreement import icc, kept_overlap, weighted_kappa
 
 log = logging.getLogger("stages")
 BAND = 0.05
 """Width of a band of similarity."""
 EXAMPLES, SHOWN = 3, 200
-"""Pairs shown from each band, and characters from each text."""
+"""Pairs shown from each band (and reviews without a row), and characters from each text."""
 STEP = 0.5
 """Width of a bar of the histogram of marks."""
 SCORES = ("score", "ifd", "nll_answer")
@@ -51,20 +53,33 @@ class Params(Section):
     """Where `python -m tools.ask` asks a judge, and what it costs there."""
 
 
-def audit(params: Params, raw: Path, candidates: Path, duplicates: Path, ratings: Path, audit: Path) -> None:
-    rows, corpus = read_table(candidates), read_table(raw, "id", "instruction", "output")
+def audit(
+    params: Params, raw: Path, candidates: Path, duplicates: Path, ratings: Path, reviews: Path, audit: Path
+) -> None:
+    rows, texts = read_table(candidates), read_arrow(raw, "id", "instruction", "output", "turns")
+    corpus = texts.drop_columns("turns").to_pandas()
     pairs, marks = read_table(duplicates), read_table(ratings)
     require_same_rows(raw=corpus["id"], candidates=rows["id"], ratings=marks["id"])
     rows, thresholds = rows.assign(**marks[["kind", "score_again"]]), thresholds_of(params.arms)
+    verdicts = read_reviews(reviews)
+    is_out, lost = match_reviews(verdicts, texts)
     found = {
         "near_duplicates": describe_pairs(pairs, rows.set_index("id")["source"], corpus.set_index("id")),
         "ratings": describe_marks(rows, thresholds) | payment(marks, params.ask.price_per_million),
+        "reviews": {
+            "lines": len(verdicts),
+            "lines_without_row": len(lost),
+            "rows_out": int(is_out.sum()),
+            "lost": [review.model_dump(exclude_none=True) for review in lost],
+        },
     }
     write_json(audit, found)
+    log.info("%(lines)d reviews take out %(rows_out)d rows", found["reviews"])
     for line in [*pair_lines(found["near_duplicates"]), *mark_lines(found["ratings"])]:
         log.info("%s", line)
     usable = rows[rows["reason"].isna()]
-    for line in [*saturation_lines(usable["score"].dropna(), thresholds), *bias_lines(found["ratings"])]:
+    marked = usable["score"].dropna()
+    for line in [*saturation_lines(marked, thresholds), *bias_lines(found["ratings"]), *lost_lines(lost)]:
         log.warning("%s", line)
 
 
@@ -230,6 +245,16 @@ def bias_lines(found: dict[str, Any]) -> Iterator[str]:
                 f"{score} follows the length of the answer (Spearman {by_source['all']:+.2f} within sources; {LARGE} "
                 f"is large): high values mean {kind} answers, so compare with the arm `longest`"
             )
+
+
+def lost_lines(lost: list[Review]) -> Iterator[str]:
+    """Yield a warning about the reviews whose rows are gone: from the sources, or because their texts were changed."""
+    if lost:
+        named = ", ".join(f"{review.id or review.text_hash} ({review.why})" for review in lost[:EXAMPLES])
+        yield (
+            f"reviews that match no row any more: {len(lost)}, such as {named}; if a row was changed, review it again; "
+            "if it may come back, keep the line"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Collect the cells and the scores of each row in one table, with the reason if it is not a candidate.
 
     data/raw.parquet, data/ppl.parquet, data/clusters.parquet, data/leaks.parquet, data/duplicates.parquet,
-    data/ratings.parquet, data/held_out.jsonl
+    data/ratings.parquet, data/held_out.jsonl, data/reviews.jsonl
         -> data/candidates.parquet
 
 Each score is a column of the table, and an arm can select `by:` any of them.
@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from stages.lib.core.artifacts import read_jsonl, read_table, require_same_rows, write_table
+from stages.lib.core.artifacts import read_arrow, read_jsonl, read_table, require_same_rows, write_table
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
 from stages.lib.selection.candidates import is_dropped, reasons
 from stages.lib.selection.partitions import count_partitions, with_partitions
+from stages.lib.selection.reviews import match_reviews, read_reviews
 from stages.lib.text.overlap import without_particles
 
 log = logging.getLogger("stages")
@@ -45,7 +46,7 @@ their own (see `selection.partitions`). `tokens` counts the predicted tokens of 
 characters of the output. `reason` says why the row is not a candidate; it is null if the row is one."""
 
 
-TEXT = ("id", "source", "instruction", "output")
+TEXT = ("id", "source", "instruction", "output", "turns")
 SCORES = ("id", "tokens", "nll", "ppl")
 MARKS = ("nll_answer", "nll_answer_alone", "ifd", "score")
 
@@ -63,14 +64,17 @@ def candidates(
     duplicates: Path,
     ratings: Path,
     held_out: Path,
+    reviews: Path,
     candidates: Path,
 ) -> None:
-    corpus, scores, cells = read_table(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
+    texts, scores, cells = read_arrow(raw, *TEXT), read_table(ppl, *SCORES), read_table(clusters)
+    reviewed, _ = match_reviews(read_reviews(reviews), texts)
+    corpus = texts.drop_columns("turns").to_pandas()
     marks = read_table(ratings, "id", *MARKS)
     require_same_rows(raw=corpus["id"], ppl=scores["id"], clusters=cells["id"], ratings=marks["id"])
     leaked, doubled = (is_dropped(corpus["id"], read_table(path, "id", "drop")) for path in (leaks, duplicates))
     near = nearly_equal(corpus["instruction"], [row["instruction"] for row in read_jsonl(held_out)])
-    reason = reasons(corpus["instruction"], scores["ppl"], leaked, near, doubled)
+    reason = reasons(corpus["instruction"], scores["ppl"], leaked, near, doubled, reviewed)
     rows = cells.assign(
         source=corpus["source"],
         characters=corpus["output"].str.len(),

@@ -74,12 +74,12 @@ def report(
     params: Params, arms: Path, items: Path, profile: Path, stability: Path, audit: Path, summary: Path, plots: Path
 ) -> None:
     warn_of_stray_files(params, [arms, items])
-    corpus, base = read_json(profile), read_json(arms / "base.json")
+    corpus, audited, base = read_json(profile), read_json(audit), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
     compared = compared_methods(params, found, {name: read_json(items / f"{name}.json") for name in params.arms})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
-        "audit": without_lists_and_cost(read_json(audit)),
+        "audit": without_lists_and_cost(audited),
         "cost": costs(params, corpus["selection_cost"], found),
         "base": {name: base[name] for name in ("scores", "scores_without_leaks")},
         "majority_baseline": base["majority_baseline"],
@@ -94,7 +94,7 @@ def report(
         tables["differences"] = difference_table(str(params.control), method_differences(params, found, compared))
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    for line in sentences(params, found, compared):
+    for line in [*sentences(params, found, compared), *review_sentences(audited["reviews"])]:
         log.info("%s", line)
 
 
@@ -270,6 +270,15 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
         yield from missing_chance(params, groups[control], varied_in(method, "control_"))
     if len(groups) > 1:
         yield "these are 95 % intervals: about one in twenty misses the true difference"
+
+
+def review_sentences(reviews: dict[str, Any]) -> Iterator[str]:
+    """Yield what the reviews take out, and which of them match no row any more."""
+    if reviews["lines"]:
+        lost = ", ".join(line.get("id") or line["text_hash"] for line in reviews["lost"])
+        yield f"{reviews['lines']} reviews take out {reviews['rows_out']} rows" + (
+            f"; {reviews['lines_without_row']} match no row any more: {lost}" if lost else ""
+        )
 
 
 def headlines(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, float], int]]:

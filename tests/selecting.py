@@ -69,11 +69,11 @@ def write_ratings(path: Path, ids: list[str], **columns: list) -> Path:
 
 def make_candidates(folder: Path, raw: Path, **tables: Path) -> Path:
     """Write candidates.parquet; of the tables that are not given, none says anything about a row."""
-    path, nothing, no_pairs = folder / "candidates.parquet", folder / "nothing_held_out.jsonl", folder / "no_pairs"
+    path, nothing, no_pairs = folder / "candidates.parquet", folder / "nothing.jsonl", folder / "no_pairs"
     nothing.touch()
     write_table(no_pairs, DUPLICATES.empty_table(), DUPLICATES)
     unrated = write_ratings(folder / "unrated", list(read_table(raw, "id")["id"]))
-    others = {"held_out": nothing, "duplicates": no_pairs, "ratings": unrated}
+    others = {"held_out": nothing, "reviews": nothing, "duplicates": no_pairs, "ratings": unrated}
     candidates.candidates(candidates.Params(), raw=raw, **others | tables, candidates=path)
     return path
 

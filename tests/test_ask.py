@@ -27,12 +27,13 @@ FAULTS = ["busy", "failing", "hanging", "torn", "torn once", "silent", "bad", "n
 
 
 def write_rows(instructions: list[str], folder: Path = Path("data")) -> None:
-    """Write these rows as raw, without leaks and near-duplicates."""
+    """Write these rows as raw, without leaks, near-duplicates and reviews."""
     rows = pd.DataFrame(
         {"instruction": instructions, "output": "답입니다.", "source": "one", "turns": None, "final": None}
     )
     rows["id"] = [f"{number:04}" for number in range(len(rows))]
     write_table(folder / "raw.parquet", rows[RAW.names], RAW)
+    (folder / "reviews.jsonl").touch()
     for name in ("leaks", "duplicates"):
         write_table(folder / f"{name}.parquet", pd.DataFrame(columns=DUPLICATES.names), DUPLICATES)
 

@@ -51,6 +51,7 @@ def team(tmp_path_factory, server):
     (folder / "data/mine").mkdir(parents=True)
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     change_params(folder, rate__judge="ledger", rate__ledger=str(LEDGER), ask__url=server.url, ask__key="JUDGE_KEY")
+    (folder / "data/reviews.jsonl").touch()
     files = {"dvc.yaml": PIPELINE, "merge.py": MERGE, ".gitignore": "/stages\n.checkpoints\n__pycache__\n"}
     for name, text in files.items():
         (folder / name).write_text(text)

@@ -10,7 +10,7 @@ import pytest
 from stages.audit import Params, audit
 from stages.candidates import CANDIDATES
 from stages.dedup import DUPLICATES
-from stages.lib.core.artifacts import read_json, write_table
+from stages.lib.core.artifacts import read_json, write_jsonl, write_table
 from stages.lib.statistics.agreement import icc, kept_overlap, weighted_kappa
 from stages.merge import RAW
 from stages.rate import RATINGS
@@ -27,6 +27,9 @@ ARMS = {
 }
 
 
+NO_REVIEWS = {"lines": 0, "lines_without_row": 0, "rows_out": 0, "lost": []}
+
+
 def korae_marks(rows: int, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(list(KORAE), rows, p=np.array(list(KORAE.values())) / sum(KORAE.values()))
 
@@ -35,7 +38,7 @@ def korae_marks(rows: int, rng: np.random.Generator) -> np.ndarray:
 def audited(tmp_path, caplog):
     """Run the stage on made-up rows with these columns of candidates and ratings; return its JSON and its log."""
 
-    def audited(columns, pairs=(), arms=ARMS):
+    def audited(columns, pairs=(), arms=ARMS, reviews=()):
         rows = pd.DataFrame(columns)
         rows["id"] = [f"{number:05}" for number in range(len(rows))]
         defaults = {"source": "one", "instruction": "물음", "output": "답", "turns": None, "reason": None}
@@ -44,12 +47,14 @@ def audited(tmp_path, caplog):
             write_table(tmp_path / f"{name}.parquet", rows.reindex(columns=schema.names), schema)
         table = pd.DataFrame(pairs, columns=DUPLICATES.names)
         write_table(tmp_path / "duplicates.parquet", table, DUPLICATES)
+        write_jsonl(tmp_path / "reviews.jsonl", reviews)
         caplog.clear()
         with caplog.at_level(logging.INFO, "stages"):
             audit(
                 Params.model_validate({"arms": arms, "ask": ASK}),
                 *(tmp_path / f"{name}.parquet" for name in ("raw", "candidates", "duplicates", "ratings")),
-                tmp_path / "audit.json",
+                reviews=tmp_path / "reviews.jsonl",
+                audit=tmp_path / "audit.json",
             )
         return read_json(tmp_path / "audit.json"), caplog.text
 
@@ -149,9 +154,22 @@ def test_near_duplicates_are_counted_by_kind_source_and_similarity_with_examples
     assert lexical["examples"][0] == {"similarity": 0.7, "first": "가" * 200, "later": "나\n답"}
 
 
+def test_a_review_of_a_row_that_is_gone_is_told(audited):
+    review = {"verdict": "out", "who": "김", "why": "틀린 답"}
+    found, log = audited(
+        {"characters": [1, 2, 3], "instruction": ["가?", "나?", "가"]},
+        arms={},
+        reviews=[review | {"id": "00000"}, review | {"id": "gone", "text_hash": "0a" * 8}],
+    )
+    lost = [review | {"id": "gone", "text_hash": "0a" * 8}]
+    assert found["reviews"] == {"lines": 2, "lines_without_row": 1, "rows_out": 2, "lost": lost}
+    assert "2 reviews take out 2 rows" in log
+    assert "reviews that match no row any more: 1, such as gone (틀린 답); if a row was changed, review it again" in log
+
+
 def test_without_pairs_and_marks_both_sections_are_empty(audited):
     found, _ = audited({"characters": [1, 2, 3]}, arms={})
-    assert found == {"near_duplicates": {}, "ratings": {}}
+    assert found == {"near_duplicates": {}, "ratings": {}, "reviews": NO_REVIEWS}
     assert json.dumps(found, allow_nan=False)
 
 

@@ -48,12 +48,12 @@ def listed(reason):
 
 @given(ROWS)
 def test_each_row_has_the_reason_that_the_definition_gives(rows):
-    assert listed(reasons(*columns(rows), none(rows), none(rows))) == plain_reasons(rows)
+    assert listed(reasons(*columns(rows), *[none(rows)] * 3)) == plain_reasons(rows)
 
 
 @given(ROWS)
 def test_repeated_rows_can_be_made_candidates_again(rows):
-    reason = allow_repeated(reasons(*columns(rows), none(rows), none(rows)))
+    reason = allow_repeated(reasons(*columns(rows), *[none(rows)] * 3))
     assert listed(reason) == ["leaked" if leaked else None if scored else "no perplexity" for _, scored, leaked in rows]
 
 
@@ -61,7 +61,7 @@ def test_repeated_rows_can_be_made_candidates_again(rows):
 def test_in_a_subset_of_the_rows_another_row_can_be_the_first_of_its_instruction(rows, data):
     instruction, ppl, leaked = columns(rows)
     kept = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True).map(sorted)) if rows else []
-    subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked, none(rows), none(rows)).iloc[kept])
+    subset = mark_repeated(instruction.iloc[kept], reasons(instruction, ppl, leaked, *[none(rows)] * 3).iloc[kept])
     assert listed(subset) == plain_reasons([rows[n] for n in kept])
 
 
@@ -73,7 +73,7 @@ def test_a_near_row_says_so_unless_it_leaked_or_has_no_perplexity(rows, near):
         "near held out" if text in near and scored and not leaked else reason
         for (text, scored, leaked), reason in zip(rows, plain_reasons(rows), strict=True)
     ]
-    assert listed(reasons(instruction, ppl, leaked, is_near, none(rows))) == expected
+    assert listed(reasons(instruction, ppl, leaked, is_near, none(rows), none(rows))) == expected
 
 
 @given(ROWS, st.sets(st.integers(0, 6)), st.data())
@@ -90,7 +90,7 @@ def test_a_near_duplicate_says_so_unless_another_reason_holds_and_the_next_row_o
         expected.append(found[0] if found else "repeated instruction" if text in seen else None)
         if not found:
             seen.add(text)
-    assert listed(reasons(instruction, ppl, leaked, is_near, pd.Series(doubled, dtype=bool))) == expected
+    assert listed(reasons(instruction, ppl, leaked, is_near, pd.Series(doubled, dtype=bool), none(rows))) == expected
 
 
 @given(ROWS, st.sets(st.integers(0, 6)), st.sets(st.integers(0, 6)), st.data())
@@ -105,7 +105,7 @@ def test_a_row_that_cannot_be_a_candidate_is_none_whatever_perplexities_and_held
     texts = [text for text, _, _ in rows]
     ppl = pd.Series([None if text in unscored else 5.0 for text in texts], dtype=float)  # a function of the instruction
     is_near = pd.Series([text in near for text in texts], dtype=bool)
-    reason = reasons(instruction, ppl, leaked, is_near, pd.Series(doubled, dtype=bool))
+    reason = reasons(instruction, ppl, leaked, is_near, pd.Series(doubled, dtype=bool), none(rows))
     assert not (reason.isna() & ~possible).any()
     if not near | unscored:
         assert list(reason.isna()) == list(possible)

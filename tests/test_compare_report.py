@@ -308,7 +308,8 @@ def report(tmp_path, data, compare, write_leaks):
     write_json(stability, {"expected_overlap": 0.1, "methods": methods})
     audit = tmp_path / "audit.json"
     lexical = {"pairs": 2, "rows_dropped": 1, "examples": [{"similarity": 0.9, "first": "가", "later": "나"}]}
-    write_json(audit, {"near_duplicates": {"lexical": lexical}, "ratings": {}})
+    reviews = {"lines": 2, "rows_out": 3, "lines_without_row": 1, "lost": [{"text_hash": "0a" * 8, "who": "이"}]}
+    write_json(audit, {"near_duplicates": {"lexical": lexical}, "ratings": {}, "reviews": reviews})
 
     def run(arms, control, unit="steps"):
         settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
@@ -389,8 +390,9 @@ def test_every_leaf_of_the_summary_is_a_finite_number(report, compared):
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in found)
 
 
-def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_path):
-    summary = report(["spread", "random"], "random").summary
+def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="stages"):
+        summary = report(["spread", "random"], "random").summary
     arm = summary["arms"]["spread"]
     assert arm["vs_control"]["scores"]["0-shot"]["mean"]["accuracy"]["est"] == 0.25
     assert (arm["sample"]["rows"], arm["train"]["tokens"]) == (2, 50)
@@ -400,6 +402,8 @@ def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_pa
     assert summary["majority_baseline"]["0-shot"]["copa"]["accuracy"] == 0.5
     assert summary["stability"]["methods"]["steady"]["instability"] == 0.4
     assert summary["audit"]["near_duplicates"]["lexical"] == {"pairs": 2, "rows_dropped": 1}  # without its texts
+    assert summary["audit"]["reviews"] == {"lines": 2, "rows_out": 3, "lines_without_row": 1}
+    assert "2 reviews take out 3 rows; 1 match no row any more: 0a0a0a0a0a0a0a0a" in caplog.text
     corpus = read_json(tmp_path / "profile.json")
     assert {name: summary[name] for name in ("rows", "ppl", "cells", "leaks")} == {
         name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")

@@ -109,9 +109,10 @@ def test_every_candidate_is_a_row_that_may_be_one():
     leaked, doubled = (ids.isin(table[table["drop"]]["id"]) for table in (leaks, duplicates))
     without_ppl = instruction.astype(int) % 7 == 0  # a function of the instruction, like nearness to held-out rows
     ppl, near = pd.Series(1.0, ids.index).mask(without_ppl), instruction.astype(int) % 11 == 0
-    candidate = reasons(instruction, ppl, leaked, near, doubled).isna()
+    candidate = reasons(instruction, ppl, leaked, near, doubled, leaked & False).isna()
     may_be = may_be_candidates(instruction, ids, leaks, duplicates)
     assert may_be[candidate].all()
     assert not may_be[leaked | doubled].any()
-    everyone = reasons(instruction, pd.Series(1.0, ids.index), leaked, leaked & False, doubled).isna()
+    never = leaked & False
+    everyone = reasons(instruction, pd.Series(1.0, ids.index), leaked, never, doubled, never).isna()
     assert (may_be == everyone).all()

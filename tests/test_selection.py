@@ -137,7 +137,7 @@ def test_ties_tiny_cells_and_repeated_instructions_do_not_change_the_size_of_an_
     rows = pd.DataFrame(table, columns=["cluster", "text", "score"]).astype({"score": float})
     rows = rows.assign(id=rows.index.astype(str), source="life", length_group=0, characters=1)
     no = pd.Series(False, index=rows.index)
-    reason = reasons(rows["text"].astype(str), rows["score"], no, no, no)
+    reason = reasons(rows["text"].astype(str), rows["score"], no, no, no, no)
     rows = rows[reason.isna()]
     count = len({text for _, text, score in table if score})
     found = select(rows.assign(rank=rank_in_group(rows, "score")), method, fraction, 1) if count else np.zeros(0)
@@ -344,7 +344,7 @@ def test_allocation_koquality_picks_what_the_original_picks(table, fraction, met
     rows = pd.DataFrame({"instruction": [f"{'질문' * (text % 5)}{text}" for text in texts], "length_group": 0})
     rows = rows.assign(cluster=texts.map(homes), score=texts.map(scores))
     no = pd.Series(False, index=rows.index)
-    reason = reasons(rows["instruction"], rows["score"], no, no, no)
+    reason = reasons(rows["instruction"], rows["score"], no, no, no, no)
     assert (reason.notna() == rows["instruction"].duplicated()).all()
     assert allow_repeated(reason).isna().all()  # the original selects repeated instructions too
     found = select(rows, method, fraction, 1, allocation="koquality")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.clones import clone
 from tests.project import UP_TO_DATE, change_params, commit, ran, run
+from tools.forecast import MERGE_FIRST
 
 
 def test_a_teammate_who_pulls_reruns_nothing_and_has_a_clean_tree(done: Path, tmp_path: Path) -> None:
@@ -74,7 +75,12 @@ def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path
         if name == "pulled":
             run(folder, "dvc", "pull", "-q")
         add_rows(folder, 5)
-        log = run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")
+        log = run(folder, *MERGE_FIRST.split()) if name == "unpulled" else ""
+        if log:
+            foretold = run(folder, "python", "-m", "tools.forecast")
+            assert [f"{stage}: 5 of" in foretold for stage in ("ppl", "embed")] == [True, True]
+            assert "rate: 10 of" in foretold  # each question has two answers
+        log += run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")
         assert ran(log) == {"fetch", "merge", "ppl", "embed"}
         assert computed(log) == [5, 5]
     outs = [(tmp_path / name / "dvc.lock").read_bytes() for name in ("here", "pulled", "unpulled")]

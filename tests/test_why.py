@@ -24,7 +24,7 @@ TEXTS = [f"{n}번째 한라산 질문" for n in range(20)]
 def data(new_folder, write_leaks):
     """Twenty rows in two cells of two partitions: row 3 has no perplexity, row 4 leaked, a leak of row 5 is kept.
 
-    Row 6 nearly equals a held-out row.
+    Row 6 nearly equals a held-out row; row 7 was reviewed out.
     """
     folder, ids = new_folder(), [f"{n:016x}" for n in range(20)]
     turns = [[{"role": "user", "text": "하나?"}, {"role": "assistant", "text": "가운데 말"}]] + [None] * 19
@@ -39,6 +39,8 @@ def data(new_folder, write_leaks):
     dropped = {"id": ["d", None], "source": ["faq"] * 2, "line": [7, 8], "reason": ["empty", "unreadable"]}
     write_table(folder / "dropped.parquet", dropped | {"file": ["faq.csv"] * 2, "text": ["빈 질문", '{"cut']}, DROPPED)
     nll = [None if n == 3 else 2.0 + n for n in range(20)]
+    review = {"id": ids[7], "verdict": "out", "who": "김", "why": "개인 정보"}
+    write_jsonl(folder / "reviews.jsonl", [review])
     ppl = write_ppl(folder / "ppl", ids, nll)
     halves = [[n // 10 for n in range(20)]]
     cells = [n % 2 for n in range(20)]
@@ -46,7 +48,7 @@ def data(new_folder, write_leaks):
     leaks = write_leaks((ids[4], "copa", "test", 7, "exact", True), (ids[5], "wic", "train", 8, "near", False))
     leaks.rename(folder / "leaks.parquet")
     files = {"raw": folder / "raw.parquet", "ppl": ppl, "clusters": clusters, "leaks": folder / "leaks.parquet"}
-    candidates = make_candidates(folder, held_out=folder / "held_out.jsonl", **files)
+    candidates = make_candidates(folder, held_out=folder / "held_out.jsonl", reviews=folder / "reviews.jsonl", **files)
     (folder / "samples").mkdir()
     for arm in ARMS:
         select_rows(folder / "samples", files["raw"], candidates, ARMS, arm)
@@ -72,9 +74,9 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
     samples = {arm: read_table(data / f"samples/{arm}.parquet").loc[19] for arm in ARMS}
     assert (samples["long"]["selected"], samples["low"]["selected"]) == (True, False)
     assert (samples["low"]["rank"], samples["low_2"]["rank"]) == (
-        8,
+        7,
         9,
-    )  # the last of nine in one cell, of ten in another
+    )  # the last of eight in one cell, of ten in another
     assert ask(f"{19:016x}") == (
         0,
         [
@@ -85,7 +87,7 @@ def test_a_row_of_raw_has_its_cell_its_scores_and_the_reason_of_every_arm(ask, d
             "  full: IN (selected)",
             f"  low_2: out (outside the quota; rank {samples['low_2']['rank']:.0f} of its cell in partition 1 by ppl)",
             "  few: out (characters above 19)",
-            "  half: IN (selected; rank 16 of the corpus by characters)",
+            "  half: IN (selected; rank 15 of the corpus by characters)",
             f"  longest: IN (selected; rank {samples['longest']['rank']:.0f} of its cell by characters)",
         ],
         "",
@@ -115,6 +117,11 @@ def test_a_row_that_nearly_equals_a_held_out_one_names_it(ask):
     _, lines, _ = ask(f"{6:016x}")
     assert lines[2] == "  near held out: near [faq] 6번째의 한라산 질문은?"
     assert lines[3:] == [f"  {arm}: out (near held out)" for arm in ARMS]
+
+
+def test_a_row_that_was_reviewed_out_names_who_did_it_and_why(ask):
+    _, lines, _ = ask(f"{7:016x}")
+    assert lines[2:] == ["  reviewed out by 김: 개인 정보", *(f"  {arm}: out (reviewed out)" for arm in ARMS)]
 
 
 def test_held_out_and_dropped_rows_say_so(ask):

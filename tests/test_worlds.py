@@ -160,7 +160,9 @@ def score_rows(folder, raw):
     checkpoints = folder / ".embed"
     embed.embed(settings(embed), raw=raw, encoder=folder / "encoder", checkpoints=checkpoints, embeddings=embeddings)
     cluster.cluster(settings(cluster), raw=raw, embeddings=embeddings, clusters=tables["clusters"])
-    candidates.candidates(settings(candidates), raw=raw, held_out=folder / "held_out.jsonl", **tables)
+    (folder / "reviews.jsonl").touch()
+    texts = {"held_out": folder / "held_out.jsonl", "reviews": folder / "reviews.jsonl"}
+    candidates.candidates(settings(candidates), raw=raw, **texts, **tables)
 
 
 def write_items(path):
@@ -241,8 +243,8 @@ def summarise(world):
         encoder_json=world / "encoder.json",
         profile=world / "profile.json",
     )
-    for name in ("stability", "audit"):
-        write_json(world / f"{name}.json", {})
+    write_json(world / "stability.json", {})
+    write_json(world / "audit.json", {"reviews": {"lines": 0}})
     report.report(
         settings(report, arms={one: arm for one, arm in ARMS.items() if arm["seed"] in SEEDS}),
         arms=world / "metrics/arms",

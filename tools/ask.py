@@ -40,6 +40,7 @@ from stages.lib.rating.ledger import (
 from stages.lib.rating.marks import OK, mark_of
 from stages.lib.rating.request import Ask
 from stages.lib.selection.candidates import may_be_candidates
+from stages.lib.selection.reviews import match_reviews, read_reviews
 from stages.lib.text.hashing import uniform_hash
 from stages.rate import Rate
 from tools.replies import Asked, ask_all, read_key, require_openai
@@ -166,14 +167,21 @@ def take_where(rows: pa.Table, wanted: pd.Series) -> pa.Table:
 
 
 def needed_rows(data: Path = Path("data")) -> pa.Table:
-    """Return the rows of raw that may become candidates."""
+    """Return the rows of raw that may become candidates.
+
+    `rate` needs a reply for each of them, whatever reviewers say, so that a review rates nothing anew. If a row is
+    reviewed out, the next row with its instruction may become a candidate, and is asked about too.
+    """
     paths = [data / f"{name}.parquet" for name in ("raw", "leaks", "duplicates")]
     if absent := [str(path) for path in paths if not path.is_file()]:
         raise UserError(f"{', '.join(absent)}: missing; run `dvc repro dedup decontaminate`, or `dvc pull`")
     corpus = read_arrow(paths[0], "id", "instruction", "output", "turns")
     flags = [read_arrow(path, "id", "drop").to_pandas() for path in paths[1:]]
     texts = corpus.select(["instruction", "id"]).to_pandas()
-    return corpus.filter(pa.array(may_be_candidates(texts["instruction"], texts["id"], *flags)))
+    is_out, _ = match_reviews(read_reviews(data / "reviews.jsonl"), corpus)
+    reviewed = pd.DataFrame({"id": texts["id"], "drop": is_out})
+    first, instead = (may_be_candidates(texts["instruction"], texts["id"], *flags, *more) for more in ([], [reviewed]))
+    return corpus.filter(pa.array(first | instead))
 
 
 def price_lines(plan: Plan, params: Params, replies: pd.DataFrame) -> Iterator[str]:

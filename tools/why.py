@@ -1,7 +1,7 @@
 """Explain why a row is in or out of each arm: `python -m tools.why ID`, where ID can also be a piece of its text.
 
 Reads what the stages wrote: data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/candidates.parquet,
-data/leaks.parquet and data/samples/*.parquet.
+data/leaks.parquet and data/samples/*.parquet; and data/reviews.jsonl.
 """
 
 import sys
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from stages.lib.core.artifacts import read_jsonl, read_table
+from stages.lib.core.artifacts import read_arrow, read_jsonl, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.selection.candidates import CELL, NEAR
 from stages.lib.selection.methods import METHODS
 from stages.lib.selection.partitions import count_partitions, take_partition
+from stages.lib.selection.reviews import READ, Review, read_reviews, review_hashes
 from stages.lib.text.overlap import without_particles
 from tools.output import print_lines
 
@@ -49,23 +51,35 @@ def matches(rows: pd.DataFrame, query: str) -> pd.Series:
 
 
 def explain_raw(rows: pd.DataFrame, held_out: pd.DataFrame, data: Path) -> Iterator[str]:
-    """Yield the cells and scores of each of these rows of raw, its leaks, and what every arm did with it."""
+    """Yield the cells, scores, reviews and leaks of each of these rows of raw, and what every arm did with it."""
     candidates, leaks = read_table(data / "candidates.parquet"), read_table(data / "leaks.parquet")
     arms = read_yaml(PARAMS)["arms"]
     samples = {arm: read_table(data / f"samples/{arm}.parquet", "rank", "selected", "reason") for arm in arms}
     first, *others = (take_partition(candidates, partition) for partition in range(count_partitions(candidates)))
     scores = first.select_dtypes("number").drop(columns=CELL)
+    reviews = reviews_of(rows, data)
     for number, row in rows.iterrows():
         cells = [f"cell {name_cell(first.loc[number])}"]
         cells += [f"cell {name_cell(table.loc[number])} in partition {p}" for p, table in enumerate(others, 1)]
         values = [f"{name} {value:.4g}" for name, value in scores.loc[number].dropna().items()]
         lines = [title(row.to_dict()), "  " + ", ".join([*cells, *values])]
+        lines += [f"  reviewed out by {review.who}: {review.why}" for review in reviews[row["id"]]]
         lines += [f"  {describe_leak(leak)}" for leak in leaks[leaks["id"] == row["id"]].to_dict("records")]
         if candidates.loc[number, "reason"] == NEAR:
             lines += [f"  {NEAR}: {title(other)}" for other in held_out_near(row["instruction"], held_out)]
         for arm, settings in arms.items():
             lines.append(f"  {arm}: {describe_selection(samples[arm].loc[number], settings)}")
         yield "\n".join(lines)
+
+
+def reviews_of(rows: pd.DataFrame, data: Path) -> dict[str, list[Review]]:
+    """Return the reviews of each of these rows of raw, by its id."""
+    texts = read_arrow(data / "raw.parquet", *READ).take(pa.array(rows.index, pa.int64()))
+    reviews = read_reviews(data / "reviews.jsonl")
+    return {
+        row: [review for review in reviews if row == review.id or text == review.text_hash]
+        for row, text in zip(rows["id"], review_hashes(texts), strict=True)
+    }
 
 
 def name_cell(row: pd.Series) -> str:

@@ -1,7 +1,8 @@
 """Which rows an arm may select, and how they rank in their cells.
 
 A row is a candidate if it has a perplexity, contains no item of the benchmark (as found by `decontaminate`), does not
-nearly equal a held-out or an earlier row and is the first such row with its instruction, in the order of raw.
+nearly equal a held-out or an earlier row, was not reviewed out and is the first such row with its instruction, in the
+order of raw.
 """
 
 import numpy as np
@@ -10,18 +11,27 @@ from numpy.typing import NDArray
 
 CELL = ["length_group", "cluster"]
 NO_PPL, LEAKED, REPEATED, NEAR = "no perplexity", "leaked", "repeated instruction", "near held out"
-DOUBLED = "near duplicate"
+DOUBLED, REVIEWED = "near duplicate", "reviewed out"
 
 
 def reasons(
-    instruction: pd.Series, ppl: pd.Series, leaked: pd.Series, near_held_out: pd.Series, doubled: pd.Series
+    instruction: pd.Series,
+    ppl: pd.Series,
+    leaked: pd.Series,
+    near_held_out: pd.Series,
+    doubled: pd.Series,
+    reviewed: pd.Series,
 ) -> pd.Series:
-    """Return why each row is not a candidate, or null if it is one. A row that leaked says so in any case."""
+    """Return why each row is not a candidate, or null if it is one.
+
+    A person's verdict is said in any case, so that who gave it sees it; before the others, that the row leaked.
+    """
     reason = pd.Series(None, index=instruction.index, dtype=object)
     reason[doubled] = DOUBLED
     reason[near_held_out] = NEAR
     reason[ppl.isna()] = NO_PPL
     reason[leaked] = LEAKED
+    reason[reviewed] = REVIEWED
     return mark_repeated(instruction, reason)
 
 
@@ -45,17 +55,15 @@ def is_dropped(ids: pd.Series, flags: pd.DataFrame) -> pd.Series:
     return ids.isin(flags.loc[flags["drop"], "id"])
 
 
-def may_be_candidates(
-    instruction: pd.Series, ids: pd.Series, leaks: pd.DataFrame, duplicates: pd.DataFrame
-) -> NDArray[np.bool_]:
+def may_be_candidates(instruction: pd.Series, ids: pd.Series, *flags: pd.DataFrame) -> NDArray[np.bool_]:
     """Return whether each row [N] can become a candidate, before perplexities and held-out rows are known.
 
-    `leaks` and `duplicates` are tables with `id` and `drop`. Perplexity and nearness to held-out rows are the same for
-    all rows with the same instruction, so they never make a later row a candidate.
+    `flags` are tables with `id` and `drop`: leaks, duplicates, reviews. Perplexity and nearness to held-out rows are
+    the same for all rows with the same instruction, so they never make a later row a candidate.
     """
     reason = pd.Series(None, index=instruction.index, dtype=object)
-    for table, why in ((duplicates, DOUBLED), (leaks, LEAKED)):
-        reason[is_dropped(ids, table)] = why
+    for table in flags:
+        reason[is_dropped(ids, table)] = "dropped"
     return np.array(mark_repeated(instruction, reason).isna(), dtype=bool)
 
 
