@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 HARMLESS = set(" -,/()%?.+='\";")
 """Punctuation that starts nothing in the middle of a line; all other is written as a character reference."""
 BREAK = "\u200b"
-"""A zero-width space. Mentions and references are found in the finished page, where character references are decoded."""
+"""A zero-width space: mentions and references are looked for after character references are decoded."""
 NAME = re.compile(r"[\w./,=+ -]+")
 LONGEST = 100
 """Characters shown of a text."""
 
 
 def plain(text: object) -> str:
-    """Return any text as one line that Markdown shows as it is: no tag, link, picture, mention, table cell or marker."""
+    """Return any text as one line that Markdown shows as it is: no tag, link, mention, table cell or marker."""
     kept = "".join(char for char in str(text) if unicodedata.category(char) not in ("Cf", "Cc") or char.isspace())
     line = " ".join(kept.split())
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."

@@ -1,7 +1,7 @@
 """Compute the metrics of a commit again, in a folder of their own, from what its stages wrote.
 
-An edited metric passes `dvc repro --dry` once `dvc commit -f` has written its md5 to dvc.lock. `compare` and `report` are
-cheap, so they show that it is edited. Their inputs are read as they were committed, pulled or not (`tools.revisions`).
+An edited metric passes `dvc repro --dry` once `dvc commit -f` has written its md5 to dvc.lock. Running `compare` and
+`report` again finds it. Their inputs are read as they were committed, pulled or not (`tools.revisions`).
 """
 
 from collections.abc import Iterator
