@@ -24,7 +24,6 @@ LEAKS = "data/leaks.parquet"
 CURRENT = "Data and pipelines are up to date."
 DRY_RUN = ("repro", "--allow-missing", "--dry")
 UNPUSHED = ("data", "status", "--not-in-remote", "--granular", "--json")
-DAG = ("dag", "--mermaid", "--collapse-foreach-matrix")
 LARGE = 2**27
 """Bytes of the largest file that is read back although the pull request did not change it."""
 SHOWN = 3
@@ -32,7 +31,7 @@ Estimate = dict[str, float]
 
 
 class Gates(Section):
-    """Limits, read at the base of a pull request: it cannot loosen its own."""
+    """Limits for the results of a pull request."""
 
     macro_f1: dict[str, float]
     """By arm: the lower end of its difference to the control in mean macro-F1 must be above this."""
@@ -46,6 +45,7 @@ class Params(Section):
     arms: dict[str, Any]
     control: str | None
     gates: Gates
+    """What a pull request is judged by (`python -m tools.pr_report`), as its base has it."""
 
     @model_validator(mode="after")
     def gates_name_arms(self) -> "Params":
@@ -71,7 +71,6 @@ class Change(NamedTuple):
     head: str
     dry_run: Future[Printed]
     unpushed: Future[Printed]
-    dag: Future[Printed]
 
 
 class Result(NamedTuple):
@@ -85,7 +84,7 @@ class Result(NamedTuple):
 
 
 def start_change(base: str, head: str, pool: ThreadPoolExecutor) -> Change:
-    return Change(base, head, *(pool.submit(dvc, *words) for words in (DRY_RUN, UNPUSHED, DAG)))
+    return Change(base, head, *(pool.submit(dvc, *words) for words in (DRY_RUN, UNPUSHED)))
 
 
 def dvc(*words: str) -> Printed:
@@ -134,7 +133,7 @@ def judge_arm(
     texts = ["–" if one is None else interval(one) for one in (before, here)]
     holds = here is not None and (here["lo"] > limit if name == "lo" else here["hi"] < limit)
     note = f"{SUMMARY} has no such difference of {arm}; is it still an arm?" if here is None else ""
-    return Result(gate, f"{'>' if name == 'lo' else '<'} {limit:+.3f}", *texts, holds, note)
+    return Result(gate, f"{'above' if name == 'lo' else 'below'} {limit:+.3f}", *texts, holds, note)
 
 
 def judge_leaks(change: Change) -> Iterator[Result]:
@@ -143,7 +142,7 @@ def judge_leaks(change: Change) -> Iterator[Result]:
     new = sorted(here - before)
     texts = [f"{task} {split} {item}" for task, split, item in new]
     yield Result(
-        LEAKED, f"≤ {limit}", str(len(before)), f"{len(here)}, new {len(new)}", len(new) <= limit, first(texts)
+        LEAKED, f"at most {limit}", str(len(before)), f"{len(here)}, new {len(new)}", len(new) <= limit, first(texts)
     )
 
 

@@ -1,5 +1,6 @@
 """Compare two revisions of dvc.lock: which stages ran again, and which of them wrote the same bytes."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 Lock = dict[str, Any]
@@ -30,3 +31,18 @@ def asked(stage: Lock) -> Lock:
 
 def written(stage: Lock) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in stage.get("outs", [])}
+
+
+def edges(lock: Lock) -> Iterator[tuple[str, str]]:
+    """Yield each two stages of which the second reads what the first wrote. Arms are taken together."""
+    writers = {path: name for name, stage in lock["stages"].items() for path in written(stage)}
+    found = {}
+    for name, stage in lock["stages"].items():
+        for dep in stage.get("deps", []):
+            for path in (path for path in writers if path == dep["path"] or path.startswith(f"{dep['path']}/")):
+                found[kind_of(writers[path]), kind_of(name)] = None
+    yield from found
+
+
+def kind_of(stage: str) -> str:
+    return stage.partition("@")[0]

@@ -9,7 +9,7 @@ HARMLESS = set(" -,/()%?.+='\";")
 """Punctuation that starts nothing in the middle of a line; all other is written as a character reference."""
 BREAK = "\u200b"
 """A zero-width space: mentions and references are looked for after character references are decoded."""
-NAME = re.compile(r"[\w./,=+ -]+")
+NAME = re.compile(r"[\w./,=+% -]+")
 LONGEST = 100
 """Characters shown of a text."""
 

@@ -1,19 +1,20 @@
 """Report on a pull request, and say whether it may be merged: `python -m tools.pr_report BASE`.
 
 BASE is the branch to merge into, such as origin/main; the report compares HEAD with their merge base. It prints
-Markdown: the verdict, the gates (`tools.gates`), what was changed, what ran again, what it cost, whether it helped, which
-rows came and went, and why. Nothing has to be pulled. The exit status is 0 if every gate holds, 1 if one is broken, and
-2 if none is broken but one cannot be judged.
+Markdown: the verdict, the gates (`tools.gates`), what was changed, what ran again, what it cost, whether it helped,
+which rows came and went, and why. Nothing has to be pulled. The exit status is 0 if every gate holds, 1 if one is
+broken, and 2 if none is broken but one cannot be judged.
 """
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from stages.lib.core.errors import UserError
 from tools.gates import Change, Result, exit_status, judge, lock_or_none, params_at, start_change, value_at
-from tools.lock_diff import compare_locks
+from tools.lock_diff import compare_locks, edges, kind_of
 from tools.markdown import code, folded, limited, plain, table
 from tools.report_arms import Reading, arms, causes, examples, read_all, shares
 from tools.report_metrics import changed_values, moved_metrics
@@ -138,23 +139,30 @@ def stage_names(stages: list[str]) -> str:
 
 
 def cost(reading: Reading) -> Iterator[str]:
-    """Yield the trainings of this pull request, and the cost of the selection at both commits."""
+    """Yield the trainings of this pull request, and what the selection costs at both commits."""
     found = compare_locks(lock_or_none(reading.change.base), read_lock(reading.change.head))
     trained = [name.partition("@")[2] for name in found.reran if name.startswith("train@")]
     flops = sum(value_at(reading.here, "cost", "arms", arm, "training_flops") or 0 for arm in trained)
-    texts = [f"trainings: {len(trained)}, {flops:.2g} FLOP" if trained else "trainings: none"]
-    for name, unit in (("rows", "rows to score"), ("flops", "FLOP")):
-        was, now = (value_at(summary, "cost", "selection", name) for summary in (reading.before, reading.here))
-        texts.append(f"selection: {now or 0:,.3g} {unit}" + (f" (base: {was:,.3g})" if was and was != now else ""))
-    yield f"**Cost** {' · '.join(texts)}"
+    was, now = (selection_cost(summary) for summary in (reading.before, reading.here))
+    training = f"trainings: {len(trained)}" + (f" ({flops:.2g} FLOP)" if trained else "")
+    yield f"**Cost** {training} · selection: {now}" + (f" (base: {was})" if was != now else ", as at the base")
     yield ""
 
 
+def selection_cost(summary: Any) -> str:
+    found = value_at(summary, "cost", "selection")
+    return f"{found['rows']:,} rows scored and embedded, {found['flops']:.2g} FLOP" if found else "unknown"
+
+
 def pipeline(reading: Reading) -> Iterator[str]:
-    printed = reading.change.dag.result()
-    if printed.status:
-        raise UserError(printed.error)
-    yield from folded("The pipeline", ["```mermaid", *printed.out.strip().splitlines(), "```"])
+    """Yield the graph of the stages, folded; those that ran again are marked."""
+    lock = read_lock(reading.change.head)
+    found = compare_locks(lock_or_none(reading.change.base), lock)
+    arrows = [f"  {one} --> {other}" for one, other in edges(lock)]
+    marked = sorted({kind_of(name) for name in found.reran})
+    marks = [f"  class {','.join(marked)} reran"] if marked else []
+    head = ["```mermaid", "flowchart TD", "  classDef reran fill:#e69f00,color:#000"]
+    yield from folded("The pipeline, with what ran again", [*head, *arrows, *marks, "```"])
 
 
 PARTS: dict[str, Callable[[Reading], Iterable[str]]] = {

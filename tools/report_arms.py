@@ -81,8 +81,12 @@ def arms(reading: Reading) -> Iterator[str]:
 
 
 def is_changed(reading: Reading, arm: str) -> bool:
-    was, now = (value_at(summary, "arms", arm) for summary in (reading.before, reading.here))
-    return arm in reading.moved or was != now or difference(reading.before, arm) != difference(reading.here, arm)
+    """Return whether its rows or its results differ. Its cells alone do not count: they differ with every k-means."""
+    if arm in reading.moved or difference(reading.before, arm) != difference(reading.here, arm):
+        return True
+    sides = (value_at(summary, "arms", arm) for summary in (reading.before, reading.here))
+    was, now = ([value_at(side, name) for name in ("scores", "held_out_loss")] for side in sides)
+    return was != now
 
 
 def arm_row(reading: Reading, arm: str) -> list[str]:
@@ -146,7 +150,7 @@ def largest_changes(found: Any) -> str:
     """Return the shares that changed most, of a table with the columns `before` and `after`."""
     order = (found["after"] - found["before"]).abs().sort_values(ascending=False, kind="stable").index
     texts = [(name, *(f"{found.loc[name, side]:.0%}" for side in ("before", "after"))) for name in order]
-    return limited([f"{plain(name)} {was} → {now}" for name, was, now in texts if was != now], SHARES) or "as before"
+    return limited([f"{plain(name)}: {was} → {now}" for name, was, now in texts if was != now], SHARES) or "as before"
 
 
 def examples(reading: Reading) -> Iterator[str]:

@@ -52,14 +52,14 @@ def relative(was: tuple[float, str] | None, now: tuple[float, str] | None) -> fl
 
 
 def cells_of(summary: Any) -> dict[str, tuple[float, str]]:
-    """Return the number and the text of every metric; `est`, `lo` and `hi` are one, under the name of their mapping."""
+    """Return the number and the text of every metric. An estimate, its interval and its p are one."""
     values = {name: value for name, value in flatten(summary or {}) if isinstance(value, int | float)}
     found = {}
     for name, value in values.items():
-        inside, _, key = name.rpartition(".")
-        ends = [values.get(f"{inside}.{end}") for end in ("est", "lo", "hi")]
-        if key == "est" and None not in ends:
-            found[inside] = (value, interval(dict(zip(("est", "lo", "hi"), ends, strict=True))))
-        elif not (key in ("lo", "hi") and None not in ends):
+        inside = name.rpartition(".")[0]
+        one = {end: values.get(f"{inside}.{end}") for end in ("est", "lo", "hi")}
+        if None in one.values():
             found[name] = (value, f"{value:,.4g}")
+        else:
+            found[inside] = (one["est"], interval(one))
     return found
