@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from stages.lib.core.artifacts import read_json
-from tests.clones import clone
 from tests.project import change_params, commit, run
 from tools.gates import LEAKED, LEAKS, LOCK, PUSHED, TRUE, WHOLE
 
@@ -24,22 +22,6 @@ SUMMARY = "metrics/summary.json"
 LOSS = "spread − control, held-out loss, upper end"
 F1 = "spread − control, mean macro-F1, lower end"
 SCORES = ("data/ppl.parquet", "data/candidates.parquet", "data/ratings.parquet", "data/clusters.parquet")
-
-
-class Team(NamedTuple):
-    author: Path
-    """A clone with the pull request, committed and pushed."""
-    remote: Path
-    base: str
-    """The commit that it branched off from."""
-
-    def unpulled(self, folder: Path, own_remote: bool = False, verify: bool = False) -> Path:
-        """Return a new clone without data; `own_remote`: with a copy of the remote that a test may damage."""
-        mate = clone(self.author, folder / "mate")
-        remote = shutil.copytree(self.remote, folder / "remote") if own_remote else self.remote
-        text = f"['remote \"team\"']\n    url = {remote}\n    verify = {str(verify).lower()}\n"
-        (mate / ".dvc/config.local").write_text(text)
-        return mate
 
 
 def read_lock_of(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError, model_validator
+from ruamel.yaml.error import YAMLError
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, Count, Section, describe
@@ -220,7 +221,13 @@ def limits_of(base: str) -> Gates:
 
 @cache
 def params_at(revision: str) -> dict[str, Any]:
-    return yaml_at(str(PARAMS), revision)
+    try:
+        params = yaml_at(str(PARAMS), revision)
+    except YAMLError as error:
+        raise UserError(f"{PARAMS} at {revision[:7]}: not YAML: {error}") from None
+    if not isinstance(params, dict) or not isinstance(params.get("arms"), dict):
+        raise UserError(f"{PARAMS} at {revision[:7]}: no sections, or no arms among them; run `python -m tools.check`")
+    return params
 
 
 @cache
@@ -235,7 +242,7 @@ def summary_at(revision: str) -> Any:
 def summary_or_none(revision: str) -> Any:
     try:
         return summary_at(revision)
-    except MissingError:
+    except UserError:
         return None
 
 

@@ -42,10 +42,10 @@ def report_lines(change: Change) -> tuple[list[str], int]:
 
 
 def shown(name: str, part: Callable[[Reading], Iterable[str]], reading: Reading) -> list[str]:
-    """Return the lines of a part, or why it cannot be shown: the rest of the report stands."""
+    """Return the lines of a part, or why it cannot be shown: a forged file can break any part, but not the report."""
     try:
         return list(part(reading))
-    except UserError as error:
+    except Exception as error:
         return [f"⚠️ {name} cannot be shown: {plain(error)}", ""]
 
 

@@ -11,7 +11,6 @@ from tools.gates import (
     interval,
     macro_f1,
     params_at,
-    summary_at,
     summary_or_none,
     value_at,
 )
@@ -27,8 +26,9 @@ class Reading(NamedTuple):
 
     change: Change
     before: Any
-    """The summary at the base; None if it has none."""
+    """The summary at the base; None if it is missing."""
     here: Any
+    """The summary at HEAD; None if it is unreadable."""
     selections: dict[str, SelectionDiff | UserError]
     """By arm of either commit; an error if its rows cannot be read."""
 
@@ -42,7 +42,7 @@ class Reading(NamedTuple):
 def read_all(change: Change) -> Reading:
     names = dict.fromkeys([*params_at(change.head)["arms"], *params_at(change.base)["arms"]])
     selections = {arm: diff_or_error(change, arm) for arm in names}
-    return Reading(change, summary_or_none(change.base), summary_at(change.head), selections)
+    return Reading(change, summary_or_none(change.base), summary_or_none(change.head), selections)
 
 
 def diff_or_error(change: Change, arm: str) -> SelectionDiff | UserError:
