@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from stages.lib.core.errors import UserError
+from stages.lib.core.params import read_yaml
 from tests.clones import Team
 from tests.project import ROOT, commit, run
 from tools import pr_report, report_arms
@@ -56,7 +57,7 @@ def assert_harmless(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_row_is_shown_as_text(text: str) -> None:
     assert_harmless(text)
-    for word in ("<", "|", "`", "@everyone", "dvc-report -->", "http://", "www.", "\n", "#1"):
+    for word in ("<", "|", "`", "@everyone", "dvc-report -->", "http://", "www.", "\n"):
         assert word not in plain(text)
     assert not re.search(rf"[@#](?!{BREAK})", re.sub(r"&#\d+;", lambda found: chr(int(found[0][2:-1])), plain(text)))
 
@@ -89,8 +90,6 @@ def test_a_stage_that_ran_is_one_whose_inputs_differ() -> None:
 
 
 def test_the_graph_is_that_of_dvc_yaml() -> None:
-    from stages.lib.core.params import read_yaml
-
     found = set(edges(read_yaml(ROOT / "dvc.lock")))
     assert {("merge", "ppl"), ("sample", "train"), ("train", "evaluate"), ("compare", "report")} <= found
     assert not [(one, other) for one, other in found if one == other or (other, one) in found]
@@ -165,9 +164,8 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
 def test_the_row_of_an_arm_has_its_difference_and_its_moves(reading: Reading) -> None:
     change = type("Change", (), {"base": "b", "head": "h"})()
     lines = list(report_arms.arms(reading._replace(change=change)))
-    assert lines[2] == (
-        "| `spread` ×3 | 4 → 5 | – → **+0.500 [+0.250, +0.750]** | – → **+0.500 [+0.250, +0.750]** | 2 / 1 | 1 | 1 (20%) |"
-    )
+    moved = "– → **+0.500 [+0.250, +0.750]**"
+    assert lines[2] == f"| `spread` ×3 | 4 → 5 | {moved} | {moved} | 2 / 1 | 1 | 1 (20%) |"
     assert "No row and no result changed: `full`" in lines
     assert "⚠️ the rows of `full` cannot be compared: the remote is &#60;down&#62;" in lines
 
@@ -191,7 +189,7 @@ def test_rows_do_no_harm_in_the_examples(reading: Reading) -> None:
 def test_a_part_that_fails_says_so_and_the_rest_stands(reading: Reading) -> None:
     forged = reading._replace(here={"arms": [], "cost": {"selection": {"rows": "many"}}})
     assert pr_report.shown("what it cost", lambda _: [pr_report.selection_cost(forged.here)], forged) == [
-        "⚠️ what it cost cannot be shown: Cannot specify &#39;,&#39; with &#39;s&#39;.",
+        "⚠️ what it cost cannot be shown: Cannot specify ',' with 's'.",
         "",
     ]
 

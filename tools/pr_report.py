@@ -63,16 +63,9 @@ def commits(change: Change) -> str:
 
 
 def gate_table(results: list[Result]) -> Iterator[str]:
-    """Yield the gates, broken ones with what is wrong."""
+    """Yield the gates, and what is wrong with those that do not hold."""
     rows = [
-        [
-            plain(one.gate),
-            plain(one.limit),
-            plain(one.base),
-            bold(plain(one.here), one.holds is False),
-            SIGNS[one.holds],
-        ]
-        for one in results
+        [plain(one.gate), one.limit, one.base, bold(one.here, one.holds is False), SIGNS[one.holds]] for one in results
     ]
     yield from table(["gate", "limit", "base", "here", ""], "lrrrl", rows)
     yield ""
