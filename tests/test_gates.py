@@ -57,34 +57,59 @@ def judged(change: Change, *names: str) -> list[Result]:
         return judge(change)
 
 
-SEEN_BY_DVC = ("a stale lock", "an object that was never pushed")
-CASES = [(name, False) for name in MUTATIONS if name not in SEEN_BY_DVC] + [
+CASES = [(name, False) for name, one in MUTATIONS.items() if not one.gates & {LOCK, PUSHED}] + [
     (name, True) for name in MUTATIONS if "flipped" in name
 ]
 
 
+def change_after(name: str, mate: Path, base: str) -> Change:
+    """Return a mutated pull request; DVC is asked only if its answer decides."""
+    ask = {LOCK: gates.DRY_RUN, PUSHED: gates.UNPUSHED}
+    answers = [future(gates.dvc(*ask[gate])) if gate in MUTATIONS[name].gates else printed(0) for gate in ask]
+    return Change(base, head_of(mate), *answers)
+
+
+def deciding(name: str) -> list[str]:
+    """Return the gates that may refuse a mutation. If one does, no other can make up for it."""
+    return [key for key, gate in GATES.items() if key in MUTATIONS[name].gates or gate in ARMS_GATES]
+
+
 @pytest.mark.parametrize(("name", "verify"), CASES)
 def test_a_mutation_is_refused_by_its_gate(name: str, verify: bool, team: Team, tmp_path: Path, monkeypatch) -> None:
-    mate, base = mutated(team, tmp_path, name, 1, verify)
+    assert_refused(name, 1, verify, team, tmp_path, monkeypatch)
+
+
+def assert_refused(name: str, seed: int, verify: bool, team: Team, folder: Path, monkeypatch) -> None:
+    mate, base = mutated(team, folder, name, seed, verify)
     monkeypatch.chdir(mate)
-    names = [key for key, gate in GATES.items() if key in MUTATIONS[name].gates or gate in ARMS_GATES]
-    results = judged(Change(base, head_of(mate), printed(0), printed(0)), *names)
-    assert MUTATIONS[name].gates & refusals(results)
+    results = judged(change_after(name, mate, base), *deciding(name))
+    assert MUTATIONS[name].gates & refusals(results), results
     assert exit_status(results) in (1, 2)
 
 
-@pytest.mark.parametrize("name", SEEN_BY_DVC)
-def test_what_dvc_sees_is_refused(name: str, team: Team, tmp_path: Path, started) -> None:
-    mate, base = mutated(team, tmp_path, name, 1)
-    assert MUTATIONS[name].gates <= refusals(judged(started(mate, base), LOCK, PUSHED))
+def test_a_lock_that_is_stale_is_refused(team: Team, tmp_path: Path, monkeypatch) -> None:
+    mate, _ = mutated(team, tmp_path, "a stale lock", 1)
+    monkeypatch.chdir(mate)
+    (result,) = judged(change_of(future(gates.dvc(*gates.DRY_RUN))), LOCK)
+    assert result.holds is False
+    assert "`dvc repro` would run" in result.note
+
+
+def test_what_was_never_pushed_is_refused(team: Team, tmp_path: Path, monkeypatch) -> None:
+    mate, _ = mutated(team, tmp_path, "an object that was never pushed", 1)
+    monkeypatch.chdir(mate)
+    (result,) = judged(change_of(printed(0), future(gates.dvc(*gates.UNPUSHED))), PUSHED)
+    assert result.holds is False
+    assert "`dvc push` " in result.note
 
 
 def test_a_metric_that_was_committed_with_force_looks_current_and_is_refused(
-    team: Team, tmp_path: Path, started
+    team: Team, tmp_path: Path, monkeypatch
 ) -> None:
     mate = team.unpulled(tmp_path)
     edit_a_metric(mate, random.Random(3))
-    change = started(mate, team.base)
+    monkeypatch.chdir(mate)
+    change = Change(team.base, head_of(mate), future(gates.dvc(*gates.DRY_RUN)), printed(0))
     results = judged(change, LOCK, TRUE)
     assert refusals(results) == {TRUE}
     assert "metrics/" in results[-1].note
@@ -92,12 +117,9 @@ def test_a_metric_that_was_committed_with_force_looks_current_and_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(100))
-def test_no_mutation_passes(number: int, team: Team, tmp_path: Path, started) -> None:
-    name = list(MUTATIONS)[number % len(MUTATIONS)]
-    mate, base = mutated(team, tmp_path, name, number, verify=bool(number // len(MUTATIONS) % 2))
-    results = judge(started(mate, base))
-    assert MUTATIONS[name].gates & refusals(results), results
-    assert exit_status(results) in (1, 2)
+def test_no_mutation_passes(number: int, team: Team, tmp_path: Path, monkeypatch) -> None:
+    turn, place = divmod(number, len(MUTATIONS))
+    assert_refused(list(MUTATIONS)[place], number, bool(turn % 2), team, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
@@ -137,10 +159,14 @@ def test_a_real_leaked_row_is_refused(team: Team, tmp_path: Path, started) -> No
     assert "copa test 0" in next(result.note for result in results if result.gate == LEAKED)
 
 
-def printed(status: int, out: str = "", error: str = "") -> Future[Printed]:
+def future(result: Printed) -> Future[Printed]:
     found: Future[Printed] = Future()
-    found.set_result(Printed(status, out, error))
+    found.set_result(result)
     return found
+
+
+def printed(status: int, out: str = "", error: str = "") -> Future[Printed]:
+    return future(Printed(status, out, error))
 
 
 def change_of(dry_run: Future[Printed], unpushed: Future[Printed] | None = None) -> Change:
