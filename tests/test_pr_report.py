@@ -17,7 +17,7 @@ from tests.project import ROOT, commit, run
 from tools import pr_report, report_arms
 from tools.gates import Result
 from tools.lock_diff import compare_locks, edges
-from tools.markdown import BREAK, LONGEST, code, plain
+from tools.markdown import BREAK, LONGEST, as_text, code
 from tools.report_arms import Reading
 from tools.report_metrics import changed_values, metric_changes
 from tools.selection_diff import SelectionDiff
@@ -40,7 +40,7 @@ PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"
 
 def cells(text: str) -> list[list]:
     """Return the inline tokens of each cell of a rendered table whose second row has the text."""
-    tokens = PAGE.parse(f"| a | b |\n| --- | --- |\n| {plain(text)} | last |\n")
+    tokens = PAGE.parse(f"| a | b |\n| --- | --- |\n| {as_text(text)} | last |\n")
     assert tokens[-1].type == "table_close"
     return [token.children or [] for token in tokens if token.type == "inline"][2:]
 
@@ -58,8 +58,8 @@ def assert_harmless(text: str) -> None:
 def test_a_hostile_row_is_shown_as_text(text: str) -> None:
     assert_harmless(text)
     for word in ("<", "|", "`", "@everyone", "dvc-report -->", "http://", "www.", "\n"):
-        assert word not in plain(text)
-    assert not re.search(rf"[@#](?!{BREAK})", re.sub(r"&#\d+;", lambda found: chr(int(found[0][2:-1])), plain(text)))
+        assert word not in as_text(text)
+    assert not re.search(rf"[@#](?!{BREAK})", re.sub(r"&#\d+;", lambda found: chr(int(found[0][2:-1])), as_text(text)))
 
 
 @given(st.text())
@@ -188,7 +188,7 @@ def test_rows_do_no_harm_in_the_examples(reading: Reading) -> None:
 
 def test_a_part_that_fails_says_so_and_the_rest_stands(reading: Reading) -> None:
     forged = reading._replace(here={"arms": [], "cost": {"selection": {"rows": "many"}}})
-    assert pr_report.shown("what it cost", lambda _: [pr_report.selection_cost(forged.here)], forged) == [
+    assert pr_report.shown("what it cost", lambda _: [pr_report.describe_selection_cost(forged.here)], forged) == [
         "⚠️ what it cost cannot be shown: Cannot specify ',' with 's'.",
         "",
     ]

@@ -115,7 +115,7 @@ def exit_status(results: list[Result]) -> int:
 def judge_macro_f1(change: Change) -> Iterator[Result]:
     """Judge the lower end of every gated arm's difference to the control; of several shots, the lowest."""
     for arm, limit in limits_of(change.base).macro_f1.items():
-        yield judge_arm(change, f"{arm} − control, mean macro-F1, lower end", arm, macro_f1, ("lo", limit))
+        yield judge_arm(change, f"{arm} − control, mean macro-F1, lower end", arm, lowest_macro_f1, ("lo", limit))
 
 
 def judge_loss(change: Change) -> Iterator[Result]:
@@ -129,7 +129,7 @@ def judge_arm(
     """Judge one end of an interval: `lo` must be above the limit, `hi` below it."""
     name, limit = end
     before, here = (
-        score(difference(summary, arm)) for summary in (summary_or_none(change.base), summary_at(change.head))
+        score(vs_control(summary, arm)) for summary in (summary_or_none(change.base), summary_at(change.head))
     )
     texts = ["–" if one is None else interval(one) for one in (before, here)]
     holds = here is not None and (here["lo"] > limit if name == "lo" else here["hi"] < limit)
@@ -260,13 +260,13 @@ def value_at(content: Any, *names: str) -> Any:
     return content
 
 
-def difference(summary: Any, arm: str) -> Any:
+def vs_control(summary: Any, arm: str) -> Any:
     """Return an arm's comparison with the control: over runs and items if there are runs, otherwise over items."""
     over_runs = value_at(summary, "methods", arm, "vs_control")
     return over_runs or value_at(summary, "arms", arm, "vs_control")
 
 
-def macro_f1(found: Any) -> Estimate | None:
+def lowest_macro_f1(found: Any) -> Estimate | None:
     """Return the difference in mean macro-F1; of several shots, the one with the lowest lower end."""
     by_shots = value_at(found, "scores")
     shots = by_shots.values() if isinstance(by_shots, dict) else []

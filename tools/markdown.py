@@ -14,7 +14,7 @@ LONGEST = 100
 """Characters shown of a text."""
 
 
-def plain(text: object) -> str:
+def as_text(text: object) -> str:
     """Return any text as one line that Markdown shows as it is: no tag, link, mention, table cell or marker."""
     kept = "".join(char for char in str(text) if unicodedata.category(char) not in ("Cf", "Cc") or char.isspace())
     line = " ".join(kept.split())
@@ -28,10 +28,10 @@ def plain(text: object) -> str:
 
 def code(name: object) -> str:
     """Return a name in the type of code; if it is no plain name, as plain text."""
-    return f"`{name}`" if NAME.fullmatch(str(name)) and len(str(name)) <= LONGEST else plain(name)
+    return f"`{name}`" if NAME.fullmatch(str(name)) and len(str(name)) <= LONGEST else as_text(name)
 
 
-def table(head: Iterable[str], align: str, rows: Iterable[Iterable[str]]) -> Iterator[str]:
+def grid(head: Iterable[str], align: str, rows: Iterable[Iterable[str]]) -> Iterator[str]:
     """Yield a table. `align` has a letter for each column: `l` or `r`. Its cells are Markdown already."""
     rules = {"l": "---", "r": "--:"}
     yield row_of(head)

@@ -15,7 +15,7 @@ from typing import Any
 from stages.lib.core.errors import UserError
 from tools.gates import Change, Result, exit_status, judge, lock_or_none, params_at, start_change, value_at
 from tools.lock_diff import compare_locks, edges, kind_of
-from tools.markdown import code, folded, limited, plain, table
+from tools.markdown import as_text, code, folded, grid, limited
 from tools.report_arms import Reading, arms, causes, examples, read_all, shares
 from tools.report_metrics import changed_values, moved_metrics
 from tools.revisions import read_lock
@@ -32,7 +32,7 @@ JUDGING_CODE = (
 """What decides how a pull request is judged. A person must look at changes of these."""
 
 
-def report_lines(change: Change) -> tuple[list[str], int]:
+def write_report(change: Change) -> tuple[list[str], int]:
     """Return the report and the exit status."""
     reading, results = read_all(change), judge(change)
     lines = [MARKER, f"### {headline(results)}", "", commits(change), "", *gate_table(results), ""]
@@ -46,11 +46,11 @@ def shown(name: str, part: Callable[[Reading], Iterable[str]], reading: Reading)
     try:
         return list(part(reading))
     except Exception as error:
-        return [f"⚠️ {name} cannot be shown: {plain(error)}", ""]
+        return [f"⚠️ {name} cannot be shown: {as_text(error)}", ""]
 
 
 def headline(results: list[Result]) -> str:
-    broken, unclear = ([plain(result.gate) for result in results if result.holds is holds] for holds in (False, None))
+    broken, unclear = ([as_text(result.gate) for result in results if result.holds is holds] for holds in (False, None))
     if broken:
         return f"❌ {len(broken)} of {len(results)} gates broken: {'; '.join(broken)}"
     if unclear:
@@ -65,11 +65,12 @@ def commits(change: Change) -> str:
 def gate_table(results: list[Result]) -> Iterator[str]:
     """Yield the gates, and what is wrong with those that do not hold."""
     rows = [
-        [plain(one.gate), one.limit, one.base, bold(one.here, one.holds is False), SIGNS[one.holds]] for one in results
+        [as_text(one.gate), one.limit, one.base, bold(one.here, one.holds is False), SIGNS[one.holds]]
+        for one in results
     ]
-    yield from table(["gate", "limit", "base", "here", ""], "lrrrl", rows)
+    yield from grid(["gate", "limit", "base", "here", ""], "lrrrl", rows)
     yield ""
-    yield from (f"- {SIGNS[one.holds]} {plain(one.gate)}: {plain(one.note)}" for one in results if one.note)
+    yield from (f"- {SIGNS[one.holds]} {as_text(one.gate)}: {as_text(one.note)}" for one in results if one.note)
 
 
 def bold(text: str, wanted: bool) -> str:
@@ -83,7 +84,7 @@ def changed(reading: Reading) -> Iterator[str]:
     files = git("diff", "--name-only", "-z", change.base, change.head).split("\0")[:-1]
     sources = [f"source {code(name)} ({counts})" for name, counts in changed_sources(reading)]
     written = [code(name) for name in files if not name.startswith(("metrics/", "dvc.lock", "params.yaml"))]
-    values = [f"{code(name)} {plain(before)} → {plain(here)}" for name, before, here in params]
+    values = [f"{code(name)} {as_text(before)} → {as_text(here)}" for name, before, here in params]
     yield f"**Changed** {limited(values + sources, LISTED) or 'no params, no sources'}"
     yield ""
     yield f"**Files** {limited(written, LISTED) or 'none'}"
@@ -136,18 +137,18 @@ def cost(reading: Reading) -> Iterator[str]:
     found = compare_locks(lock_or_none(reading.change.base), read_lock(reading.change.head))
     trained = [name.partition("@")[2] for name in found.reran if name.startswith("train@")]
     flops = sum(value_at(reading.here, "cost", "arms", arm, "training_flops") or 0 for arm in trained)
-    was, now = (selection_cost(summary) for summary in (reading.before, reading.here))
+    was, now = (describe_selection_cost(summary) for summary in (reading.before, reading.here))
     training = f"trainings: {len(trained)}" + (f" ({flops:.2g} FLOP)" if trained else "")
     yield f"**Cost** {training} · selection: {now}" + (f" (base: {was})" if was != now else ", as at the base")
     yield ""
 
 
-def selection_cost(summary: Any) -> str:
+def describe_selection_cost(summary: Any) -> str:
     found = value_at(summary, "cost", "selection")
     return f"{found['rows']:,} rows scored and embedded, {found['flops']:.2g} FLOP" if found else "unknown"
 
 
-def pipeline(reading: Reading) -> Iterator[str]:
+def stage_graph(reading: Reading) -> Iterator[str]:
     """Yield the graph of the stages, folded; those that ran again are marked."""
     lock = read_lock(reading.change.head)
     found = compare_locks(lock_or_none(reading.change.base), lock)
@@ -167,7 +168,7 @@ PARTS: dict[str, Callable[[Reading], Iterable[str]]] = {
     "what the selection is like": shares,
     "rows that came and went": examples,
     "metrics that moved": lambda reading: moved_metrics(reading.before, reading.here),
-    "the pipeline": pipeline,
+    "the pipeline": stage_graph,
 }
 
 
@@ -194,7 +195,7 @@ def main(words: list[str]) -> int:
         return 2
     try:
         with ThreadPoolExecutor() as pool:
-            lines, status = report_lines(start_change(*find_commits(words[0]), pool))
+            lines, status = write_report(start_change(*find_commits(words[0]), pool))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

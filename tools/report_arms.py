@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 from stages.lib.core.errors import UserError
 from tools.gates import (
     Change,
-    difference,
     held_out_loss,
     interval,
-    macro_f1,
+    lowest_macro_f1,
     params_at,
     summary_or_none,
     value_at,
+    vs_control,
 )
-from tools.markdown import code, folded, limited, plain, table
+from tools.markdown import as_text, code, folded, grid, limited
 from tools.selection_diff import SelectionDiff, selection_diff
 
 EXAMPLES, SHARES = 10, 4
@@ -66,7 +66,7 @@ def arms(reading: Reading) -> Iterator[str]:
             "like for like",
             "net",
         ]
-        yield from table(heads, "lrllrrr", [arm_row(reading, arm) for arm in changed])
+        yield from grid(heads, "lrllrrr", [arm_row(reading, arm) for arm in changed])
         yield ""
     if unchanged := [code(arm) for arm in names if arm not in changed]:
         yield f"No row and no result changed: {', '.join(unchanged)}"
@@ -76,13 +76,13 @@ def arms(reading: Reading) -> Iterator[str]:
         yield ""
     errors = {str(error): arm for arm, error in reading.selections.items() if isinstance(error, UserError)}
     for error, arm in errors.items():
-        yield f"⚠️ the rows of {code(arm)} cannot be compared: {plain(error)}"
+        yield f"⚠️ the rows of {code(arm)} cannot be compared: {as_text(error)}"
         yield ""
 
 
 def is_changed(reading: Reading, arm: str) -> bool:
     """Return whether its rows or its results differ. Its cells alone do not count: they differ with every k-means."""
-    if arm in reading.moved or difference(reading.before, arm) != difference(reading.here, arm):
+    if arm in reading.moved or vs_control(reading.before, arm) != vs_control(reading.here, arm):
         return True
     sides = (value_at(summary, "arms", arm) for summary in (reading.before, reading.here))
     was, now = ([value_at(side, name) for name in ("scores", "held_out_loss")] for side in sides)
@@ -92,7 +92,9 @@ def is_changed(reading: Reading, arm: str) -> bool:
 def arm_row(reading: Reading, arm: str) -> list[str]:
     was, now = (value_at(summary, "arms", arm, "sample", "rows") for summary in (reading.before, reading.here))
     control = arm == params_at(reading.change.head)["control"]
-    scores = ["control", ""] if control else [was_to_is(reading, arm, score) for score in (macro_f1, held_out_loss)]
+    scores = (
+        ["control", ""] if control else [was_to_is(reading, arm, score) for score in (lowest_macro_f1, held_out_loss)]
+    )
     runs = value_at(reading.here, "methods", arm, "runs")
     name = code(arm) + (f" ×{runs}" if runs else "")
     return [name, f"{count(was)} → {count(now)}", *scores, *moves(reading.selections[arm])]
@@ -103,7 +105,7 @@ def count(number: Any) -> str:
 
 
 def was_to_is(reading: Reading, arm: str, score: Callable[[Any], dict[str, float] | None]) -> str:
-    was, now = (score(difference(summary, arm)) for summary in (reading.before, reading.here))
+    was, now = (score(vs_control(summary, arm)) for summary in (reading.before, reading.here))
     texts = ["–" if one is None else interval(one) for one in (was, now)]
     return texts[1] if texts[0] == texts[1] else f"{texts[0]} → **{texts[1]}**"
 
@@ -131,7 +133,7 @@ def causes(reading: Reading) -> Iterator[str]:
 
 def listed_causes(found: dict[str, int]) -> str:
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return " · ".join(f"{plain(cause)} {number:,}" for cause, number in ordered) or "none"
+    return " · ".join(f"{as_text(cause)} {number:,}" for cause, number in ordered) or "none"
 
 
 def shares(reading: Reading) -> Iterator[str]:
@@ -142,7 +144,7 @@ def shares(reading: Reading) -> Iterator[str]:
         for arm, selection in reading.moved.items()
     ]
     if rows:
-        yield from table(["share of the rows by", *names.values()], "llll", rows)
+        yield from grid(["share of the rows by", *names.values()], "llll", rows)
         yield ""
 
 
@@ -150,7 +152,7 @@ def largest_changes(found: Any) -> str:
     """Return the shares that changed most, of a table with the columns `before` and `after`."""
     order = (found["after"] - found["before"]).abs().sort_values(ascending=False, kind="stable").index
     texts = [(name, *(f"{found.loc[name, side]:.0%}" for side in ("before", "after"))) for name in order]
-    return limited([f"{plain(name)}: {was} → {now}" for name, was, now in texts if was != now], SHARES) or "as before"
+    return limited([f"{as_text(name)}: {was} → {now}" for name, was, now in texts if was != now], SHARES) or "as before"
 
 
 def examples(reading: Reading) -> Iterator[str]:
@@ -158,7 +160,7 @@ def examples(reading: Reading) -> Iterator[str]:
     lines: list[str] = []
     for arm, selection in reading.moved.items():
         rows = [[sign, *row] for sign, side in (("in", selection.came), ("out", selection.went)) for row in some(side)]
-        lines += [code(arm), "", *table(["", "row", "source", "instruction", "cause"], "lllll", rows), ""]
+        lines += [code(arm), "", *grid(["", "row", "source", "instruction", "cause"], "lllll", rows), ""]
     if lines:
         yield from folded("Rows that came and went, at most ten of each", lines)
 
@@ -166,4 +168,4 @@ def examples(reading: Reading) -> Iterator[str]:
 def some(rows: Any) -> list[list[str]]:
     """Return the first rows by id, which is a hash: any of them."""
     drawn = rows.sort_values("id").head(EXAMPLES).to_dict("records")
-    return [[code(row["id"]), *(plain(row[name]) for name in ("source", "instruction", "cause"))] for row in drawn]
+    return [[code(row["id"]), *(as_text(row[name]) for name in ("source", "instruction", "cause"))] for row in drawn]

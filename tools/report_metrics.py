@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tools.gates import interval
-from tools.markdown import code, folded, table
+from tools.markdown import code, folded, grid
 
 LISTED = 60
 
@@ -33,7 +33,7 @@ def moved_metrics(before: Any, here: Any) -> Iterator[str]:
     rows = [[code(name), was, now] for name, was, now in found[:LISTED]]
     more = [f"and {len(found) - LISTED:,} more: `dvc metrics diff`"] if len(found) > LISTED else []
     if rows:
-        lines = [*table(["metric", "base", "here"], "lrr", rows), "", *more]
+        lines = [*grid(["metric", "base", "here"], "lrr", rows), "", *more]
         yield from folded(f"Metrics that moved ({len(found):,} of {len(cells_of(here)):,})", lines)
 
 
