@@ -106,10 +106,8 @@ def leave_the_lock_stale(folder: Path, rng: random.Random) -> None:
         path = folder / "stages" / rng.choice(["sample.py", "train.py", "lib/selection/methods.py", "compare.py"])
         path.write_text(path.read_text(encoding="utf-8") + "\nCHANGED = True\n", encoding="utf-8")
     elif kind == "data":
-        path = folder / "data/inputs/life.jsonl"
-        path.write_text(
-            '{"instruction": "새 질문?", "output": "답"}\n' + path.read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        path = folder / "data/inputs/assistant.jsonl"
+        path.write_bytes('{"instruction": "새 질문?", "output": "답"}\n'.encode() + path.read_bytes())
     else:
         run(folder, "git", "checkout", "-q", "HEAD~1", "--", "dvc.lock")
     commit(folder, "nothing ran")
