@@ -7,7 +7,6 @@ run", and what it costs is a most. DVC's run-cache may restore what would run he
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -22,7 +21,8 @@ from stages.lib.core.artifacts import read_arrow, read_json
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, Section, read_params, read_yaml
 from stages.lib.core.runner import CHECKPOINTS, checkpoints_folder
-from stages.lib.scoring.cache import KEY, Cache, known_keys, read_committed, read_fingerprint
+from stages.lib.scoring.cache import KEY, Cache, known_keys, read_fingerprint
+from stages.lib.scoring.committed import read_committed, read_object
 from stages.lib.scoring.fingerprint import MACHINE, compute_fingerprint, hash_file
 from stages.lib.text.hashing import text_hash
 from tools.output import print_lines
@@ -225,14 +225,12 @@ def instructions_of(corpus: pa.Table) -> list[str]:
 
 def read_raw(repo: "Repo") -> pa.Table:
     """Return the columns of raw that are scored, pulled or not. Raises what the remote raises."""
-    import dvc.api
-
     if Path(RAW).is_file():
         return read_arrow(Path(RAW), *COLUMNS)
-    content = dvc.api.read(RAW, mode="rb")
     (out,) = repo.find_outs_by_path(RAW)
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != out.hash_info.value:
-        raise UserError(f"it is damaged in the cache or the remote, dvc.lock has md5 {out.hash_info.value}")
+    content = read_object(out.hash_info.value)
+    if content is None:
+        raise UserError("it is not in the cache, and no remote is set")
     return pq.read_table(BytesIO(content), columns=list(COLUMNS))
 
 
