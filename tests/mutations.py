@@ -222,9 +222,11 @@ def comment_on_params(folder: Path, rng: random.Random) -> None:
 
 
 def reformat_params(folder: Path, rng: random.Random) -> None:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = rng.random() < 0.5
+    """Indent and break the lines in another way; half the time, drop all comments and write no mapping in one line."""
+    yaml = YAML() if rng.random() < 0.5 else YAML(typ="safe", pure=True)
+    yaml.default_flow_style = yaml.sort_base_mapping_type_on_output = False
     yaml.width = rng.choice([60, 200])
+    yaml.indent(mapping=rng.choice([2, 4]), sequence=rng.choice([4, 6]), offset=2)
     content = yaml.load(folder / "params.yaml")
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
