@@ -2,12 +2,13 @@
 
 docs/results/real_rows.csv -> docs/images/forest.svg
 the tables below -> docs/images/pipeline.svg
+the report in docs/team.md -> docs/images/report.svg
 """
 
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import dropwhile, groupby, pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,12 +244,64 @@ def box(name: str) -> Iterator[str]:
         yield text(x + BOX / 2, height, words, 12, text_anchor="middle")
 
 
+# -- the head of a report on a pull request --------------------------------------------------------------------------
+
+HOLDS, BROKEN = "#1a7f37", "#cf222e"
+GATES = ((24, "start"), (470, "end"), (640, "end"), (820, "end"))
+"""Place and anchor of the columns: gate, limit, base, here. The last column, the sign, is a dot."""
+ARMS = ((24, "start"), (170, "end"), (350, "end"), (620, "end"), (690, "end"), (776, "end"), (856, "end"))
+STEP = 24
+
+
+def report_head(page: Path) -> str:
+    """Return the verdict, the gates and the arms of the report that a page of docs contains."""
+    lines = iter(page.read_text(encoding="utf-8").splitlines())
+    verdict = next(line for line in lines if line.startswith(("**✅", "**❌")))
+    gates, arms = ([*markdown_rows(lines)] for _ in range(2))
+    height = 72 + STEP * (len(gates) + len(arms) + 1)
+    return card(WIDTH, height, "The head of a report on a pull request", report_parts(verdict, gates, arms))
+
+
+def markdown_rows(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Yield the cells of the next Markdown table, without its markup; the head first."""
+    rows = takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: not line.startswith("|"), lines))
+    cells = ([cell.strip().replace("*", "").replace("`", "") for cell in row.strip("|").split("|")] for row in rows)
+    return (row for row in cells if set(row[0]) != {"-"})
+
+
+def report_parts(verdict: str, gates: list[list[str]], arms: list[list[str]]) -> Iterator[str]:
+    words, holds = verdict.strip("*")[2:], "✅" in verdict
+    yield dot(34, 32, HOLDS if holds else BROKEN, HOLDS if holds else BROKEN, 7)
+    yield text(52, 38, words, 17, font_weight="600")
+    y = 72
+    for number, (*cells, sign) in enumerate(gates):
+        yield from table_line(y + STEP * number, cells, GATES, number == 0)
+        if number:
+            colour = HOLDS if sign == "✅" else BROKEN
+            yield dot(846, y + STEP * number - 4, colour if sign == "✅" else "#ffffff", colour)
+    y += STEP * (len(gates) + 1)
+    for number, cells in enumerate(arms):
+        yield from table_line(y + STEP * number, cells, ARMS, number == 0)
+
+
+def table_line(y: int, cells: Sequence[str], columns: Sequence[tuple[int, str]], is_head: bool) -> Iterator[str]:
+    for cell, (x, anchor) in zip(cells, columns, strict=True):
+        if cell:
+            yield text(x, y, cell, 12, SOFT if is_head else INK, text_anchor=anchor)
+    if is_head:
+        yield line(24, y + 7, WIDTH - 24, y + 7)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def pictures() -> dict[str, str]:
     """Return the pictures by name."""
-    return {"forest": forest(DOCS / "results/real_rows.csv"), "pipeline": pipeline()}
+    return {
+        "forest": forest(DOCS / "results/real_rows.csv"),
+        "pipeline": pipeline(),
+        "report": report_head(DOCS / "team.md"),
+    }
 
 
 def main() -> int:
