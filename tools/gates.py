@@ -7,7 +7,7 @@ gate is one entry of GATES: it yields results, or raises UserError if it cannot 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -177,12 +177,20 @@ def require_remote() -> None:
 def judge_bytes(change: Change) -> Iterator[Result]:
     """Judge whether the files of data/ have the md5 that dvc.lock names: DVC itself trusts its remote."""
     damaged = []
-    for path in files_to_read(read_lock(change.head), lock_or_none(change.base)):
+    for path in files_to_read(read_lock(change.head), lock_or_none(change.base), pipeline_stages()):
         try:
             read_at(path, change.head)
         except DamagedError:
             damaged.append(path)
     yield yes_or_no(WHOLE, not damaged, f"damaged: {first(damaged)}; push them again from a clone that has them")
+
+
+def pipeline_stages() -> set[str]:
+    """Return the names of the stages, at HEAD; dvc.lock can have more, because DVC leaves those of a removed arm there."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return {stage.addressing for stage in repo.index.stages}
 
 
 def judge_metrics(change: Change) -> Iterator[Result]:
@@ -291,8 +299,9 @@ def leaked_items(revision: str) -> set[tuple[str, str, int]]:
     return set(table_at(LEAKS, revision, "task", "split", "item").itertuples(index=False, name=None))
 
 
-def files_to_read(here: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Return the files of data/ that stages wrote: those that changed, and others up to LARGE bytes."""
+def files_to_read(here: dict[str, Any], before: dict[str, Any], stages: Container[str]) -> list[str]:
+    """Return the files of data/ that these stages wrote: those that changed, and others up to LARGE bytes."""
+    here = {"stages": {name: stage for name, stage in here["stages"].items() if name in stages}}
     known = {out["path"]: out["md5"] for out in outs_of(before)}
     files = [out for out in outs_of(here) if out["path"].startswith("data/") and not out["md5"].endswith(".dir")]
     return [out["path"] for out in files if out["size"] <= LARGE or known.get(out["path"]) != out["md5"]]
