@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from filelock import FileLock
 
-from tests.project import ARMS, commit, copy_project, ran, run, shrink
+from tests.project import ARMS, change_params, commit, copy_project, ran, run, shrink
 
 
 def each(stage: str, arms: Iterable[str] = ARMS) -> set[str]:
@@ -58,6 +59,37 @@ def origin(shared: Path) -> Path:
 def done(shared: Path) -> Path:
     """A clone that was reproduced, committed and pushed."""
     return shared / "done"
+
+
+class Team(NamedTuple):
+    author: Path
+    """A clone with the pull request, committed and pushed."""
+    remote: Path
+    base: str
+    """The commit that it branched off from."""
+
+    def unpulled(self, folder: Path, own_remote: bool = False, verify: bool = False) -> Path:
+        """Return a new clone without data; `own_remote`: with a copy of the remote that a test may damage."""
+        mate = clone(self.author, folder / "mate")
+        remote = shutil.copytree(self.remote, folder / "remote") if own_remote else self.remote
+        text = f"['remote \"team\"']\n    url = {remote}\n    verify = {str(verify).lower()}\n"
+        (mate / ".dvc/config.local").write_text(text)
+        return mate
+
+
+@pytest.fixture(scope="session")
+def team(done: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Team:
+    """A pull request that changes a cheap stage and the metrics, committed and pushed."""
+    folder = tmp_path_factory.mktemp("team")
+    author = shutil.copytree(done, folder / "author", symlinks=True)
+    remote = shutil.copytree(shared / "remote", folder / "remote")
+    run(author, "dvc", "remote", "modify", "-q", "--local", "team", "url", str(remote))
+    base = run(author, "git", "rev-parse", "HEAD").strip()
+    change_params(author, stability__fraction=0.2)
+    assert ran(run(author, "dvc", "repro")) == {"stability", "report"}
+    commit(author, "a pull request")
+    run(author, "dvc", "push", "-q")
+    return Team(author, remote, base)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 from stages import decontaminate, dedup, merge
 from stages.lib.core.artifacts import read_jsonl, read_table, write_table
 from stages.lib.core.runner import ALWAYS, IN_A_LOG, OFFLINE
-from tests.clones import done, origin, own_clone, project, shared  # noqa: F401
+from tests.clones import done, origin, own_clone, project, shared, team  # noqa: F401
 
 HF_HOME = Path(tempfile.mkdtemp(prefix="hf-home-"))  # read when the libraries are imported, so set here
 os.environ.update(ALWAYS | IN_A_LOG | OFFLINE | {"HF_HOME": str(HF_HOME), "HF_HUB_CACHE": str(HF_HOME / "hub")})

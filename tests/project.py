@@ -97,5 +97,8 @@ def shrink(folder: Path) -> None:
         train__budget__amount=2,
         train__warmup=0,
         evaluate__shots=[0],
+        compare__resamples=200,
+        compare__randomisations=200,
         arms={name: arm | {"seed": 1} for name, arm in ARMS.items()},
+        gates={"macro_f1": {"spread": -1.0}, "held_out_loss": {"spread": 1.0}, "new_leaked_items": 0},
     )

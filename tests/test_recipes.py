@@ -12,6 +12,7 @@ from tools.check import check_params
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FREE = {("fetch_benchmark", "revisions"), ("merge", "sources"), ("arms",), ("stability", "variants")}
+FREE |= {("gates", "macro_f1"), ("gates", "held_out_loss")}
 OPTIONAL = {("decontaminate", "similar"), ("dedup", "lexical"), ("dedup", "semantic")}
 OPTIONAL |= {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
 OPTIONAL |= {("train", "adapter"), ("train", "deepspeed")}

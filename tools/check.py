@@ -14,14 +14,16 @@ from stages.lib.core.portable import asks_to_be_portable, cannot_be_portable
 from tools.wire import misnamed_flags, read_stages
 
 STAGES = sorted(path.stem for path in (Path(__file__).parent.parent / "stages").glob("[a-z]*.py"))
+READERS = [*(f"stages.{stage}" for stage in STAGES), "tools.gates"]
+"""The modules whose `Params` say which sections they read."""
 
 
 def check_params(path: Path) -> list[str]:
     """Return what is wrong with a params file, each message once."""
     problems: dict[str, None] = {}
     known: set[str] = set()
-    for stage in STAGES:
-        model = importlib.import_module(f"stages.{stage}").Params
+    for module in READERS:
+        model = importlib.import_module(module).Params
         known |= set(model.model_fields)
         try:
             read_params(model, path)

@@ -1,6 +1,7 @@
 """Write docs/stages.md and docs/params.md: `python -m tools.reference`.
 
-The first comes from dvc.yaml, the second from the stages' `Params` models and the docstrings of their fields.
+The first comes from dvc.yaml, the second from the `Params` models of the stages and the gates, and the docstrings of
+their fields.
 """
 
 import ast
@@ -80,24 +81,23 @@ def params_page() -> str:
     """Return a section for each section of params.yaml, in its order."""
     lines = [WRITTEN, "", "# Params", "", "Every key of params.yaml. A key without a default is required."]
     for name in read_yaml(PARAMS):
-        stage, model = owner(name)
+        path, model = owner(name)
         key = keys(model)[name]
-        lines += ["", f"## {name}", "", " ".join(filter(None, [key.meaning, f"In `stages/{stage}.py`."])), ""]
+        lines += ["", f"## {name}", "", " ".join(filter(None, [key.meaning, f"In `{path}`."])), ""]
         inner = models_in(model.model_fields[name].annotation)
         head = ["| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [*head, *table(inner[0])] if inner else [f"Type: {key.type}."]
     return "\n".join([*lines, ""])
 
 
-def owner(section: str) -> tuple[str, type[BaseModel]]:
-    """Return the stage that a section belongs to: the one of that name, otherwise the one that documents it."""
-    models = {
-        path.stem: importlib.import_module(f"stages.{path.stem}").Params for path in Path("stages").glob("[a-z]*.py")
-    }
-    readers = {stage: model for stage, model in sorted(models.items()) if section in model.model_fields}
-    documenting = [stage for stage, model in readers.items() if keys(model)[section].meaning]
-    stage = section if section in readers else documenting[0]
-    return stage, readers[stage]
+def owner(section: str) -> tuple[Path, type[BaseModel]]:
+    """Return the file that a section belongs to: the one of that name, otherwise the one that documents it."""
+    files = [*sorted(Path("stages").glob("[a-z]*.py")), Path("tools/gates.py")]
+    models = {path: importlib.import_module(".".join(path.with_suffix("").parts)).Params for path in files}
+    readers = {path: model for path, model in models.items() if section in model.model_fields}
+    documenting = [path for path, model in readers.items() if keys(model)[section].meaning]
+    path = next((path for path in readers if path.stem == section), None) or documenting[0]
+    return path, readers[path]
 
 
 def table(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,75 @@
+"""Compute the metrics of a commit again, in a folder of their own, from what its stages wrote.
+
+An edited metric passes `dvc repro --dry` once `dvc commit -f` has written its md5 to dvc.lock. Running `compare` and
+`report` again finds it. Their inputs are read as they were committed, pulled or not (`tools.revisions`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stages.compare import Params as CompareParams
+from stages.compare import compare
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import PARAMS, read_params
+from stages.report import Params as ReportParams
+from stages.report import report
+from tools.revisions import read_at
+
+METRICS = Path("metrics")
+
+
+def false_metrics(revision: str) -> list[str]:
+    """Return the files of metrics/ that differ from what the outputs of this commit's stages give.
+
+    Raises UserError if one of these outputs is missing or damaged, or the metrics cannot be computed from them.
+    """
+    with TemporaryDirectory(prefix="metrics-") as name:
+        folder = Path(name)
+        copy(PARAMS, revision, folder)
+        settings = read_params(ReportParams, folder / PARAMS)
+        for path in inputs_of(list(settings.arms)):
+            copy(path, revision, folder)
+        compute_metrics(folder)
+        computed = sorted(path for path in (folder / METRICS).rglob("*") if path.is_file())
+        return [
+            str(path.relative_to(folder))
+            for path in computed
+            if committed(path.relative_to(folder), revision) != path.read_bytes()
+        ]
+
+
+def copy(path: Path, revision: str, folder: Path) -> None:
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(read_at(str(path), revision))
+
+
+def committed(path: Path, revision: str) -> bytes | None:
+    try:
+        return read_at(str(path), revision)
+    except UserError:
+        return None
+
+
+def inputs_of(arms: list[str]) -> Iterator[Path]:
+    """Yield what `compare` and `report` read, except metrics."""
+    yield from map(Path, ("data/leaks.parquet", "data/eval/base/items.parquet", "models/hub/base.json"))
+    yield from map(Path, ("data/profile.json", "data/stability.json", "data/audit.json"))
+    for arm in arms:
+        yield Path(f"data/samples/{arm}.parquet")
+        yield from (Path(f"data/train/{arm}.json"), Path(f"data/train/{arm}.parquet"))
+        yield Path(f"data/eval/{arm}/items.parquet")
+
+
+def compute_metrics(folder: Path) -> None:
+    """Run `compare` for every arm and the base, then `report`, as dvc.yaml does, inside a folder."""
+    data, metrics, hub = folder / "data", folder / METRICS, folder / "models/hub"
+    comparing, reporting = (read_params(model, folder / PARAMS) for model in (CompareParams, ReportParams))
+    arms, items = metrics / "arms", metrics / "items"
+    trained = {"samples": data / "samples", "training": data / "train", "base_json": hub / "base.json"}
+    for arm in ("base", *reporting.arms):
+        inputs = {"evaluations": data / "eval", "leaks": data / "leaks.parquet"} | ({} if arm == "base" else trained)
+        compare(comparing, arm, metrics=arms / f"{arm}.json", items=items / f"{arm}.json", **inputs)
+    corpus = {name: data / f"{name}.json" for name in ("profile", "stability", "audit")}
+    report(reporting, arms, items, **corpus, summary=metrics / "summary.json", plots=metrics / "plots")
