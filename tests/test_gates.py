@@ -300,11 +300,7 @@ def test_a_gate_that_fails_has_not_passed(
     assert "x" in result.note
 
 
-<<<<<<< HEAD
 def test_every_file_that_changed_and_every_small_one_is_read_back_but_none_of_a_removed_arm() -> None:
-=======
-def test_every_file_that_changed_and_every_small_one_is_read_back() -> None:
->>>>>>> report13
     def lock(**files: tuple[str, int]) -> dict:
         outs = [{"path": f"data/{name}", "md5": md5, "size": size} for name, (md5, size) in files.items()]
         return {"stages": {"one": {"outs": [*outs, {"path": "models/m", "md5": "m", "size": 1}]}}}
@@ -312,12 +308,8 @@ def test_every_file_that_changed_and_every_small_one_is_read_back() -> None:
     large = gates.LARGE + 1
     before = lock(raw=("a", large), small=("b", 1), new=("c", large), folder=("d.dir", 1))
     here = lock(raw=("a", large), small=("b", 1), new=("x", large), folder=("d.dir", 1))
-<<<<<<< HEAD
     here["stages"]["sample@removed"] = lock(old=("e", 1))["stages"]["one"]
     assert gates.files_to_read(here, before, {"one"}) == ["data/small", "data/new"]
-=======
-    assert gates.files_to_read(here, before) == ["data/small", "data/new"]
->>>>>>> report13
 
 
 def test_a_damaged_summary_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,10 @@ gate is one entry of GATES: it yields results, or raises UserError if it cannot 
 """
 
 import json
-<<<<<<< HEAD
-import subprocess
-import sys
-from collections.abc import Callable, Container, Iterator
-=======
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
->>>>>>> report13
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,10 +23,7 @@ from tools.revisions import DamagedError, MissingError, read_at, read_lock, tabl
 
 SUMMARY = METRICS / "summary.json"
 LEAKS = "data/leaks.parquet"
-<<<<<<< HEAD
-=======
 STALE = re.compile(r"(?:^Running stage|failed to reproduce) '([^']+)'", re.MULTILINE)
->>>>>>> report13
 CURRENT = "Data and pipelines are up to date."
 DRY_RUN = ("repro", "--allow-missing", "--dry")
 UNPUSHED = ("data", "status", "--not-in-remote", "--granular", "--json")
@@ -159,13 +150,6 @@ def judge_leaks(change: Change) -> Iterator[Result]:
 
 
 def judge_lock(change: Change) -> Iterator[Result]:
-<<<<<<< HEAD
-    """Judge whether dvc.lock fits code, params and data. `--dry` names only the stages that changed themselves."""
-    printed = change.dry_run.result()
-    lines = (printed.out + printed.error).strip().splitlines()
-    holds = printed.status == 0 and bool(lines) and lines[-1] == CURRENT
-    stages = [line.partition("'")[2].rstrip("':") for line in lines if line.startswith("Running stage ")]
-=======
     """Judge whether dvc.lock fits code, params and data.
 
     DVC names only the stages that changed themselves, and in an unpulled clone it fails at the first of them.
@@ -174,7 +158,6 @@ def judge_lock(change: Change) -> Iterator[Result]:
     lines = (printed.out + printed.error).strip().splitlines()
     holds = printed.status == 0 and bool(lines) and lines[-1] == CURRENT
     stages = list(dict.fromkeys(STALE.findall("\n".join(lines))))
->>>>>>> report13
     yield yes_or_no(LOCK, holds, f"`dvc repro` would run {first(stages)}" if stages else last(lines))
 
 
@@ -199,11 +182,7 @@ def require_remote() -> None:
 def judge_bytes(change: Change) -> Iterator[Result]:
     """Judge whether the files of data/ have the md5 that dvc.lock names: DVC itself trusts its remote."""
     damaged = []
-<<<<<<< HEAD
     for path in files_to_read(read_lock(change.head), lock_or_none(change.base), pipeline_stages()):
-=======
-    for path in files_to_read(read_lock(change.head), lock_or_none(change.base)):
->>>>>>> report13
         try:
             read_at(path, change.head)
         except DamagedError:
@@ -211,7 +190,6 @@ def judge_bytes(change: Change) -> Iterator[Result]:
     yield yes_or_no(WHOLE, not damaged, f"damaged: {first(damaged)}; push them again from a clone that has them")
 
 
-<<<<<<< HEAD
 def pipeline_stages() -> set[str]:
     """Return the names of the stages. dvc.lock can have more, because DVC leaves those of a removed arm there."""
     from dvc.repo import Repo
@@ -220,8 +198,6 @@ def pipeline_stages() -> set[str]:
         return {stage.addressing for stage in repo.index.stages}
 
 
-=======
->>>>>>> report13
 def judge_metrics(change: Change) -> Iterator[Result]:
     """Judge whether `compare` and `report` give the committed metrics when they run again."""
     false = false_metrics(change.head)
@@ -328,14 +304,9 @@ def leaked_items(revision: str) -> set[tuple[str, str, int]]:
     return set(table_at(LEAKS, revision, "task", "split", "item").itertuples(index=False, name=None))
 
 
-<<<<<<< HEAD
 def files_to_read(here: dict[str, Any], before: dict[str, Any], stages: Container[str]) -> list[str]:
     """Return the files of data/ that these stages wrote: those that changed, and others up to LARGE bytes."""
     here = {"stages": {name: stage for name, stage in here["stages"].items() if name in stages}}
-=======
-def files_to_read(here: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Return the files of data/ that stages wrote: those that changed, and others up to LARGE bytes."""
->>>>>>> report13
     known = {out["path"]: out["md5"] for out in outs_of(before)}
     files = [out for out in outs_of(here) if out["path"].startswith("data/") and not out["md5"].endswith(".dir")]
     return [out["path"] for out in files if out["size"] <= LARGE or known.get(out["path"]) != out["md5"]]
