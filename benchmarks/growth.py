@@ -38,7 +38,7 @@ FLAGS = {
     "cluster": "--raw data/raw.parquet --embeddings data/embeddings.parquet --clusters data/clusters.parquet",
     "candidates": "--raw data/raw.parquet --ppl data/ppl.parquet --clusters data/clusters.parquet "
     "--leaks data/leaks.parquet --duplicates data/duplicates.parquet --ratings data/ratings.parquet "
-    "--held_out data/held_out.jsonl --candidates data/candidates.parquet",
+    "--held_out data/held_out.jsonl --reviews data/reviews.jsonl --candidates data/candidates.parquet",
     "sample": "--arm spread --raw data/raw.parquet --candidates data/candidates.parquet "
     "--embeddings data/embeddings.parquet --samples data/spread.jsonl --sample_parquet data/spread.parquet",
 }
@@ -67,6 +67,7 @@ def grow(rows: int, width: int, length_groups: int = 5, clusters: int = 100) -> 
         in_own_process(write_sources, folder / "data/sources", rows)
         runs = {"merge": run_stage(folder, "merge")}
         in_own_process(write_scores, folder / "data", width)
+        write_jsonl(folder / "data/reviews.jsonl", [])
         runs |= {stage: run_stage(folder, stage) for stage in ("cluster", "candidates", "sample")}
     return [
         {

@@ -98,7 +98,7 @@ def embed(corpus: pd.DataFrame, encoder: Path, dtype: Dtype) -> NDArray[np.float
 def selected(corpus: pd.DataFrame, nll: pd.Series, cells: pd.DataFrame, method: str, fraction: float) -> set[str]:
     """Return the ids of the rows that a method selects; no row is leaked."""
     none = pd.Series(False, index=corpus.index)
-    reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none, doubled=none)
+    reason = reasons(corpus["instruction"], nll, leaked=none, near_held_out=none, doubled=none, reviewed=none)
     candidates = cells.assign(score=np.exp(nll), characters=corpus["output"].str.len())[reason.isna()]
     candidates = candidates.assign(rank=rank_in_group(candidates, "score"))
     return set(candidates.loc[select(candidates, method, Wanted(exact_fraction(fraction), seed=1)), "id"])

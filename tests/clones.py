@@ -102,7 +102,7 @@ def project(own_clone: Path) -> Iterator[Path]:
     """The reproduced clone; a test's changes to it are undone."""
     yield own_clone
     for path in (own_clone / "params.yaml", *(own_clone / "stages").rglob("*.py")):
-        path.touch()  # once dvc has staged its lock, git can miss a recent edit of equal size
+        path.touch()  # see tests.project.commit
     run(own_clone, "git", "reset", "-q", "--hard")
     run(own_clone, "git", "clean", "-fdq")
     run(own_clone, "dvc", "checkout", "-q", "--force")

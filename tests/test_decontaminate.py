@@ -496,7 +496,8 @@ def test_why_names_the_item_that_a_row_contains(tmp_path, monkeypatch, write_lea
     for name, path in vars(data).items():
         path.rename(folder / f"{name}.parquet")
     write_table(folder / "dropped.parquet", pd.DataFrame(columns=merging.DROPPED.names), merging.DROPPED)
-    write_jsonl(folder / "held_out.jsonl", [])
+    for name in ("held_out", "reviews"):
+        write_jsonl(folder / f"{name}.jsonl", [])
     ids, cells = ["row0", "row1"], {"length_group": [0, 2], "cluster": [1, 3]}
     write_candidates(folder / "candidates.parquet", id=ids, tokens=[4, 5], ppl=[None, 7.25], **cells)
     rows = pd.DataFrame({"id": ids, "reason": ["selected", "leaked"], "selected": [True, False]})

@@ -153,10 +153,8 @@ def test_an_unpulled_judge_of_another_role_has_no_scores(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = clone(done, tmp_path / "unpulled")
-    for model, known in (("scorer", True), ("base", False)):
-        change_params(folder, rate__model=model, rate__request__temperature=1)
-        _, printed = forecast_in(folder, monkeypatch)
-        assert ("rate" in texts_in(printed)) != known
+    change_params(folder, rate__judge="likelihood", rate__model="base")
+    _, printed = forecast_in(folder, monkeypatch)
     assert "distinct texts to compute (at most: models/hub/base may become another model)" in printed
 
 
