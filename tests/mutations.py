@@ -1,6 +1,6 @@
-"""Changes of a pull request: forgeries and damage that a gate has to refuse, and others that harm nobody.
+"""Changes in a pull request: forgeries and damage that a gate has to refuse, and harmless ones.
 
-Each function changes a clone; `rng` decides where. In MUTATIONS they stand with the gates that refuse them.
+Each function changes a clone; `rng` decides where. MUTATIONS lists them with the gates that refuse them.
 """
 
 import hashlib

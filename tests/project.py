@@ -88,7 +88,7 @@ def change_params(folder: Path, **changes: object) -> None:
 
 
 def shrink(folder: Path) -> None:
-    """Cut what takes long - training, rating, tasks, arms - because what reruns does not depend on it."""
+    """Shorten what takes long - training, rating, tasks, arms - because it does not affect what reruns."""
     change_params(
         folder,
         threads=1,

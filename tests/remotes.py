@@ -73,7 +73,7 @@ class Remote(NamedTuple):
     settings: dict[str, str]
     """What a team commits."""
     secret: dict[str, str]
-    """What stands in config.local."""
+    """What is in config.local."""
     wrong: dict[str, str]
     """A secret that the server refuses."""
 
@@ -118,13 +118,13 @@ def running(*command: str, log: Path) -> Iterator[subprocess.Popen]:
 
 @contextlib.contextmanager
 def ssh_remote(folder: Path) -> Iterator[Remote]:
-    """A private sshd that takes one key."""
+    """A private sshd that accepts one key."""
     sshd = shutil.which("sshd", path=PATH)
     pytest.importorskip("dvc_ssh")
     if not sshd:
         pytest.skip("sshd is not installed: apt-get install openssh-server")
     if getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd drops its rights into it
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it to drop its privileges
     port = free_port()
     for name in ("host", "right", "wrong"):
         run(folder, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name)

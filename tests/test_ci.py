@@ -25,7 +25,7 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not in
 
 
 class FakeApi(ThreadingHTTPServer):
-    """The comments of one pull request. The first answers are `failures`; so many POSTs are `lost`: done, but 502."""
+    """The comments of a pull request. The first answers are `failures`; the first `lost` POSTs work but answer 502."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.calls.append(self.command)
         if TOKEN not in (self.headers.get("Authorization", "")[len("Bearer ") :], self.headers.get("PRIVATE-TOKEN")):
             return self.answer(401, {})
-        if self.server.failures:  # an API that repeats the token in its answer gives nothing away either
+        if self.server.failures:  # even an API that repeats the token gives nothing away
             return self.answer(self.server.failures.pop(0), {"message": TOKEN})
         if url.path == "/user":
             return self.answer(200, {"id": 99})

@@ -53,7 +53,7 @@ def test_nothing_runs_if_nothing_changed_pulled_or_not(
         assert forecast_in(folder, monkeypatch) == (Plan({}, {}), "nothing changed, so nothing runs")
 
 
-def test_a_comment_surely_reruns_its_stage_alone_and_may_rerun_what_is_below(
+def test_a_comment_surely_reruns_only_its_stage_and_may_rerun_what_is_below(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (project / "stages/cluster.py").open("a") as file:
@@ -141,7 +141,7 @@ def test_the_hours_are_those_of_the_flops_that_are_printed(project: Path, monkey
         arm: json.loads((project / f"metrics/arms/{arm}.json").read_text())["cost"]
         for arm in ("spread", "random", "full")
     }
-    like = [*last.values(), last["random"]]  # the new arm as the control
+    like = [*last.values(), last["random"]]  # the new arm costs what the control costs
     tokens, flops = (2 * sum(cost[name] for cost in like) for name in ("training_tokens", "training_flops"))
     assert trained == f"arms to train: 4 (spread, random, full, longest), about {tokens:,} tokens, {flops:.2g} FLOPs"
     assert evaluated == "models to evaluate: at most 4 (spread, random, full, longest)"

@@ -1,4 +1,4 @@
-"""The gates refuse a pull request that is worse, outdated, damaged or forged, and name what is wrong; no other."""
+"""The gates refuse a pull request that is worse, outdated, damaged or forged, and no other; they name what is wrong."""
 
 import json
 import random
@@ -265,8 +265,8 @@ def test_the_difference_over_runs_counts_before_the_one_over_items(at) -> None:
     ("limits", "words"),
     [
         (LIMITS | {"licence": 1}, "gates.licence: unknown key"),
-        (LIMITS | {"macro_f1": {"sprad": 0.1}}, "sprad: no arm that is compared with the control"),
-        (LIMITS | {"macro_f1": {"random": 0.1}}, "random: no arm that is compared with the control"),
+        (LIMITS | {"macro_f1": {"sprad": 0.1}}, "sprad: not an arm that is compared with the control"),
+        (LIMITS | {"macro_f1": {"random": 0.1}}, "random: not an arm that is compared with the control"),
         ({"macro_f1": {}}, "gates.held_out_loss: missing"),
     ],
 )

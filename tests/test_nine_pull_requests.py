@@ -1,4 +1,4 @@
-"""Nine real pull requests over ssh: the report that a clone makes that pulled nothing, against an independent count.
+"""Nine real pull requests over ssh: the report in a clone that pulled nothing, against an independent count.
 
 The rows, the benchmark and the stages are the default's; models are trained for two steps.
 """
@@ -44,7 +44,7 @@ def edit_row(folder: Path) -> None:
     """Change the answer of a row that `spread` selects."""
     selected = [json.loads(line) for line in (folder / "data/samples/spread.jsonl").read_text().splitlines()]
     path = folder / "data/inputs/life.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)  # some planted lines are no JSON
+    lines = path.read_bytes().splitlines(keepends=True)  # some planted lines are not JSON
     wanted = [
         json.dumps(row["instruction"], ensure_ascii=False).encode() for row in selected if row["source"] == "life"
     ]

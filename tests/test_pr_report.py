@@ -1,4 +1,4 @@
-"""The report on a pull request: what it says is true, it stands without the remote, and rows do no harm in it."""
+"""The report on a pull request: what it says is true, most of it needs no remote, and no row can break it."""
 
 import json
 import re

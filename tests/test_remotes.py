@@ -1,4 +1,4 @@
-"""Two clones over a real server: what one has pushed the other gets, and nothing that is damaged gets through."""
+"""Two clones over a real server: what one has pushed, the other gets, and nothing damaged gets through."""
 
 import re
 import shutil
@@ -125,7 +125,7 @@ def silent_port() -> Iterator[int]:
 def test_a_remote_that_refuses_or_is_dead_is_one_clear_line_within_seconds(
     mate: Path, remote: Remote, silent_port: int, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries again itself
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs retries too
     monkeypatch.setitem(ENVIRONMENT, "AWS_MAX_ATTEMPTS", "1")
     ports = {"nobody listens": free_port(), "no answer": silent_port}
     modify(mate, remote.at(ports[trouble]) if trouble in ports else remote.wrong, "--local")

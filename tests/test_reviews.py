@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def reasons_of(folder, raw, write_leaks):
-    """Return why each row of raw is no candidate, by data/reviews.jsonl in this folder."""
+    """Return why each row of raw is not a candidate, by data/reviews.jsonl in this folder."""
     ids = list(read_table(raw, "id")["id"])
     ppl = write_ppl(folder / "ppl", ids, [float(n) for n in range(len(ids))])
     clusters = write_clusters(folder / "clusters", ids, [0] * len(ids))
@@ -106,7 +106,7 @@ def test_of_a_conversation_every_turn_counts():
     assert len(set(review_hashes(rows))) == 2
 
 
-def test_a_review_by_id_alone_takes_out_equal_texts_and_one_by_hash_needs_no_id(folder):
+def test_a_review_with_only_an_id_takes_out_equal_texts_and_one_by_hash_needs_no_id(folder):
     rows = table_of(instruction=["가?", "가", "나?"], output=["답"] * 3)
     for line in (LINE, LINE | {"id": "gone", "text_hash": review_hashes(rows)[0]}):
         write_lines(folder / "data/reviews.jsonl", line)
@@ -184,7 +184,7 @@ def test_the_command_adds_a_line_with_who_and_why_and_names_what_stays(corpus, c
 def test_the_same_text_is_not_reviewed_twice(corpus, capsys):
     assert review.main(["row0", "row3", "--reason", "틀린 답"]) == 0
     assert review.main(["row3", "--reason", "틀린 답"]) == 0
-    assert "row3: 김 took out these texts already" in capsys.readouterr().out
+    assert "row3: 김 already took out these texts" in capsys.readouterr().out
     assert len(read_jsonl(corpus / "data/reviews.jsonl")) == 1
 
 

@@ -1,4 +1,4 @@
-"""A file is read as a revision has it, from git, the cache or the remote; other bytes than it committed never are."""
+"""A file is read as a revision has it, from git, the cache or the remote; other bytes are refused."""
 
 import json
 
@@ -104,6 +104,6 @@ def test_a_remote_that_cannot_be_read_is_told_apart_from_a_missing_file(config, 
     assert read_at("params.yaml", "HEAD") == b"k: 2\n"
 
 
-def test_a_table_that_is_none_is_told_with_its_revision(project):
+def test_a_file_that_is_not_a_table_is_named_with_its_revision(project):
     with pytest.raises(UserError, match=r"data/out\.txt at HEAD: not readable as Parquet"):
         table_at(OUT, "HEAD")

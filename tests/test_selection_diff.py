@@ -59,7 +59,7 @@ CLUSTER |= {"n_init": 1, "seeds": [1]}
 
 
 class World:
-    """A corpus of rows that are told by their number, and what the stages select from it."""
+    """A corpus of rows that are told apart by their number, and what the stages select from it."""
 
     def __init__(self, numbers, added=0, edited=(), scorer=1, arms=None, **cells):
         rows = [(n, "life" if n % 3 else "faq") for n in numbers] + [(1000 + n, "new") for n in range(added)]
@@ -117,7 +117,7 @@ CHANGES = {
     "removed source and scorer": World(LIFE, scorer=2),
 }
 ROWS = {"new source": {NEW}, "removed source": {GONE}, "edited rows": {NEW, GONE}, "removed source and scorer": {GONE}}
-"""The causes that a change of rows has itself. Clusters are fitted anew, so rows can move too."""
+"""The causes that a change of rows has itself. Clusters are fitted again, so rows can move too."""
 REFITTED = {"new source", "removed source", "edited rows", "K", "seed of k-means", "removed source and scorer"}
 RESCORED = {"scorer", "removed source and scorer"}
 AROUND = {QUOTA, DISPLACED}
@@ -209,7 +209,7 @@ def count(before, after, unit, other_settings, scored):
     return dict(causes_in), dict(causes_out), sum(swaps.values())
 
 
-def test_a_scorer_alone_is_the_cause_of_every_row(diffs):
+def test_a_new_scorer_is_the_only_cause(diffs):
     for arm in (*CELL_ARMS, "by_source", "whole"):
         diff = diffs("scorer")[arm]
         assert set(diff.causes_in) == set(diff.causes_out) == {SCORE}
@@ -297,7 +297,7 @@ def test_settings_that_select_other_rows_are_the_cause(change):
     assert diff.causes_in == {SETTINGS: 1}
 
 
-def test_another_seed_is_a_setting_only_where_the_method_draws_rows():
+def test_another_seed_is_a_setting_only_if_the_method_draws_rows():
     before, after = {"a": {"selected": False}, "b": {}}, {"a": {}, "b": {"selected": False}}
     random = ARMS["random"]
     assert diff_selection(selection(before, random), selection(after, random | {"seed": 2})).causes_in == {SETTINGS: 1}
@@ -441,7 +441,7 @@ ROWS_OF_KOQUALITY = 375_506
 
 @pytest.mark.slow
 def test_a_corpus_of_the_size_of_koqualitys_takes_seconds_and_little_memory(tmp_path, capsys):
-    """K-means is fitted anew, under other numbers, after 2,000 rows came and 500 went: most rows change the cell."""
+    """After 2,000 rows came and 500 went, k-means is fitted again: most rows get another cell number."""
     draw = np.random.default_rng(1)
     for revision, numbers in enumerate((range(ROWS_OF_KOQUALITY), range(500, ROWS_OF_KOQUALITY + 2000))):
         outs = make_tables(tmp_path, np.array(numbers), draw, revision)

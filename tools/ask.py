@@ -169,7 +169,7 @@ def take_where(rows: pa.Table, wanted: pd.Series) -> pa.Table:
 def needed_rows(data: Path = Path("data")) -> pa.Table:
     """Return the rows of raw that may become candidates.
 
-    `rate` needs a reply for each of them, whatever reviewers say, so that a review rates nothing anew. If a row is
+    `rate` needs a reply for each of them, reviewed out or not, so that a review rates nothing again. If a row is
     reviewed out, the next row with its instruction may become a candidate, and is asked about too.
     """
     paths = [data / f"{name}.parquet" for name in ("raw", "leaks", "duplicates")]

@@ -1,9 +1,9 @@
 """Say what a change will cost before anything runs: `python -m tools.forecast [--flops-per-second X]`.
 
-It names the stages that run, the texts to score that nobody has scored yet, the arms to train, and what that costs in
-tokens and floating-point operations, as `dvc repro --pull --allow-missing` would find it; works in a clone that was
-never pulled. Below a stage that runs, a stage runs only if what it reads changes, which nobody can know before: it "may
-run", and what it costs is a most. DVC's run-cache may restore what would run here.
+It names the stages that `dvc repro --pull --allow-missing` would run, the texts that have no score yet, the arms to
+train, and the cost in tokens and floating-point operations. It also works in a clone that was never pulled. A stage
+below one that runs "may run": it runs only if its inputs change, which nobody can know in advance, so its cost is an
+upper bound. DVC's run-cache may restore the outputs of a stage instead.
 """
 
 import argparse
@@ -115,9 +115,9 @@ def read_lock() -> dict[str, Any]:
 
 
 def own_changes(stage: "Stage", above: list["Stage"], running: list["Stage"]) -> list[str]:
-    """Return what changed of the stage's command, params and deps, but for deps that the `running` stages write.
+    """Return what changed in the stage's command, params and deps, except deps that the `running` stages write.
 
-    What is only missing, as in a clone that was never pulled, has not changed; unless the stage above has run since.
+    A dep that is only missing, as in a clone that was never pulled, has not changed unless the stage above ran since.
     """
     found = ["its command"] if stage.changed_stage() else []
     for dep in stage.deps:
@@ -158,7 +158,7 @@ def stage_lines(plan: Plan) -> Iterator[str]:
 
 
 def grouped(names: list[str]) -> str:
-    """Return the names, those of the arms of a stage together: `ppl, train@{middle, random}`."""
+    """Return the names, with the arms of a stage together: `ppl, train@{middle, random}`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         stage, _, item = name.partition("@")
@@ -180,11 +180,11 @@ def score_costs(plan: Plan, repo: "Repo") -> Iterator[Cost]:
         return
     if plan.runs("fetch", "merge"):
         names = ", ".join(scorer.stage for scorer in scorers)
-        yield Cost(f"{names}: how many texts are new is known after `{MERGE_FIRST}`, which is cheap", None)
+        yield Cost(f"{names}: the number of new texts is known after `{MERGE_FIRST}`, which is cheap", None)
         return
     try:
         corpus = read_raw(repo)
-    except Exception as error:  # the libraries of remotes have their own, and the rest of the forecast stands
+    except Exception as error:  # each remote has its own errors, and the rest of the forecast stands
         yield Cost(f"{RAW} cannot be read, so new texts are not counted: {error}; `dvc pull {RAW}`", None)
         return
     for scorer in scorers:
@@ -192,7 +192,7 @@ def score_costs(plan: Plan, repo: "Repo") -> Iterator[Cost]:
 
 
 def is_same_model(scorer: Scorer, plan: Plan) -> bool:
-    """Return whether the model is here, or is that of the last run, which is not pulled."""
+    """Return whether the model is here or, if it is not pulled, is that of the last run."""
     folder = f"models/hub/{scorer.model}"
     used = {dep["path"] for dep in read_lock().get(scorer.stage, {}).get("deps", [])}
     return not plan.runs(f"fetch_model@{scorer.model}") and (Path(folder).is_dir() or folder in used)
@@ -215,7 +215,7 @@ def all_scorers() -> Iterator[Scorer]:
 
 
 def settings_of(params: Section, section: Section, names: set[str] | None = None) -> dict[str, Any]:
-    """Return what a fingerprint has of the params."""
+    """Return the params that a fingerprint contains."""
     return section.model_dump(include=names) | params.model_dump(include=MACHINE)
 
 
@@ -251,7 +251,7 @@ def read_scores(output: str) -> tuple[pa.Table | None, Exception | None]:
     try:
         content = read_committed(Path(output))
         return (None if content is None else pq.read_table(BytesIO(content), columns=[KEY])), None
-    except Exception as error:  # as in scoring.cache: the libraries of remotes have their own
+    except Exception as error:  # as in scoring.cache: each remote has its own errors
         return None, error
 
 
@@ -294,9 +294,9 @@ def training_costs(plan: Plan) -> Iterator[Cost]:
 
 
 def training_cost(arm: str, params: dict[str, Any]) -> tuple[float, float] | None:
-    """Return about how many tokens and FLOPs the training takes, by the arm's last run, or the control's if it is new.
+    """Estimate the tokens and FLOPs of a training from the arm's last run, or from the control's if the arm is new.
 
-    None if neither has run. Longer rows, or another base, take more.
+    None if neither has run. Longer rows or a larger base take more.
     """
     like = next((one for one in (arm, params["control"]) if (METRICS / f"arms/{one}.json").is_file()), None)
     if like is None:
@@ -307,7 +307,7 @@ def training_cost(arm: str, params: dict[str, Any]) -> tuple[float, float] | Non
 
 
 def presented_again(params: dict[str, Any], arm: str, last: dict[str, Any], batch: int) -> float:
-    """Return how often the rows that the `last` run presented, in steps of `batch`, fit into what params ask for."""
+    """Return how many times as long as the `last` run, with `batch` rows a step, the training in params is."""
     budget, settings, ran, sample = params["train"]["budget"], params["arms"][arm], last["train"], last["sample"]
     share = settings.get("fraction", 1 if settings["method"] == "all" else sample["rows"] / sample["candidates"])
     rows = ran["epochs"] * ran["rows"]
@@ -317,7 +317,7 @@ def presented_again(params: dict[str, Any], arm: str, last: dict[str, Any], batc
 
 
 def batch_of(arm: str, params: dict[str, Any]) -> int:
-    """Return the batch that the arm was trained with, by dvc.lock."""
+    """Return the batch size that the arm was trained with, from dvc.lock."""
     ran = read_lock().get(f"train@{arm}", {})
     return int(ran.get("params", {}).get("params.yaml", params)["train"]["batch"])
 
@@ -335,7 +335,7 @@ def total_lines(costs: list[Cost], speed: float | None) -> Iterator[str]:
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.forecast", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--flops-per-second", type=float, metavar="X", help="of your machine, to say the hours")
+    parser.add_argument("--flops-per-second", type=float, metavar="X", help="of your machine, to print the hours")
     options = parser.parse_args(words)
     if options.flops_per_second is not None and not options.flops_per_second > 0:
         parser.error("--flops-per-second needs a number above 0")

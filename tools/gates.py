@@ -28,7 +28,7 @@ CURRENT = "Data and pipelines are up to date."
 DRY_RUN = ("repro", "--allow-missing", "--dry")
 UNPUSHED = ("data", "status", "--not-in-remote", "--granular", "--json")
 LARGE = 2**27
-"""Bytes of the largest file that is read back although the pull request did not change it."""
+"""Bytes of the largest file that is read back even if the pull request did not change it."""
 SHOWN = 3
 Estimate = dict[str, float]
 
@@ -41,20 +41,20 @@ class Gates(Section):
     held_out_loss: dict[str, float]
     """By arm: the upper end of its difference to the control in held-out loss must be below this."""
     new_leaked_items: Count
-    """Most benchmark items that rows contain here, dropped or not, and contained nowhere at the base."""
+    """At most this many benchmark items may be in rows here and in no row at the base. Dropped rows count too."""
 
 
 class Params(Section):
     arms: dict[str, Any]
     control: str | None
     gates: Gates
-    """What a pull request is judged by (`python -m tools.pr_report`), as its base has it."""
+    """The limits by which `python -m tools.pr_report` judges a pull request, read at its base."""
 
     @model_validator(mode="after")
     def gates_name_arms(self) -> "Params":
         limits = self.gates.macro_f1 | self.gates.held_out_loss
         if unknown := sorted(arm for arm in limits if arm not in self.arms or arm == self.control):
-            raise ValueError(f"gates: {', '.join(unknown)}: no arm that is compared with the control")
+            raise ValueError(f"gates: {', '.join(unknown)}: not an arm that is compared with the control")
         return self
 
 
@@ -96,7 +96,7 @@ def dvc(*words: str) -> Printed:
 
 
 def judge(change: Change) -> list[Result]:
-    """Return the results of every gate. One that fails has not passed: a forged file can break any reader."""
+    """Return the results of every gate. One that raises has not passed, because a forged file can break any reader."""
     found: list[Result] = []
     for name, gate in GATES.items():
         try:
@@ -115,7 +115,7 @@ def exit_status(results: list[Result]) -> int:
 
 
 def judge_macro_f1(change: Change) -> Iterator[Result]:
-    """Judge the lower end of every gated arm's difference to the control; of several shots, the lowest."""
+    """Judge the lower end of every gated arm's difference to the control; of several shots, the lowest counts."""
     for arm, limit in limits_of(change.base).macro_f1.items():
         yield judge_arm(change, f"{arm} − control, mean macro-F1, lower end", arm, lowest_macro_f1, ("lo", limit))
 
@@ -135,7 +135,7 @@ def judge_arm(
     )
     texts = ["–" if one is None else interval(one) for one in (before, here)]
     holds = here is not None and (here["lo"] > limit if name == "lo" else here["hi"] < limit)
-    note = f"{SUMMARY} has no such difference of {arm}; is it still an arm?" if here is None else ""
+    note = f"{SUMMARY} has no such difference for {arm}; is it still an arm?" if here is None else ""
     return Result(gate, f"{'above' if name == 'lo' else 'below'} {limit:+.3f}", *texts, holds, note)
 
 
@@ -201,7 +201,7 @@ def pipeline_stages() -> set[str]:
 def judge_metrics(change: Change) -> Iterator[Result]:
     """Judge whether `compare` and `report` give the committed metrics when they run again."""
     false = false_metrics(change.head)
-    yield yes_or_no(TRUE, not false, f"{first(false)}: not what the stages' outputs give; run `dvc repro -f report`")
+    yield yes_or_no(TRUE, not false, f"{first(false)}: computed again, they differ; run `dvc repro -f report`")
 
 
 LEAKED = "benchmark items newly contained in rows"
@@ -224,7 +224,7 @@ def limits_of(base: str) -> Gates:
     """Return the gates at the base; raise UserError if it has none, or none that this version can read."""
     params = params_at(base)
     if "gates" not in params:
-        raise UserError(f"{PARAMS} has no gates at the base, {base[:7]}; once merged, they hold for what comes after")
+        raise UserError(f"{PARAMS} has no gates at the base, {base[:7]}; new ones apply once they are merged")
     try:
         return Params.model_validate({name: params.get(name) for name in Params.model_fields}).gates
     except ValidationError as error:
@@ -239,13 +239,13 @@ def params_at(revision: str) -> dict[str, Any]:
     except YAMLError as error:
         raise UserError(f"{PARAMS} at {revision[:7]}: not YAML: {error}") from None
     if not isinstance(params, dict) or not isinstance(params.get("arms"), dict):
-        raise UserError(f"{PARAMS} at {revision[:7]}: no sections, or no arms among them; run `python -m tools.check`")
+        raise UserError(f"{PARAMS} at {revision[:7]}: it has no sections, or no arms; run `python -m tools.check`")
     return params
 
 
 @cache
 def summary_at(revision: str) -> Any:
-    """Return metrics/summary.json at a commit; raise UserError if it is missing or no JSON."""
+    """Return metrics/summary.json at a commit; raise UserError if it is missing or not JSON."""
     try:
         return json.loads(read_at(str(SUMMARY), revision))
     except ValueError:
@@ -274,7 +274,7 @@ def value_at(content: Any, *names: str) -> Any:
 
 
 def vs_control(summary: Any, arm: str) -> Any:
-    """Return an arm's comparison with the control: over runs and items if there are runs, otherwise over items."""
+    """Return an arm's comparison with the control: over runs and items if it has several runs, else over items."""
     over_runs = value_at(summary, "methods", arm, "vs_control")
     return over_runs or value_at(summary, "arms", arm, "vs_control")
 

@@ -25,7 +25,7 @@ def compare_locks(before: Lock, here: Lock) -> Reran:
 
 
 def asked(stage: Lock) -> Lock:
-    """Return all of a stage's entry but what it wrote."""
+    """Return a stage's entry without its outputs."""
     return {name: value for name, value in stage.items() if name != "outs"}
 
 
@@ -34,7 +34,7 @@ def written(stage: Lock) -> dict[str, str]:
 
 
 def edges(lock: Lock) -> Iterator[tuple[str, str]]:
-    """Yield each two stages of which the second reads what the first wrote. Arms are taken together."""
+    """Yield each pair of stages of which the second reads what the first wrote, without the names of arms."""
     writers = {path: name for name, stage in lock["stages"].items() for path in written(stage)}
     found = {}
     for name, stage in lock["stages"].items():

@@ -1,4 +1,4 @@
-"""Text in GitHub's and GitLab's Markdown. Whatever comes from rows, names or params stays text in it."""
+"""Text for GitHub's and GitLab's Markdown. Whatever comes from rows, names or params is shown as plain text."""
 
 import re
 import string
@@ -6,12 +6,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 HARMLESS = set(" -,/()%?.+='\";")
-"""Punctuation that starts nothing in the middle of a line; all other is written as a character reference."""
+"""Punctuation that has no meaning inside a line; all other punctuation is written as character references."""
 BREAK = "\u200b"
-"""A zero-width space: mentions and references are looked for after character references are decoded."""
+"""A zero-width space, because mentions and references are found after character references are decoded."""
 NAME = re.compile(r"[\w./,=+% -]+")
 LONGEST = 100
-"""Characters shown of a text."""
+"""At most this many characters of a text are shown."""
 
 
 def as_text(text: object) -> str:
@@ -27,7 +27,7 @@ def as_text(text: object) -> str:
 
 
 def code(name: object) -> str:
-    """Return a name in the type of code; if it is no plain name, as plain text."""
+    """Return a name as inline code, or as plain text if it is not a plain name."""
     return f"`{name}`" if NAME.fullmatch(str(name)) and len(str(name)) <= LONGEST else as_text(name)
 
 
@@ -48,6 +48,6 @@ def folded(title: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def limited(items: list[str], most: int) -> str:
-    """Return the items in one line; of more than `most`, only the first, and how many others there are."""
+    """Return the items in one line: at most `most` of them, and how many others there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

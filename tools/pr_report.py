@@ -29,7 +29,7 @@ JUDGING_CODE = (
     *("tools/recompute.py", "tools/revisions.py", "tools/pr_report.py", "stages/compare.py", "stages/report.py"),
     *("stages/evaluate.py", "stages/decontaminate.py", "stages/lib/evaluation/", "stages/lib/statistics/"),
 )
-"""What decides how a pull request is judged. A person must look at changes of these."""
+"""What decides how a pull request is judged. A person must look at changes to these."""
 
 
 def write_report(change: Change) -> tuple[list[str], int]:
@@ -78,7 +78,7 @@ def bold(text: str, wanted: bool) -> str:
 
 
 def changed(reading: Reading) -> Iterator[str]:
-    """Yield what the author changed, and first what of it decides how the pull request is judged."""
+    """Yield what the author changed, and which of these changes decide how the pull request is judged."""
     change = reading.change
     params = changed_values(params_at(change.base), params_at(change.head))
     files = git("diff", "--name-only", "-z", change.base, change.head).split("\0")[:-1]
@@ -97,7 +97,7 @@ def changed(reading: Reading) -> Iterator[str]:
 
 
 def changed_sources(reading: Reading) -> Iterator[tuple[str, str]]:
-    """Yield the sources whose rows of raw changed in number."""
+    """Yield the sources whose number of rows in raw changed."""
     before, here = (value_at(summary, "rows") or {} for summary in (reading.before, reading.here))
     for name in sorted({*before, *here} - {"all"}):
         was, now = (value_at(rows, name, "raw") or 0 for rows in (before, here))
@@ -111,7 +111,7 @@ def ran_again(reading: Reading) -> Iterator[str]:
     yield ""
     if found.reran:
         same = [name for name in found.reran if name in found.same]
-        yield f"**Same bytes again** {stage_names(same) or 'nothing of it'}"
+        yield f"**Same bytes again** {stage_names(same) or 'none'}"
         yield ""
     if found.unexplained:
         yield f"⚠️ **Other bytes from the same inputs:** {stage_names(found.unexplained)}: edited, or not reproducible"
@@ -175,7 +175,7 @@ PARTS: dict[str, Callable[[Reading], Iterable[str]]] = {
 def find_commits(base: str) -> tuple[str, str]:
     """Return the merge base and HEAD. Raises UserError if there is none, or if files differ from HEAD."""
     if git("status", "--porcelain", "--untracked-files=no").strip():
-        raise UserError("files differ from the last commit, and the report is about commits; commit or stash them")
+        raise UserError("files differ from the last commit, but the report reads only commits; commit or stash them")
     try:
         return git("merge-base", base, "HEAD").strip(), git("rev-parse", "HEAD").strip()
     except UserError as error:

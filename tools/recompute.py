@@ -1,4 +1,4 @@
-"""Compute the metrics of a commit again, in a folder of their own, from what its stages wrote.
+"""Compute the metrics of a commit again, in a separate folder, from what its stages wrote.
 
 An edited metric passes `dvc repro --dry` once `dvc commit -f` has written its md5 to dvc.lock. Running `compare` and
 `report` again finds it. Their inputs are read as they were committed, pulled or not (`tools.revisions`).

@@ -1,4 +1,4 @@
-"""The parts of a pull request's report that tell of its arms: did it help, which rows came and went, and why."""
+"""The parts of a pull request's report about its arms: did it help, which rows came and went, and why."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ def diff_or_error(change: Change, arm: str) -> SelectionDiff | UserError:
 
 
 def arms(reading: Reading) -> Iterator[str]:
-    """Yield the difference of every arm to the control, and how its rows moved; arms without a change only by name."""
+    """Yield the difference of every arm to the control, and how its rows moved; an unchanged arm is only named."""
     names = list(params_at(reading.change.head)["arms"])
     changed = [arm for arm in names if is_changed(reading, arm)]
     if changed:
@@ -81,7 +81,7 @@ def arms(reading: Reading) -> Iterator[str]:
 
 
 def is_changed(reading: Reading, arm: str) -> bool:
-    """Return whether its rows or its results differ. Its cells alone do not count: they differ with every k-means."""
+    """Return whether its rows or its results differ. Cells do not count, because they differ with every k-means."""
     if arm in reading.moved or vs_control(reading.before, arm) != vs_control(reading.here, arm):
         return True
     sides = (value_at(summary, "arms", arm) for summary in (reading.before, reading.here))
@@ -111,7 +111,7 @@ def was_to_is(reading: Reading, arm: str, score: Callable[[Any], dict[str, float
 
 
 def moves(selection: SelectionDiff | UserError) -> list[str]:
-    """Return how many rows came and went, how many of them were exchanged for their like, and the rest."""
+    """Return how many rows came and went, how many of them were exchanged for similar ones, and the rest."""
     if isinstance(selection, UserError):
         return ["unreadable", "", ""]
     share = f" ({selection.net / selection.rows_after:.0%})" if selection.net and selection.rows_after else ""
@@ -120,14 +120,14 @@ def moves(selection: SelectionDiff | UserError) -> list[str]:
 
 
 def causes(reading: Reading) -> Iterator[str]:
-    """Yield why rows came and went, and how many rows luck alone moves: what a reader compares `in / out` with."""
+    """Yield why rows came and went, and how many rows chance moves, to compare `in / out` with."""
     for arm, selection in reading.moved.items():
         why = [listed_causes(found) for found in (selection.causes_in, selection.causes_out)]
         yield f"{code(arm)}, why in: {why[0]}. Why out: {why[1]}."
         if selection.luck is not None:
-            yield f"Another k-means seed alone replaces {selection.luck:.0%} of such a selection."
+            yield f"Changing only the k-means seed replaces {selection.luck:.0%} of such a selection."
         if selection.code:
-            yield f"Causes do not see changed code: {limited([code(path) for path in selection.code], EXAMPLES)}."
+            yield f"The causes do not cover changed code: {limited([code(path) for path in selection.code], EXAMPLES)}."
         yield ""
 
 
@@ -137,7 +137,7 @@ def listed_causes(found: dict[str, int]) -> str:
 
 
 def shares(reading: Reading) -> Iterator[str]:
-    """Yield what the selected rows are like, where it changed."""
+    """Yield the shares of the selected rows that changed."""
     names = {"source": "source", "length": "length", "ppl": "PPL"}
     rows = [
         [code(arm), *(largest_changes(selection.shares[name]) for name in names)]
@@ -166,6 +166,6 @@ def examples(reading: Reading) -> Iterator[str]:
 
 
 def some(rows: Any) -> list[list[str]]:
-    """Return the first rows by id, which is a hash: any of them."""
+    """Return the first rows by id. An id is a hash, so these are arbitrary rows."""
     drawn = rows.sort_values("id").head(EXAMPLES).to_dict("records")
     return [[code(row["id"]), *(as_text(row[name]) for name in ("source", "instruction", "cause"))] for row in drawn]

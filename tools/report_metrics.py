@@ -28,7 +28,7 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def moved_metrics(before: Any, here: Any) -> Iterator[str]:
-    """Yield every metric that differs, the one that moved most first; an estimate with its interval is one."""
+    """Yield every metric that differs, the one that moved most first; an estimate and its interval count as one."""
     found = metric_changes(before, here)
     rows = [[code(name), was, now] for name, was, now in found[:LISTED]]
     more = [f"and {len(found) - LISTED:,} more: `dvc metrics diff`"] if len(found) > LISTED else []
@@ -38,7 +38,7 @@ def moved_metrics(before: Any, here: Any) -> Iterator[str]:
 
 
 def metric_changes(before: Any, here: Any) -> list[tuple[str, str, str]]:
-    """Return the metrics that differ with their texts, the largest relative change first."""
+    """Return the metrics that differ, with both texts, the largest relative change first."""
     was, now = cells_of(before), cells_of(here)
     names = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
     names.sort(key=lambda name: -relative(was.get(name), now.get(name)))
@@ -46,13 +46,13 @@ def metric_changes(before: Any, here: Any) -> list[tuple[str, str, str]]:
 
 
 def relative(was: tuple[float, str] | None, now: tuple[float, str] | None) -> float:
-    """Return by how much of the larger of two numbers they differ; of a number that is new or gone, all of it."""
+    """Return the difference of two numbers as a share of the larger one; a missing number counts as 0."""
     one, other = (0.0 if cell is None else float(cell[0]) for cell in (was, now))
     return abs(one - other) / (max(abs(one), abs(other)) or 1)
 
 
 def cells_of(summary: Any) -> dict[str, tuple[float, str]]:
-    """Return the number and the text of every metric. An estimate, its interval and its p are one."""
+    """Return the number and the text of every metric. An estimate, its interval and its p count as one."""
     values = {name: value for name, value in flatten(summary or {}) if isinstance(value, int | float)}
     found = {}
     for name, value in values.items():

@@ -1,6 +1,6 @@
 """Take rows out of every arm, for good: `python -m tools.review ID [ID ...] --reason TEXT`.
 
-Adds a line for each row to data/reviews.jsonl, with the name that git has for you. The rows must be in
+Adds a line for each row to data/reviews.jsonl, with your name from git. The rows must be in
 data/raw.parquet. From the next `dvc repro` on, no arm has them, whatever source their texts come from.
 """
 
@@ -22,7 +22,7 @@ from tools.why import title
 
 RAW, REVIEWS = Path("data/raw.parquet"), Path("data/reviews.jsonl")
 SHOWN = 5
-"""Most rows with the same question to name."""
+"""At most this many rows with the same question are named."""
 
 
 def add_reviews(ids: list[str], reason: str) -> Iterator[str]:
@@ -38,7 +38,7 @@ def add_reviews(ids: list[str], reason: str) -> Iterator[str]:
         if text not in done
     ]
     append_reviews(new)
-    yield from (f"{found[text]}: {done[text]} took out these texts already" for text in found if text in done)
+    yield from (f"{found[text]}: {done[text]} already took out these texts" for text in found if text in done)
     for row in rows.to_pylist():
         yield f"out: {title(row)}"
     yield from same_question(corpus, rows)
@@ -64,11 +64,11 @@ def rows_with(corpus: pa.Table, column: str, values: list[str]) -> pa.Table:
 
 
 def require_rows(ids: list[str], rows: pa.Table) -> None:
-    """Raise UserError if one of the ids is no row's."""
+    """Raise UserError if no row has one of the ids."""
     if unknown := sorted(set(ids) - set(rows["id"].to_pylist())):
         raise UserError(
             f"{RAW} has no row {', '.join(unknown)}, and nothing was added; `python -m tools.why TEXT` finds an id "
-            "by a piece of the row's text, and says whether it is held out or dropped: then it is in no arm"
+            "by a piece of the row's text, and says if the row is held out or dropped, and so in no arm"
         )
 
 
@@ -81,22 +81,22 @@ def append_reviews(reviews: list[Review]) -> None:
 
 
 def same_question(corpus: pa.Table, rows: pa.Table) -> Iterator[str]:
-    """Yield which rows answer the same questions otherwise, because one of them may take the place of a row."""
+    """Yield the rows with other answers to the same questions, because one of them may take a row's place."""
     asked = rows_with(corpus, "instruction", rows["instruction"].to_pylist())
     out = set(review_hashes(rows))
     others = [row for row, text in zip(asked["id"].to_pylist(), review_hashes(asked), strict=True) if text not in out]
     if others:
         named = " ".join(others[:SHOWN]) + (" ..." if len(others) > SHOWN else "")
-        yield f"{len(others)} rows have other answers to these questions, and stay: {named}; review them too if need be"
+        yield f"{len(others)} rows have other answers to these questions, and stay: {named}; review them too if needed"
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.review", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("ids", nargs="+", metavar="ID", help="of a row of data/raw.parquet")
+    parser.add_argument("ids", nargs="+", metavar="ID", help="of a row in data/raw.parquet")
     parser.add_argument("--reason", required=True, metavar="TEXT", help="why the row is taken out")
     options = parser.parse_args(words)
     if not options.reason.strip():
-        parser.error("--reason needs words")
+        parser.error("--reason needs a text")
     return print_lines(add_reviews(options.ids, options.reason))
 
 

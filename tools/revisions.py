@@ -1,7 +1,7 @@
 """Read a file as a revision has it, whether it was pulled or not.
 
 What git tracks comes from git. What DVC tracks comes from its cache or its remote, and is compared with the md5 in that
-revision's dvc.lock, or in its .dvc file. Only these bytes are ever returned.
+revision's dvc.lock, or in its .dvc file. No other bytes are ever returned.
 """
 
 import json
@@ -105,7 +105,7 @@ def object_at(md5: str, path: str, revision: str) -> bytes:
         raise DamagedError(f"{where}: {error}") from None
     except FileNotFoundError:
         raise RemoteError(f"{where}: not on the remote; `dvc push` from a clone that has it") from None
-    except Exception as error:  # the libraries of remotes have their own
+    except Exception as error:  # each remote has its own errors
         raise RemoteError(
             f"{where}: the remote cannot be read: {type(error).__name__}: {error}; check the network, the remote's "
             "address and its credentials"

@@ -5,15 +5,15 @@ metrics/summary.json at both revisions, pulled or not. Each row that came or wen
 
 - new row, row gone: raw does not have the row at the other revision. An edited row is one that went and one that came.
 - became a candidate, no longer a candidate.
-- settings: of the arm's settings, one that decides which rows it selects; or only one revision has the arm.
-- moved cell: the row is in another cell. The numbers of cells mean nothing across two fits of k-means, so cells are
-  matched such that as many rows as possible stay where they are.
-- score: the score that ranks the row.
-- quota: the number of rows that the arm selects from the row's cell, or from its source if sources have quotas.
+- settings: a setting that decides which rows the arm selects changed, or only one revision has the arm.
+- moved cell: the row is in another cell. The cell numbers of two fits of k-means cannot be compared, so cells are
+  matched such that as many rows as possible stay in their cell.
+- score: the score that ranks the row changed.
+- quota: the arm selects a different number of rows from the row's cell, or from its source if sources have quotas.
 - displaced: nothing about the row or its quota changed, so the rows around it did.
 
 A moved cell is a cause only for arms that select by cells. A row that came and a row that went from the same cell are
-like for like, and the rest of the rows that came is net. If the arm does not select by cells, this is said of sources.
+like for like; the other rows that came are net. If the arm does not select by cells, sources count instead of cells.
 """
 
 import json
@@ -91,9 +91,9 @@ class SelectionDiff:
     only: str | None = None
     """If only one revision has this arm: `before` or `after`."""
     luck: float | None = None
-    """The share of its rows that another seed of k-means alone replaces, if `stability` measures the method."""
+    """The share of its rows that changing only the k-means seed replaces, if `stability` measures the method."""
     code: tuple[str, ...] = ()
-    """The code of the selection that differs between the revisions. No cause tells of it."""
+    """The code of the selection that differs between the revisions. No cause covers it."""
 
 
 class Groups(NamedTuple):
@@ -145,7 +145,7 @@ def diff_selection(before: Selection, after: Selection) -> SelectionDiff:
 def find_causes(here: Selection, there: Selection, groups: Groups, names: tuple[str, str]) -> pd.Series:
     """Return by id why each row is selected here and not there: the first cause that applies.
 
-    `names` are the causes of a row that raw does not have there, and of one that is no candidate there.
+    `names` are the causes of a row that raw does not have there, and of one that is not a candidate there.
     """
     ids = here.chosen.difference(there.chosen).sort_values()
     absent, unable = names
@@ -204,7 +204,7 @@ def cell_numbers(rows: pd.DataFrame) -> pd.Series:
 
 
 def match_cells(before: pd.Series, after: pd.Series) -> dict[int, int]:
-    """Return the cell after for cells before, of rows in both, so that as many rows as possible stay in their cell."""
+    """Return the cell after for each cell before, such that as many rows of both as possible stay in their cell."""
     one, names = pd.factorize(before, sort=True)
     other, other_names = pd.factorize(after, sort=True)
     pairs = one * len(other_names) + other
@@ -315,7 +315,7 @@ def make_selection(arm: str, settings: Arm, corpus: pd.DataFrame, sample: pd.Dat
 
 @lru_cache(maxsize=2)
 def read_corpus(revision: str) -> pd.DataFrame:
-    """Return `join_corpus` of a revision; kept, because all arms of a report need it."""
+    """Return `join_corpus` of a revision; cached, because all arms of a report need it."""
     raw = table_at("data/raw.parquet", revision, "id", "source", "instruction", "output")
     return join_corpus(raw, table_at("data/candidates.parquet", revision, "id", "ppl", "reason"))
 
@@ -345,7 +345,7 @@ def luck_of(arm: Arm, revision: str) -> float | None:
 
 
 def changed_code(a: str, b: str, arm: str) -> Iterator[str]:
-    """Yield the code of the selection that dvc.lock does not have in the same state at both revisions."""
+    """Yield the files of the code of the selection that have another md5 in the other dvc.lock."""
     one, other = (
         {
             dep["path"]: dep["md5"]
@@ -381,9 +381,9 @@ def describe_diff(diff: SelectionDiff, a: str, b: str) -> Iterator[str]:
         f"{diff.net:,} net in, {len(diff.went) - diff.like_for_like:,} net out\n"
     )
     if diff.luck is not None:
-        yield f"Another seed of k-means alone replaces {diff.luck:.0%} of the rows of this method.\n"
+        yield f"Changing only the k-means seed replaces {diff.luck:.0%} of the rows of this method.\n"
     if diff.code:
-        yield f"The code differs too, of which no cause tells: {', '.join(diff.code)}\n"
+        yield f"The code changed too, which no cause covers: {', '.join(diff.code)}\n"
     for name, causes in (("in", diff.causes_in), ("out", diff.causes_out)):
         listed = " · ".join(f"{cause} {count:,}" for cause, count in causes.items())
         yield f"Why {name}: {listed or 'nothing'}\n"

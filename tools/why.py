@@ -1,7 +1,7 @@
 """Explain why a row is in or out of each arm: `python -m tools.why ID`, where ID can also be a piece of its text.
 
-Reads what the stages wrote: data/raw.parquet, data/held_out.jsonl, data/dropped.parquet, data/candidates.parquet,
-data/leaks.parquet and data/samples/*.parquet; and data/reviews.jsonl.
+Reads data/reviews.jsonl and what the stages wrote: data/raw.parquet, data/held_out.jsonl, data/dropped.parquet,
+data/candidates.parquet, data/leaks.parquet and data/samples/*.parquet.
 """
 
 import sys
