@@ -24,7 +24,7 @@ log = logging.getLogger("stages")
 BAND = 0.05
 """Width of a band of similarity."""
 EXAMPLES, SHOWN = 3, 200
-"""Pairs shown from each band (and reviews without a row), and characters from each text."""
+"""Pairs shown from each band, reviews without a row, and characters of each text."""
 STEP = 0.5
 """Width of a bar of the histogram of marks."""
 SCORES = ("score", "ifd", "nll_answer")
@@ -74,7 +74,7 @@ def audit(
         },
     }
     write_json(audit, found)
-    log.info("%(lines)d reviews take out %(rows_out)d rows", found["reviews"])
+    log.info("reviews: %(lines)d, rows that they take out: %(rows_out)d", found["reviews"])
     for line in [*pair_lines(found["near_duplicates"]), *mark_lines(found["ratings"])]:
         log.info("%s", line)
     usable = rows[rows["reason"].isna()]
@@ -252,7 +252,7 @@ def lost_lines(lost: list[Review]) -> Iterator[str]:
     if lost:
         named = ", ".join(f"{review.id or review.text_hash} ({review.why})" for review in lost[:EXAMPLES])
         yield (
-            f"reviews that match no row any more: {len(lost)}, such as {named}; if a row was changed, review it again; "
+            f"reviews that no longer match a row: {len(lost)}, such as {named}; if a row was changed, review it again; "
             "if it may come back, keep the line"
         )
 

@@ -107,7 +107,7 @@ def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 
 def sample_counts(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the number of selected rows, candidates and covered cells; per cell and source, both numbers of rows."""
+    """Return the numbers of selected rows, candidates and covered cells, and of rows by cell and by source."""
     candidates = rows[rows["rank"].notna()]
     cells, sources = (candidates.groupby(by)["selected"].agg(["size", "sum"]) for by in (CELL, "source"))
     return {

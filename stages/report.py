@@ -273,11 +273,11 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
 
 
 def review_sentences(reviews: dict[str, Any]) -> Iterator[str]:
-    """Yield what the reviews take out, and which of them match no row any more."""
+    """Yield how many rows the reviews take out, and which reviews no longer match a row."""
     if reviews["lines"]:
         lost = ", ".join(line.get("id") or line["text_hash"] for line in reviews["lost"])
-        yield f"{reviews['lines']} reviews take out {reviews['rows_out']} rows" + (
-            f"; {reviews['lines_without_row']} match no row any more: {lost}" if lost else ""
+        yield f"reviews: {reviews['lines']}, rows that they take out: {reviews['rows_out']}" + (
+            f"; reviews that no longer match a row: {reviews['lines_without_row']}: {lost}" if lost else ""
         )
 
 

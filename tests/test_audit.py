@@ -163,8 +163,8 @@ def test_a_review_of_a_row_that_is_gone_is_told(audited):
     )
     lost = [review | {"id": "gone", "text_hash": "0a" * 8}]
     assert found["reviews"] == {"lines": 2, "lines_without_row": 1, "rows_out": 2, "lost": lost}
-    assert "2 reviews take out 2 rows" in log
-    assert "reviews that match no row any more: 1, such as gone (틀린 답); if a row was changed, review it again" in log
+    assert "reviews: 2, rows that they take out: 2" in log
+    assert "reviews that no longer match a row: 1, such as gone (틀린 답); if a row was changed, review it again" in log
 
 
 def test_without_pairs_and_marks_both_sections_are_empty(audited):

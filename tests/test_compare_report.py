@@ -403,7 +403,9 @@ def test_the_summary_has_what_compare_and_profile_found(report, compared, tmp_pa
     assert summary["stability"]["methods"]["steady"]["instability"] == 0.4
     assert summary["audit"]["near_duplicates"]["lexical"] == {"pairs": 2, "rows_dropped": 1}  # without its texts
     assert summary["audit"]["reviews"] == {"lines": 2, "rows_out": 3, "lines_without_row": 1}
-    assert "2 reviews take out 3 rows; 1 match no row any more: 0a0a0a0a0a0a0a0a" in caplog.text
+    assert (
+        "reviews: 2, rows that they take out: 3; reviews that no longer match a row: 1: 0a0a0a0a0a0a0a0a" in caplog.text
+    )
     corpus = read_json(tmp_path / "profile.json")
     assert {name: summary[name] for name in ("rows", "ppl", "cells", "leaks")} == {
         name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")

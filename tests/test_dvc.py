@@ -50,6 +50,7 @@ def test_a_changed_k_retrains_only_the_arms_whose_rows_changed(project: Path) ->
     assert planned == {"stability", "profile", "audit", "train@spread", *each("compare")}
 
 
+@pytest.mark.slow
 def test_another_partition_retrains_no_arm_and_an_arm_moved_into_it_retrains_alone(project: Path) -> None:
     change_params(project, cluster__seeds=[1, 2, 3])
     assert ran(run(project, "dvc", "repro", *each("sample"))) == {"cluster", "candidates", *each("sample")}

@@ -115,6 +115,7 @@ def test_a_run_that_is_killed_after_a_chunk_goes_on_from_there(project: Path, wh
     assert have + compute == ROWS
 
 
+@pytest.mark.slow
 def test_dvc_alone_killed_and_started_again_at_once_does_the_work_once(project: Path, whole: dict[str, bytes]) -> None:
     started = start_until_a_chunk(project)
     os.kill(started.pid, signal.SIGKILL)

@@ -177,7 +177,9 @@ def run_stage(stage, folder, model, raw, code=0, **environment):
     return folder / "out.parquet", done.stderr
 
 
-@pytest.mark.parametrize(("stage", "count"), [("ppl", 2), ("embed", 3), ("rate", 2)])
+@pytest.mark.parametrize(
+    ("stage", "count"), [("ppl", 2), ("embed", 3), pytest.param("rate", 2, marks=pytest.mark.slow)]
+)
 def test_several_processes_write_the_same_bytes_as_one(stage, count, tmp_path, write_raw, questions, lm, encoder):
     raw, model = write_raw([*questions, "A"]), encoder if stage == "embed" else lm
     one = run_here(stage, tmp_path / "one", model, raw)
@@ -342,6 +344,7 @@ if "RANK" in os.environ:  # not in torchrun
 """
 
 
+@pytest.mark.slow
 def test_the_tail_of_a_tracker_arrives_and_a_process_that_aborts_at_its_very_end_fails_nothing(
     tmp_path, write_raw, questions, lm
 ):

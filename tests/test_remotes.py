@@ -69,6 +69,7 @@ def test_what_a_teammate_has_run_comes_from_the_run_cache(author: Path, mate: Pa
     assert not (mate / "models" / "full").exists()
 
 
+@pytest.mark.slow
 def test_a_teammates_scores_are_read_from_the_server(author: Path, mate: Path) -> None:
     add_rows(author, 5)
     assert computed(run(author, "dvc", "repro", "ppl")) == [5]

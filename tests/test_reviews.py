@@ -149,12 +149,11 @@ def test_a_line_that_is_not_utf_8_is_named_too(folder):
 
 
 @pytest.mark.parametrize("key", ["id", "text_hash"])
-def test_two_lines_about_one_row_stop_the_stage_and_both_are_named(key, folder):
+def test_two_people_may_take_out_one_row(key, folder):
     lines = [LINE | {"id": f"row{n}", "text_hash": f"{n}" * 16} for n in range(3)]
     lines[2][key] = lines[0][key]
     write_lines(folder / "data/reviews.jsonl", *lines)
-    with pytest.raises(UserError, match=rf"line 3: line 1 reviews {lines[0][key]} too; delete one"):
-        read_reviews(folder / "data/reviews.jsonl")
+    assert len(read_reviews(folder / "data/reviews.jsonl")) == 3
 
 
 @pytest.fixture

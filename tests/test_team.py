@@ -40,6 +40,7 @@ def test_an_unpulled_clone_sees_that_only_evaluate_was_rerun(done: Path, tmp_pat
     assert UP_TO_DATE not in run(mate, "dvc", "repro", "--allow-missing", "--dry", code=None)
 
 
+@pytest.mark.slow
 def test_ones_own_folder_added_whole_works_unpulled_too(done: Path, tmp_path: Path) -> None:
     author = clone(done, tmp_path / "author")
     shutil.copytree(author / "data/inputs", author / "data/mine/inputs")
@@ -88,6 +89,7 @@ def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path
     assert computed(run(folder, "dvc", "repro", "--pull", "--allow-missing", "ppl", "embed")) == [2, 2]
 
 
+@pytest.mark.slow
 def test_params_that_come_back_find_their_scores_and_another_scorer_finds_none(project: Path) -> None:
     change_params(project, ppl__max_tokens=9)
     first = run(project, "dvc", "repro", "ppl")
@@ -102,6 +104,7 @@ def test_params_that_come_back_find_their_scores_and_another_scorer_finds_none(p
     assert computed(last) == [every + 5]
 
 
+@pytest.mark.slow
 def test_a_damaged_score_in_the_cache_is_noticed_and_computed_again(project: Path) -> None:
     shutil.rmtree(project / ".checkpoints", ignore_errors=True)
     cached = (project / "data/ppl.parquet").read_bytes()

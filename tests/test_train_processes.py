@@ -116,7 +116,7 @@ slow = pytest.mark.slow
         pytest.param(UNMARKED, None, marks=slow, id="a checkpoint without its mark, all weights"),
         pytest.param(BETWEEN, LORA, marks=slow, id="between two, adapter"),
         pytest.param(WRITING, LORA, marks=slow, id="half a checkpoint, adapter"),
-        pytest.param(UNMARKED, LORA, id="a checkpoint without its mark, adapter"),
+        pytest.param(UNMARKED, LORA, marks=slow, id="a checkpoint without its mark, adapter"),
     ],
 )
 def test_a_training_that_is_killed_resumes_to_the_same_bits(moment, adapter, folder, alone, caplog, monkeypatch):

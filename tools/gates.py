@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError, model_validator
@@ -18,8 +19,9 @@ from ruamel.yaml.error import YAMLError
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, Count, Section, describe
-from tools.recompute import METRICS, false_metrics
-from tools.revisions import DamagedError, MissingError, read_at, read_lock, table_at, yaml_at
+from tools.lock_diff import compare_locks
+from tools.recompute import METRICS, false_metrics, inputs_of
+from tools.revisions import DamagedError, MissingError, git_at, read_at, read_lock, table_at, yaml_at
 
 SUMMARY = METRICS / "summary.json"
 LEAKS = "data/leaks.parquet"
@@ -27,6 +29,9 @@ STALE = re.compile(r"(?:^Running stage|failed to reproduce) '([^']+)'", re.MULTI
 CURRENT = "Data and pipelines are up to date."
 DRY_RUN = ("repro", "--allow-missing", "--dry")
 UNPUSHED = ("data", "status", "--not-in-remote", "--granular", "--json")
+REMOTES = ".dvc/config"
+JUDGING = [("control",), ("compare",), ("evaluate",), ("fetch_benchmark",), ("decontaminate",), ("merge", "held_out")]
+"""The params that the numbers of a gate depend on, whatever is selected and trained."""
 LARGE = 2**27
 """Bytes of the largest file that is read back even if the pull request did not change it."""
 SHOWN = 3
@@ -130,12 +135,14 @@ def judge_arm(
 ) -> Result:
     """Judge one end of an interval: `lo` must be above the limit, `hi` below it."""
     name, limit = end
-    before, here = (
-        score(vs_control(summary, arm)) for summary in (summary_or_none(change.base), summary_at(change.head))
-    )
+    summaries = summary_or_none(change.base), summary_at(change.head)
+    before, here = (score(vs_control(summary, arm)) for summary in summaries)
+    note = f"{SUMMARY} has no such difference for {arm}; is it still an arm?" if here is None else ""
+    had_runs, has_runs = (value_at(summary, "methods", arm) is not None for summary in summaries)
+    if had_runs and not has_runs:  # an interval over items can be narrower than the one over runs and items
+        here, note = None, f"the base compares several runs of {arm} and of the control; keep two or more of each"
     texts = ["–" if one is None else interval(one) for one in (before, here)]
     holds = here is not None and (here["lo"] > limit if name == "lo" else here["hi"] < limit)
-    note = f"{SUMMARY} has no such difference for {arm}; is it still an arm?" if here is None else ""
     return Result(gate, f"{'above' if name == 'lo' else 'below'} {limit:+.3f}", *texts, holds, note)
 
 
@@ -187,7 +194,9 @@ def judge_bytes(change: Change) -> Iterator[Result]:
             read_at(path, change.head)
         except DamagedError:
             damaged.append(path)
-    yield yes_or_no(WHOLE, not damaged, f"damaged: {first(damaged)}; push them again from a clone that has them")
+    yield yes_or_no(
+        WHOLE, not damaged, f"damaged: {first(damaged)}; delete these objects on the remote, and push them again"
+    )
 
 
 def pipeline_stages() -> set[str]:
@@ -196,6 +205,35 @@ def pipeline_stages() -> set[str]:
 
     with Repo() as repo:
         return {stage.addressing for stage in repo.index.stages}
+
+
+def judge_owners(change: Change) -> Iterator[Result]:
+    """Judge whether all that is read back was written by a stage of dvc.yaml: of others, dvc.lock may say anything."""
+    stages, read = pipeline_stages(), {Path(LEAKS), *inputs_of(list(params_at(change.head)["arms"]))}
+    foreign = [
+        f"{out['path']} of {name}"
+        for name, stage in read_lock(change.head)["stages"].items()
+        for out in stage.get("outs", [])
+        if name not in stages and any(path.is_relative_to(out["path"]) for path in read)
+    ]
+    yield yes_or_no(OWN, not foreign, f"{first(foreign)}: dvc.yaml has no such stage; delete it from dvc.lock")
+
+
+def judge_settings(change: Change) -> Iterator[Result]:
+    """Judge nothing if the pull request changes what its numbers depend on: a person must then compare them."""
+    before, here = (params_at(revision) for revision in (change.base, change.head))
+    names = [".".join(keys) for keys in JUDGING if value_at(before, *keys) != value_at(here, *keys)]
+    if git_at(REMOTES, change.base) != git_at(REMOTES, change.head):
+        names.append(REMOTES)
+    note = f"{first(names)}: its numbers are not those that the limits were set for; a person must decide"
+    yield yes_or_no(SAME, not names, note)._replace(holds=not names or None)
+
+
+def judge_outputs(change: Change) -> Iterator[Result]:
+    """Judge nothing if a stage has other outputs than at the base although nothing that it reads has changed."""
+    names = compare_locks(lock_or_none(change.base), read_lock(change.head)).unexplained
+    note = f"{first(names)}: edited, or computed on a machine that gives other bits; only running them again tells"
+    yield yes_or_no(EXPLAINED, not names, note)._replace(holds=not names or None)
 
 
 def judge_metrics(change: Change) -> Iterator[Result]:
@@ -208,6 +246,9 @@ LEAKED = "benchmark items newly contained in rows"
 LOCK = "dvc.lock is current"
 PUSHED = "everything is on the remote"
 WHOLE = "files read back are those of dvc.lock"
+OWN = "dvc.lock has no stage that dvc.yaml lacks"
+SAME = "judged by the settings of the base"
+EXPLAINED = "equal inputs gave equal outputs"
 TRUE = "metrics computed again are equal"
 GATES: dict[str, Callable[[Change], Iterator[Result]]] = {
     "difference in mean macro-F1": judge_macro_f1,
@@ -216,6 +257,9 @@ GATES: dict[str, Callable[[Change], Iterator[Result]]] = {
     LOCK: judge_lock,
     PUSHED: judge_remote,
     WHOLE: judge_bytes,
+    OWN: judge_owners,
+    SAME: judge_settings,
+    EXPLAINED: judge_outputs,
     TRUE: judge_metrics,
 }
 

@@ -25,9 +25,9 @@ SIGNS = {True: "✅", False: "❌", None: "⚠️"}
 LISTED = 12
 JUDGING_PARAMS = ("gates", "control", "compare", "evaluate", "fetch_benchmark", "decontaminate")
 JUDGING_CODE = (
-    *("dvc.yaml", ".dvc/", ".ci/", ".github/", ".gitlab-ci.yml", "data/benchmark_inputs/", "tools/gates.py"),
-    *("tools/recompute.py", "tools/revisions.py", "tools/pr_report.py", "stages/compare.py", "stages/report.py"),
-    *("stages/evaluate.py", "stages/decontaminate.py", "stages/lib/evaluation/", "stages/lib/statistics/"),
+    *("dvc.yaml", ".dvc/", ".dvcignore", ".ci/", ".github/", ".gitlab-ci.yml", ".gitattributes", "pyproject.toml"),
+    *("constraints.txt", "data/benchmark_inputs/", "data/reviews.jsonl", "tools/", "stages/lib/", "stages/merge.py"),
+    *("stages/train.py", "stages/evaluate.py", "stages/decontaminate.py", "stages/compare.py", "stages/report.py"),
 )
 """What decides how a pull request is judged. A person must look at changes to these."""
 
@@ -81,18 +81,18 @@ def changed(reading: Reading) -> Iterator[str]:
     """Yield what the author changed, and which of these changes decide how the pull request is judged."""
     change = reading.change
     params = changed_values(params_at(change.base), params_at(change.head))
-    files = git("diff", "--name-only", "-z", change.base, change.head).split("\0")[:-1]
+    files = git("diff", "--name-only", "--no-renames", "-z", change.base, change.head).split("\0")[:-1]
     sources = [f"source {code(name)} ({counts})" for name, counts in changed_sources(reading)]
     written = [code(name) for name in files if not name.startswith(("metrics/", "dvc.lock", "params.yaml"))]
     values = [f"{code(name)} {as_text(before)} → {as_text(here)}" for name, before, here in params]
-    yield f"**Changed** {limited(values + sources, LISTED) or 'no params, no sources'}"
+    yield f"**Changed** {limited(values + sources, LISTED) or 'no params; no source has more or fewer rows'}"
     yield ""
     yield f"**Files** {limited(written, LISTED) or 'none'}"
     yield ""
     judging = [code(name) for name, *_ in params if name.split(".")[0] in JUDGING_PARAMS]
     judging += [code(name) for name in files if name.startswith(JUDGING_CODE)]
     if judging:
-        yield f"⚠️ **Read these first:** they decide how a pull request is judged: {limited(judging, LISTED)}"
+        yield f"⚠️ **Read these first:** they decide how a pull request is judged: {', '.join(judging)}"
         yield ""
 
 
@@ -152,8 +152,8 @@ def stage_graph(reading: Reading) -> Iterator[str]:
     """Yield the graph of the stages, folded; those that ran again are marked."""
     lock = read_lock(reading.change.head)
     found = compare_locks(lock_or_none(reading.change.base), lock)
-    arrows = [f"  {one} --> {other}" for one, other in edges(lock)]
-    marked = sorted({kind_of(name) for name in found.reran})
+    arrows = [f"  {one} --> {other}" for one, other in edges(lock) if f"{one}{other}".isidentifier()]
+    marked = sorted(name for name in {kind_of(name) for name in found.reran} if name.isidentifier())
     marks = [f"  class {','.join(marked)} reran"] if marked else []
     head = ["```mermaid", "flowchart TD", "  classDef reran fill:#e69f00,color:#000"]
     yield from folded("The pipeline, with what ran again", [*head, *arrows, *marks, "```"])

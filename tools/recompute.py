@@ -4,6 +4,7 @@ An edited metric passes `dvc repro --dry` once `dvc commit -f` has written its m
 `report` again finds it. Their inputs are read as they were committed, pulled or not (`tools.revisions`).
 """
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,12 +32,18 @@ def false_metrics(revision: str) -> list[str]:
         for path in inputs_of(list(settings.arms)):
             copy(path, revision, folder)
         compute_metrics(folder)
-        computed = sorted(path for path in (folder / METRICS).rglob("*") if path.is_file())
-        return [
-            str(path.relative_to(folder))
-            for path in computed
-            if committed(path.relative_to(folder), revision) != path.read_bytes()
-        ]
+        files = [path for path in (folder / METRICS).rglob("*") if path.is_file()]
+        computed = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return sorted(
+        path for path in {*computed, *files_at(revision)} if committed(Path(path), revision) != computed.get(path)
+    )
+
+
+def files_at(revision: str) -> list[str]:
+    """Return the files of metrics/ that git has at a commit, without those that only keep a folder."""
+    words = ["git", "ls-tree", "-r", "--name-only", "-z", revision, "--", str(METRICS)]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [path for path in listed if path and not path.endswith(".gitkeep")]
 
 
 def copy(path: Path, revision: str, folder: Path) -> None:

@@ -50,6 +50,8 @@ def diff_or_error(change: Change, arm: str) -> SelectionDiff | UserError:
         return selection_diff(change.base, change.head, arm)
     except UserError as error:
         return error
+    except Exception as error:  # a forged file can break any reader
+        return UserError(f"{type(error).__name__}: {error}")
 
 
 def arms(reading: Reading) -> Iterator[str]:
@@ -68,15 +70,16 @@ def arms(reading: Reading) -> Iterator[str]:
         ]
         yield from grid(heads, "lrllrrr", [arm_row(reading, arm) for arm in changed])
         yield ""
-    if unchanged := [code(arm) for arm in names if arm not in changed]:
+    unreadable = {arm: str(one) for arm, one in reading.selections.items() if isinstance(one, UserError)}
+    if unchanged := [code(arm) for arm in names if arm not in changed and arm not in unreadable]:
         yield f"No row and no result changed: {', '.join(unchanged)}"
         yield ""
     if gone := [code(arm) for arm in reading.selections if arm not in names]:
         yield f"Arms that are gone: {', '.join(gone)}"
         yield ""
-    errors = {str(error): arm for arm, error in reading.selections.items() if isinstance(error, UserError)}
-    for error, arm in errors.items():
-        yield f"⚠️ the rows of {code(arm)} cannot be compared: {as_text(error)}"
+    for error in dict.fromkeys(unreadable.values()):
+        of = ", ".join(code(arm) for arm, one in unreadable.items() if one == error)
+        yield f"⚠️ the rows of {of} cannot be compared: {as_text(error)}"
         yield ""
 
 

@@ -31,14 +31,15 @@ def add_reviews(ids: list[str], reason: str) -> Iterator[str]:
     rows = rows_with(corpus, "id", ids)
     require_rows(ids, rows)
     found = dict(zip(review_hashes(rows), rows["id"].to_pylist(), strict=True))
-    done = {review.text_hash: review.who for review in earlier}
+    known = {name: review.who for review in earlier for name in (review.id, review.text_hash)}
+    done = {row: known.get(text) or known.get(row) for text, row in found.items()}
     new = [
         Review(id=row, text_hash=text, verdict="out", who=who, why=reason)
         for text, row in found.items()
-        if text not in done
+        if not done[row]
     ]
     append_reviews(new)
-    yield from (f"{found[text]}: {done[text]} already took out these texts" for text in found if text in done)
+    yield from (f"{row}: {name} already took out these texts" for row, name in done.items() if name)
     for row in rows.to_pylist():
         yield f"out: {title(row)}"
     yield from same_question(corpus, rows)

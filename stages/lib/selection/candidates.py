@@ -24,7 +24,7 @@ def reasons(
 ) -> pd.Series:
     """Return why each row is not a candidate, or null if it is one.
 
-    A person's verdict is said in any case, so that who gave it sees it; before the others, that the row leaked.
+    `reviewed out` comes before all other reasons, so that the reviewer sees it; then comes `leaked`.
     """
     reason = pd.Series(None, index=instruction.index, dtype=object)
     reason[doubled] = DOUBLED

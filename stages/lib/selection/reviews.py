@@ -1,10 +1,10 @@
-"""Rows that a reviewer took out by hand: data/reviews.jsonl, in git, one JSON object a line.
+"""Rows that a reviewer took out by hand: data/reviews.jsonl, in git, one JSON object per line.
 
     {"id": "9a8b...", "text_hash": "51ce...", "verdict": "out", "who": "Kim", "why": "names a private person"}
 
-A line takes out every row with the same texts, from any source and in any later run: the texts are what was asked and
-what was answered, compared without spaces, punctuation, case and width. `text_hash` finds them even if the row with
-this `id`, which depends on the source, is no longer there. Another answer to the same question is another row.
+A line takes out every row with the same question and answer, from any source and in any later run. They are compared
+without spaces, punctuation, case and width. `text_hash` finds them even if the row with this `id`, which depends on the
+source, is no longer there. Another answer to the same question is another row.
 """
 
 import json
@@ -28,7 +28,7 @@ Words = Annotated[str, Field(pattern=r"\S")]
 
 class Review(Section):
     id: Words | None = None
-    """Of the row that was reviewed."""
+    """The id of the row that was reviewed."""
     text_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     """Of the row's texts, as `review_hashes` computes it. `python -m tools.review` writes both."""
     verdict: Literal["out"]
@@ -43,20 +43,14 @@ class Review(Section):
 
 
 def read_reviews(path: Path) -> list[Review]:
-    """Return the reviews. Raises UserError that names the line if one is not a review or repeats an earlier one."""
+    """Return the reviews. Raises UserError, which names the line, if one is not a review.
+
+    Two lines about one row are no error: two people may have taken it out, each on a branch of their own.
+    """
     if not path.is_file():
         raise UserError(f"{path}: missing; `git checkout {path}`, or create it empty")
-    reviews: list[Review] = []
-    lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        review = read_review(line, f"{path}, line {number}")
-        for name in filter(None, (review.id, review.text_hash)):
-            if (first := lines.setdefault(name, number)) != number:
-                raise UserError(f"{path}, line {number}: line {first} reviews {name} too; delete one of them")
-        reviews.append(review)
-    return reviews
+    lines = enumerate(path.read_bytes().split(b"\n"), 1)
+    return [read_review(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def read_review(line: bytes, where: str) -> Review:
