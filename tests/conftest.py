@@ -22,7 +22,7 @@ from tests.clones import done, origin, own_clone, project, shared, team  # noqa:
 HF_HOME = Path(tempfile.mkdtemp(prefix="hf-home-"))  # read when the libraries are imported, so set here
 os.environ.update(ALWAYS | IN_A_LOG | OFFLINE | {"HF_HOME": str(HF_HOME), "HF_HUB_CACHE": str(HF_HOME / "hub")})
 
-hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("tests")
 
 SUBJECTS = ("김치찌개", "한라산", "장보고", "양자역학", "전세 보증금", "다육식물", "허리 통증", "와이파이 공유기")

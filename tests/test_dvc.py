@@ -61,6 +61,7 @@ def test_another_partition_retrains_no_arm_and_an_arm_moved_into_it_retrains_alo
     assert ran(run(project, "dvc", "repro", "--dry")) == {"stability", "profile", "audit", *below}
 
 
+@pytest.mark.slow
 def test_a_new_score_retrains_no_arm_and_an_arm_that_selects_by_it_is_trained_alone(project: Path) -> None:
     path = project / "stages/candidates.py"
     text = path.read_text(encoding="utf-8")
@@ -130,6 +131,7 @@ def test_a_changed_learning_rate_reruns_training_and_what_is_below(project: Path
     assert ran(run(project, "dvc", "repro", "--dry")) == each("train")
 
 
+@pytest.mark.slow
 def test_another_base_model_reruns_training_and_evaluation_but_no_selection(project: Path) -> None:
     change_params(project, fetch_model__base__small__seed=5)
     assert ran(run(project, "dvc", "repro", "fetch_model@base")) == {"fetch_model@base"}
@@ -137,6 +139,7 @@ def test_another_base_model_reruns_training_and_evaluation_but_no_selection(proj
     assert planned == {"model_size@base", "evaluate_base", *each("train"), *each("evaluate")}
 
 
+@pytest.mark.slow
 def test_another_encoder_reruns_embed_and_below_but_not_ppl(project: Path) -> None:
     change_params(project, fetch_model__encoder__small__seed=5)
     assert ran(run(project, "dvc", "repro", "embed")) == {"fetch_model@encoder", "embed"}
@@ -211,6 +214,7 @@ def test_a_change_in_the_core_reruns_every_stage_and_changes_no_output(project: 
     }
 
 
+@pytest.mark.slow
 def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(project: Path) -> None:
     change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
     log = run(project, "dvc", "repro")

@@ -202,6 +202,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_fails_the_stage_and_the_others_work_is_kept(tmp_path, write_raw, questions, lm):
     raw = write_raw(questions)
     one = run_here("ppl", tmp_path / "one", lm, raw)
@@ -215,6 +216,7 @@ def test_a_process_that_dies_fails_the_stage_and_the_others_work_is_kept(tmp_pat
     assert out.read_bytes() == one.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_stops_every_process_is_said_once(tmp_path, write_raw, questions, lm, new_folder):
     broken = new_folder() / "model"
     shutil.copytree(lm, broken)

@@ -54,6 +54,7 @@ def test_a_clone_pulls_what_the_other_pushed_and_reruns_nothing(author: Path, ma
     assert (mate / "dvc.lock").read_bytes() == (author / "dvc.lock").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_a_teammate_has_run_comes_from_the_run_cache(author: Path, mate: Path) -> None:
     change_params(author, arms__spread__fraction=0.2)
     expensive = {"sample@spread", "train@spread"}
