@@ -128,7 +128,10 @@ def listed(report: str, arm: str) -> list[dict[str, int]]:
     found = re.search(rf"^`{arm}`, why in: (.*)\. Why out: (.*)\.$", report, re.MULTILINE)
     if not found:
         return [{}, {}]
-    return [{cause: int(number) for cause, number in re.findall(r"([a-z ]+) (\d+)", side)} for side in found.groups()]
+    return [
+        {cause.strip(): int(number) for cause, number in re.findall(r"([a-z ]+) (\d+)", side)}
+        for side in found.groups()
+    ]
 
 
 @pytest.mark.parametrize("change", CHANGES)
