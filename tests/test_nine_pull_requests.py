@@ -48,10 +48,15 @@ def edit_row(folder: Path) -> None:
     wanted = [
         json.dumps(row["instruction"], ensure_ascii=False).encode() for row in selected if row["source"] == "life"
     ]
-    number = next(n for n, line in enumerate(lines) if any(text in line for text in wanted))
+    (number, *_) = [n for n, line in enumerate(lines) for text in wanted if text in line and is_only(text, lines)]
     row = json.loads(lines[number])
     lines[number] = json.dumps(row | {"output": row["output"] + " 참고하세요."}, ensure_ascii=False).encode() + b"\n"
     path.write_bytes(b"".join(lines))
+
+
+def is_only(text: bytes, lines: list[bytes]) -> bool:
+    """Return whether one line has the text: a planted copy would take the place of an edited row."""
+    return sum(text in line for line in lines) == 1
 
 
 def two_at_once(folder: Path) -> None:
