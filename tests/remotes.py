@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.project import run
+from tests.project import commit, run
 
 PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 SSHD = """
@@ -86,6 +86,17 @@ class Remote(NamedTuple):
 def modify(clone: Path, settings: dict[str, str], *flags: str) -> None:
     for name, value in settings.items():
         run(clone, "dvc", "remote", "modify", "-q", *flags, "team", name, value)
+
+
+def push_copy(done: Path, remote: Remote, folder: Path) -> Path:
+    """Return a copy of a reproduced clone that has the remote and has pushed to it."""
+    shutil.copytree(done, folder, symlinks=True)
+    run(folder, "dvc", "remote", "add", "-q", "-f", "-d", "team", remote.url)
+    modify(folder, remote.settings)
+    commit(folder, "a remote")
+    modify(folder, remote.secret, "--local")
+    run(folder, "dvc", "push", "-q")
+    return folder
 
 
 def free_port() -> int:

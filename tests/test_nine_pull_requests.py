@@ -5,7 +5,6 @@ The rows, the benchmark and the stages are the default's; models are trained for
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from tests.clones import clone
 from tests.project import ARMS, change_params, commit, run
-from tests.remotes import Remote, modify, ssh_remote
+from tests.remotes import Remote, modify, push_copy, ssh_remote
 from tests.test_selection_diff import count
 from tools.selection_diff import DISPLACED, GONE, MOVED, NEW, QUOTA, SCORE, SETTINGS
 
@@ -97,13 +96,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
 
 @pytest.fixture(scope="module")
 def author(remote: Remote, done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = shutil.copytree(done, tmp_path_factory.mktemp("author") / "clone", symlinks=True)
-    run(folder, "dvc", "remote", "add", "-q", "-f", "-d", "team", remote.url)
-    modify(folder, remote.settings)
-    commit(folder, "a remote")
-    modify(folder, remote.secret, "--local")
-    run(folder, "dvc", "push", "-q")
-    return folder
+    return push_copy(done, remote, tmp_path_factory.mktemp("author") / "clone")
 
 
 def selections(folder: Path) -> Corpus:

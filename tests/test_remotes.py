@@ -1,7 +1,6 @@
 """Two clones over a real server: what one has pushed, the other gets, and nothing damaged gets through."""
 
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from dvc.repo import Repo
 from stages.lib.core.errors import UserError
 from tests.clones import clone
 from tests.project import ENVIRONMENT, UP_TO_DATE, change_params, commit, ran, run
-from tests.remotes import Remote, free_port, modify, s3_remote, ssh_remote
+from tests.remotes import Remote, free_port, modify, push_copy, s3_remote, ssh_remote
 from tests.test_team import add_rows, computed
 from tools.revisions import RemoteError, read_at
 
@@ -30,13 +29,7 @@ def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def author(remote: Remote, done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reproduced clone that has pushed to the server."""
-    folder = shutil.copytree(done, tmp_path_factory.mktemp("author") / "clone", symlinks=True)
-    run(folder, "dvc", "remote", "add", "-q", "-f", "-d", "team", remote.url)
-    modify(folder, remote.settings)
-    commit(folder, "a remote")
-    modify(folder, remote.secret, "--local")
-    run(folder, "dvc", "push", "-q")
-    return folder
+    return push_copy(done, remote, tmp_path_factory.mktemp("author") / "clone")
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from ruamel.yaml.error import YAMLError
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, Count, Section, describe
-from tools.lock_diff import compare_locks
+from stages.lib.scoring.committed import open_project
+from tools.lock_diff import Reran, compare_locks
+from tools.markdown import limited
 from tools.recompute import METRICS, false_metrics, inputs_of
 from tools.revisions import DamagedError, MissingError, git_at, read_at, read_lock, table_at, yaml_at
 
@@ -141,7 +143,7 @@ def judge_arm(
     had_runs, has_runs = (value_at(summary, "methods", arm) is not None for summary in summaries)
     if had_runs and not has_runs:  # an interval over items can be narrower than the one over runs and items
         here, note = None, f"the base compares several runs of {arm} and of the control; keep two or more of each"
-    texts = ["–" if one is None else interval(one) for one in (before, here)]
+    texts = [interval(one) for one in (before, here)]
     holds = here is not None and (here["lo"] > limit if name == "lo" else here["hi"] < limit)
     return Result(gate, f"{'above' if name == 'lo' else 'below'} {limit:+.3f}", *texts, holds, note)
 
@@ -179,11 +181,8 @@ def judge_remote(change: Change) -> Iterator[Result]:
 
 def require_remote() -> None:
     """Raise UserError if the project has no default remote: DVC then finds nothing missing."""
-    from dvc.repo import Repo
-
-    with Repo(uninitialized=False) as repo:
-        if not repo.config["core"].get("remote"):
-            raise UserError("no remote is set, so nobody else can have the data; `dvc remote default NAME`")
+    if not open_project(Path.cwd()).config["core"].get("remote"):
+        raise UserError("no remote is set, so nobody else can have the data; `dvc remote default NAME`")
 
 
 def judge_bytes(change: Change) -> Iterator[Result]:
@@ -201,10 +200,7 @@ def judge_bytes(change: Change) -> Iterator[Result]:
 
 def pipeline_stages() -> set[str]:
     """Return the names of the stages. dvc.lock can have more, because DVC leaves those of a removed arm there."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return {stage.addressing for stage in repo.index.stages}
+    return {stage.addressing for stage in open_project(Path.cwd()).index.stages}
 
 
 def judge_owners(change: Change) -> Iterator[Result]:
@@ -231,7 +227,7 @@ def judge_settings(change: Change) -> Iterator[Result]:
 
 def judge_outputs(change: Change) -> Iterator[Result]:
     """Judge nothing if a stage has other outputs than at the base although nothing that it reads has changed."""
-    names = compare_locks(lock_or_none(change.base), read_lock(change.head)).unexplained
+    names = compare_stages(change).unexplained
     note = f"{first(names)}: edited, or computed on a machine that gives other bits; only running them again tells"
     yield yes_or_no(EXPLAINED, not names, note)._replace(holds=not names or None)
 
@@ -303,6 +299,11 @@ def summary_or_none(revision: str) -> Any:
         return None
 
 
+def compare_stages(change: Change) -> Reran:
+    """Return which stages ran since the base, and what they wrote."""
+    return compare_locks(lock_or_none(change.base), read_lock(change.head))
+
+
 def lock_or_none(revision: str) -> dict[str, Any]:
     try:
         return read_lock(revision)
@@ -339,8 +340,8 @@ def is_estimate(found: Any) -> Estimate | None:
     return found if all(isinstance(value_at(found, name), float | int) for name in ("est", "lo", "hi")) else None
 
 
-def interval(one: Estimate) -> str:
-    return f"{one['est']:+.3f} [{one['lo']:+.3f}, {one['hi']:+.3f}]"
+def interval(one: Estimate | None) -> str:
+    return "–" if one is None else f"{one['est']:+.3f} [{one['lo']:+.3f}, {one['hi']:+.3f}]"
 
 
 def leaked_items(revision: str) -> set[tuple[str, str, int]]:
@@ -365,8 +366,7 @@ def yes_or_no(gate: str, holds: bool, note: str) -> Result:
 
 
 def first(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
+    return limited(items, SHOWN)
 
 
 def last(lines: list[str]) -> str:

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from stages.lib.core.errors import UserError
-from tools.gates import Change, Result, exit_status, judge, lock_or_none, params_at, start_change, value_at
-from tools.lock_diff import compare_locks, edges, kind_of
+from tools.gates import Change, Result, compare_stages, exit_status, judge, params_at, start_change, value_at
+from tools.lock_diff import edges, kind_of
 from tools.markdown import as_text, code, folded, grid, limited
 from tools.report_arms import Reading, arms, causes, examples, read_all, shares
 from tools.report_metrics import changed_values, moved_metrics
@@ -106,7 +106,7 @@ def changed_sources(reading: Reading) -> Iterator[tuple[str, str]]:
 
 
 def ran_again(reading: Reading) -> Iterator[str]:
-    found = compare_locks(lock_or_none(reading.change.base), read_lock(reading.change.head))
+    found = compare_stages(reading.change)
     yield f"**Ran again** {stage_names(found.reran) or 'nothing'}"
     yield ""
     if found.reran:
@@ -134,7 +134,7 @@ def stage_names(stages: list[str]) -> str:
 
 def cost(reading: Reading) -> Iterator[str]:
     """Yield the trainings of this pull request, and what the selection costs at both commits."""
-    found = compare_locks(lock_or_none(reading.change.base), read_lock(reading.change.head))
+    found = compare_stages(reading.change)
     trained = [name.partition("@")[2] for name in found.reran if name.startswith("train@")]
     flops = sum(value_at(reading.here, "cost", "arms", arm, "training_flops") or 0 for arm in trained)
     was, now = (describe_selection_cost(summary) for summary in (reading.before, reading.here))
@@ -150,8 +150,7 @@ def describe_selection_cost(summary: Any) -> str:
 
 def stage_graph(reading: Reading) -> Iterator[str]:
     """Yield the graph of the stages, folded; those that ran again are marked."""
-    lock = read_lock(reading.change.head)
-    found = compare_locks(lock_or_none(reading.change.base), lock)
+    lock, found = read_lock(reading.change.head), compare_stages(reading.change)
     arrows = [f"  {one} --> {other}" for one, other in edges(lock) if f"{one}{other}".isidentifier()]
     marked = sorted(name for name in {kind_of(name) for name in found.reran} if name.isidentifier())
     marks = [f"  class {','.join(marked)} reran"] if marked else []

@@ -108,9 +108,8 @@ def count(number: Any) -> str:
 
 
 def was_to_is(reading: Reading, arm: str, score: Callable[[Any], dict[str, float] | None]) -> str:
-    was, now = (score(vs_control(summary, arm)) for summary in (reading.before, reading.here))
-    texts = ["–" if one is None else interval(one) for one in (was, now)]
-    return texts[1] if texts[0] == texts[1] else f"{texts[0]} → **{texts[1]}**"
+    was, now = (interval(score(vs_control(summary, arm))) for summary in (reading.before, reading.here))
+    return now if was == now else f"{was} → **{now}**"
 
 
 def moves(selection: SelectionDiff | UserError) -> list[str]:
