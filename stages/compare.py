@@ -1,16 +1,17 @@
 """Compare one arm with the control and with the base. `report` reads nothing else about the arm.
 
 data/samples/<arm>.parquet, data/train/<arm>.{json,parquet}, data/train/<control>.parquet,
-data/eval/{<arm>,<control>,base}, data/leaks.parquet, models/hub/base.json
+data/eval/{<arm>,<control>,base}, data/answers/{<arm>,<control>,base}.parquet, data/leaks.parquet, models/hub/base.json
     -> metrics/arms/<arm>.json, metrics/items/<arm>.json
 
 This stage answers whether two models differ (`statistics.paired`). Whether a method helps needs several runs of it;
 `report` answers that, from metrics/items. The arm `base` is the model before any tuning: it has scores, but no sample
-and no training.
+and no training. The control of a preference is the arm that it came from; instead of a sample it has margins
+(data/prefer/<name>.parquet).
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,12 +19,19 @@ from stages.lib.core.artifacts import read_json, read_table, require_same_rows, 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
+from stages.lib.evaluation.answers import answer_scores, floors, marks_of, marks_to_json
 from stages.lib.evaluation.metrics import ITEM, majority_baseline, scores_by_task, scores_without_leaks
 from stages.lib.evaluation.predictions import held_out_answers, predictions, to_digits
-from stages.lib.models.flops import Size, training_flops
+from stages.lib.models.flops import Size, preference_flops, training_flops
 from stages.lib.selection.candidates import CELL
 from stages.lib.selection.sketch import sketch
-from stages.lib.statistics.comparison import Resampling, compare_losses, compare_models, rows_with_answers
+from stages.lib.statistics.comparison import (
+    Resampling,
+    compare_answers,
+    compare_losses,
+    compare_models,
+    rows_with_answers,
+)
 
 SAME_ITEM = ["task", "shots", "item", "gold"]
 
@@ -37,68 +45,110 @@ def compare(
     params: Params,
     arm: str,
     evaluations: Path,
+    answers: Path,
     leaks: Path,
     metrics: Path,
     items: Path,
     samples: Path | None = None,
+    margins: Path | None = None,
     training: Path | None = None,
     base_json: Path | None = None,
+    control: str | None = None,
 ) -> None:
-    """Compare an arm. Only the arm `base` goes without `samples`, `training` and `base_json`."""
-    ours = read_items(evaluations, arm)
+    """Compare an arm, or a preference with `margins` and `control`. Only `base` goes without what training wrote."""
+    ours, written = read_items(evaluations, arm), read_table(answers / f"{arm}.parquet")
     found: dict[str, Any] = {
         "scores": scores_by_task(ours),
         "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
+        "answers": answer_scores(marks_of(written)),
     }
-    kept: dict[str, Any] = {"items": to_digits(predictions(ours))}
+    kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(marks_of(written))}
     if arm == "base":
-        found["majority_baseline"] = scores_by_task(ours, majority_baseline)
-    elif samples is None or training is None or base_json is None:
-        raise UserError(f"the arm {arm} needs --samples, --training and --base_json; see dvc.yaml")
+        found |= {"majority_baseline": scores_by_task(ours, majority_baseline), "answer_floors": floors(written)}
+    elif training is None or base_json is None:
+        raise UserError(f"the arm {arm} needs --training and --base_json; see dvc.yaml")
     else:
-        rows, sample = read_table(training / f"{arm}.parquet"), read_table(samples / f"{arm}.parquet")
-        kept |= {"held_out": held_out_answers(rows), "selection": sketch(sample["id"][sample["selected"]])}
-        found |= {
-            "sample": sample_counts(sample),
-            **training_results(read_json(training / f"{arm}.json"), rows, Size(**read_json(base_json))),
-            **differences(params, arm, ours, rows, evaluations, training),
-        }
+        params = params.model_copy(update={"control": control or params.control})
+        folders = Folders(evaluations, answers, training)
+        report, rows = read_json(training / f"{arm}.json"), read_table(training / f"{arm}.parquet")
+        kept["held_out"] = held_out_answers(rows)
+        found |= {"train": report, "held_out_loss": mean_losses(rows), **differences(params, arm, folders)}
+        size = Size(**read_json(base_json))
+        if samples:
+            sample = read_table(samples / f"{arm}.parquet")
+            kept["selection"] = sketch(sample["id"][sample["selected"]])
+            found |= {"sample": sample_counts(sample), "cost": training_cost(report, training_flops(report, size))}
+        if margins:
+            pairs = read_table(margins)
+            kept["margins"] = dict(zip(pairs["id"], pairs["margin"].tolist(), strict=True))
+            found |= {"pairs": pair_results(pairs), "cost": training_cost(report, preference_flops(report, size))}
     write_json(metrics, found)
     write_json(items, kept)
 
 
-def training_results(report: dict[str, Any], rows: pd.DataFrame, base: Size) -> dict[str, Any]:
-    """Return the training report, the held-out loss in nats per answer token, and the cost of training."""
-    groups = rows_with_answers(rows)
+class Folders(NamedTuple):
+    """What is there of every arm, each under its name."""
+
+    evaluations: Path
+    answers: Path
+    training: Path
+
+
+def training_cost(report: dict[str, Any], flops: int) -> dict[str, int]:
+    return {"training_tokens": report["tokens"], "training_flops": flops}
+
+
+def mean_losses(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the held-out loss in nats per answer token, of all rows and by source."""
+    return {name: float(group["nll"].sum() / group["tokens"].sum()) for name, group in rows_with_answers(rows).items()}
+
+
+def pair_results(pairs: pd.DataFrame) -> dict[str, float]:
+    """Return what preference tuning did to the held-out pairs, in means per pair.
+
+    The log-probabilities and the margin are sums over an answer's tokens, in nats; `accuracy` is the share of pairs
+    whose better answer gained more.
+    """
     return {
-        "train": report,
-        "held_out_loss": {name: float(group["nll"].sum() / group["tokens"].sum()) for name, group in groups.items()},
-        "cost": {"training_tokens": report["tokens"], "training_flops": training_flops(report, base)},
+        "pairs": len(pairs),
+        "margin": float(pairs["margin"].mean()),
+        "accuracy": float((pairs["margin"] > 0).mean()),
+        **{
+            f"{side}_log_probability_{when}": float(pairs[f"{side}_{when}"].mean())
+            for side in ("chosen", "rejected")
+            for when in ("before", "after")
+        },
+        **{f"{side}_characters": float(pairs[f"{side}_characters"].mean()) for side in ("chosen", "rejected")},
     }
 
 
-def differences(
-    params: Params, arm: str, items: pd.DataFrame, rows: pd.DataFrame, evaluations: Path, training: Path
-) -> dict[str, Any]:
+def differences(params: Params, arm: str, folders: Folders) -> dict[str, Any]:
     """Return the arm minus the base and, unless the arm is the control, minus the control."""
+    rows = read_table(folders.training / f"{arm}.parquet")
     others = {"vs_base": ("base", rows["nll_base"])}
     if arm != params.control:
-        theirs = read_table(training / f"{params.control}.parquet")
+        theirs = read_table(folders.training / f"{params.control}.parquet")
         require_same_rows(arm=rows["id"], control=theirs["id"])
         others["vs_control"] = (str(params.control), theirs["nll"])
+    items, marks = read_items(folders.evaluations, arm), read_marks(folders.answers, arm)
     found = {}
     for name, (other, nll) in others.items():
-        their_items = read_items(evaluations, other)
+        their_items = read_items(folders.evaluations, other)
         require_same_items(items, their_items)
         found[name] = {
             "scores": compare_models(params.compare, predictions(items), predictions(their_items)),
             "held_out_loss": compare_losses(params.compare, rows, nll),
+            "answers": compare_answers(params.compare, marks, read_marks(folders.answers, other)),
         }
     return found
 
 
 def read_items(evaluations: Path, arm: str) -> pd.DataFrame:
     return read_table(evaluations / arm / "items.parquet")
+
+
+def read_marks(answers: Path, arm: str) -> pd.DataFrame:
+    return marks_of(read_table(answers / f"{arm}.parquet"))
 
 
 def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:

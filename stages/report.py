@@ -6,6 +6,7 @@ metrics/arms/*, metrics/items/*, data/profile.json, data/stability.json, data/au
 If a method and the control have two or more runs each (an arm and its replicates), the summary says whether the method
 helps (`statistics.replicates`). This needs runs that differ in both rows and training seed (`statistics.evidence`):
 runs of one selection show only whether that selection helps, and one run of each only whether two models differ.
+Preferences are compared with their placebos in the same way (`statistics.placebos`).
 """
 
 import logging
@@ -19,6 +20,7 @@ import pandas as pd
 from stages.lib.core.artifacts import atomic, read_json, write_json
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
+from stages.lib.evaluation.answers import marks_from_json
 from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
 from stages.lib.selection.methods import METHODS, uses_cells
@@ -26,6 +28,8 @@ from stages.lib.selection.quotas import Allocation
 from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
 from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
+from stages.lib.statistics.placebos import Preferences, compare_with_placebos, placebo_sentences
+from stages.lib.statistics.verdicts import headlines, verdict, with_interval
 
 log = logging.getLogger("stages")
 Arms = dict[str, Any]
@@ -56,6 +60,7 @@ class AnyTrain(Section):
 class Params(Section):
     arms: dict[str, AnyArm]
     control: str | None
+    prefer: Preferences
     train: AnyTrain
 
 
@@ -76,39 +81,51 @@ def report(
     warn_of_stray_files(params, [arms, items])
     corpus, audited, base = read_json(profile), read_json(audit), read_json(arms / "base.json")
     found = {name: read_json(arms / f"{name}.json") for name in params.arms}
-    compared = compared_methods(params, found, {name: read_json(items / f"{name}.json") for name in params.arms})
+    tuned = {name: read_json(arms / f"{name}.json") for name in params.prefer}
+    answers = {name: read_json(items / f"{name}.json") for name in [*params.arms, *params.prefer]}
+    compared = compared_methods(params, found, answers)
+    with_placebos = compare_with_placebos(params.prefer, {name: read_run(answers[name]) for name in params.prefer})
     content = {name: corpus[name] for name in ("rows", "ppl", "cells", "leaks")} | {
         "stability": read_json(stability),
         "audit": without_lists_and_cost(audited),
-        "cost": costs(params, corpus["selection_cost"], found),
-        "base": {name: base[name] for name in ("scores", "scores_without_leaks")},
+        "cost": costs(params, corpus["selection_cost"], found)
+        | {"preferred": {name: one["cost"] for name, one in tuned.items()}},
+        "base": {name: base[name] for name in ("scores", "scores_without_leaks", "answers")},
         "majority_baseline": base["majority_baseline"],
+        "answer_floors": base["answer_floors"],
         "arms": {name: without_lists_and_cost(arm) for name, arm in found.items()},
         "methods": compared,
+        "preferred": {name: without_lists_and_cost(one) for name, one in tuned.items()},
+        "preferences": with_placebos,
     }
     write_json(summary, content)
     references = {"base": base["scores"], "(majority baseline)": base["majority_baseline"]}
     with atomic(plots) as folder:
         folder.mkdir()
-        tables = plot_tables(corpus["ppl_histogram"], found, references)
+        tables = plot_tables(corpus["ppl_histogram"], found, tuned, references)
         tables["differences"] = difference_table(str(params.control), method_differences(params, found, compared))
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    for line in [*sentences(params, found, compared), *review_sentences(audited["reviews"])]:
+    for line in [
+        *sentences(params, found, compared),
+        *placebo_sentences(params.prefer, tuned, with_placebos),
+        *review_sentences(audited["reviews"]),
+    ]:
         log.info("%s", line)
 
 
 def warn_of_stray_files(params: Params, folders: list[Path]) -> None:
     """Name the files of arms that params.yaml no longer has. Git tracks them, so only the user can remove them."""
     paths = (path for folder in folders for path in folder.glob("*.json"))
-    stray = sorted(path for path in paths if path.stem not in {*params.arms, "base"})
+    stray = sorted(path for path in paths if path.stem not in {*params.arms, *params.prefer, "base"})
     if stray:
         listed = " ".join(str(path) for path in stray)
         log.warning("ignored, because params.yaml has no such arm; remove with `git rm %s`", listed)
 
 
 def read_run(content: dict[str, Any]) -> Run:
-    return Run(from_digits(content["items"]), **content["held_out"])
+    marks = marks_from_json(content["answers"])
+    return Run(from_digits(content["items"]), **content["held_out"], marks=marks, margins=content.get("margins", {}))
 
 
 def costs(params: Params, selection: dict[str, int], arms: Arms) -> dict[str, Any]:
@@ -161,13 +178,15 @@ def without_lists_and_cost(arm: Any) -> Any:
     }
 
 
-def plot_tables(histogram: list[dict[str, Any]], arms: Arms, references: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """Return the tables behind the plots; `references` are scores to plot beside those of the arms."""
+def plot_tables(
+    histogram: list[dict[str, Any]], arms: Arms, tuned: Arms, references: dict[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Return the tables behind the plots; `references` are scores to plot beside those of arms and preferences."""
     everywhere = metrics_of_every_task()
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     sources = [{"arm": name, **source} for name, arm in arms.items() for source in arm["sample"]["sources"]]
-    losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
-    found = references | {name: arm["scores"] for name, arm in arms.items()}
+    losses = [{"arm": name, **entry} for name, arm in (arms | tuned).items() for entry in arm["train"]["loss"]]
+    found = references | {name: arm["scores"] for name, arm in (arms | tuned).items()}
     scores = [
         {"arm": name, "shots": shots, "task": task} | {metric: values[metric] for metric in everywhere}
         for name, by_shots in found.items()
@@ -260,8 +279,7 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
         if name == control:
             continue
         for one in (one for one in found if one.name == name):
-            interval = "{est:+.4f} [{lo:+.4f}, {hi:+.4f}]".format(**one.estimate)
-            yield f"{name} minus {control}, {one.score}: {interval} {one.scope}: {one.verdict}"
+            yield f"{name} minus {control}, {one.score}: {with_interval(one.estimate)} {one.scope}: {one.verdict}"
         yield from unequal_training(name, arms[name], control, arms[control])
         yield from unequal_tokens(name, mean_tokens(arms, ours), control, mean_tokens(arms, groups[control]))
         if name in compared:
@@ -279,14 +297,6 @@ def review_sentences(reviews: dict[str, Any]) -> Iterator[str]:
         yield f"reviews: {reviews['lines']}, rows that they take out: {reviews['rows_out']}" + (
             f"; reviews that no longer match a row: {reviews['lines_without_row']}: {lost}" if lost else ""
         )
-
-
-def headlines(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, float], int]]:
-    """Yield the name of a score, its estimate, and the sign of a better one."""
-    if "all" in found["held_out_loss"]:
-        yield "held-out loss", found["held_out_loss"]["all"], -1
-    for shots, tasks in found["scores"].items():
-        yield f"{shots} mean macro-F1", tasks["mean"]["macro_f1"], 1
 
 
 def unequal_training(name: str, arm: Any, control: str, theirs: Any) -> Iterator[str]:
@@ -326,20 +336,6 @@ def missing_chance(params: Params, group: list[str], varied: Varied) -> Iterator
     if varied.seeds < varied.runs:
         seeds = f"{varied.runs} runs, but training seeds: {varied.seeds}"
         yield f"{group[0]}: {seeds}; give every run a `seed` of its own"
-
-
-def verdict(estimate: dict[str, float], better: int, sides: tuple[str, str] | None) -> str:
-    """Return what a difference means. `better` is the sign of a better one, `sides` is None for single runs."""
-    side = (estimate["lo"] > 0) - (estimate["hi"] < 0)
-    if "too_few" in estimate:
-        return "too few items differ to conclude anything"
-    if sides is None:
-        finding = "these two models differ" if side else "no difference found between these two models"
-        return f"{finding}; the noise of training is not in the interval"
-    if not side:
-        return "no finding"
-    winner, loser = sides if side == better else sides[::-1]
-    return f"{winner}{',' if ',' in winner else ''} beats {loser}"
 
 
 if __name__ == "__main__":

@@ -200,7 +200,9 @@ def test_the_forecast_is_what_then_runs(
     print(f"\n{change}: will {sorted(plan.will)}, may {len(plan.may)}, ran {sorted(done_stages)}\n{printed}")
     assert set(plan.will) <= done_stages <= {*plan.will, *plan.may}
     assert texts_computed(log) == texts_in(printed)
-    assert {f"train@{arm}" for arm in trained.arms("train")} == {one for one in done_stages if one.startswith("train@")}
-    assert set(trained.arms("train")) <= set(plan.arms("train"))
+    assert {f"train@{arm}" for arm in trained.named("train")} == {
+        one for one in done_stages if one.startswith("train@")
+    }
+    assert set(trained.named("train")) <= set(plan.named("train"))
     commit(unpulled, "reproduced")
     assert forecast_in(unpulled, monkeypatch)[0] == Plan({}, {})

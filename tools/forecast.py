@@ -50,8 +50,9 @@ class Plan(NamedTuple):
     def runs(self, *names: str) -> bool:
         return any(name in self.will or name in self.may for name in names)
 
-    def arms(self, stage: str) -> list[str]:
-        return [arm for arm in read_yaml(PARAMS)["arms"] if self.runs(f"{stage}@{arm}")]
+    def named(self, stage: str, section: str = "arms") -> list[str]:
+        """Return the entries of a section of params.yaml for which the stage runs."""
+        return [name for name in read_yaml(PARAMS)[section] if self.runs(f"{stage}@{name}")]
 
 
 class Cost(NamedTuple):
@@ -276,7 +277,7 @@ def flops_per_text(stage: str) -> float | None:
 
 def training_costs(plan: Plan) -> Iterator[Cost]:
     """Yield what the arms to train cost, and what is evaluated."""
-    arms, params = plan.arms("train"), read_yaml(PARAMS)
+    arms, params = plan.named("train"), read_yaml(PARAMS)
     if arms:
         costs = [training_cost(arm, params) for arm in arms]
         known = [cost for cost in costs if cost]
@@ -289,8 +290,24 @@ def training_costs(plan: Plan) -> Iterator[Cost]:
         if plan.runs("fetch_model@base"):
             text += "; the FLOPs are those of the earlier base"
         yield Cost(text, flops if len(known) == len(arms) else None)
-    if evaluated := [*plan.arms("evaluate"), *(["the base"] if plan.runs("evaluate_base") else [])]:
-        yield Cost(f"models to evaluate: at most {len(evaluated)} ({', '.join(evaluated)})", 0)
+    if tuned := plan.named("prefer", "prefer"):
+        flops = [last_flops(name) for name in tuned]
+        known = sum(filter(None, flops))
+        text = f"preferences to train: at most {len(tuned)} ({', '.join(tuned)}), about {known:.2g} FLOPs"
+        if None in flops:
+            text += f"; {flops.count(None)} have no earlier run to go by"
+        yield Cost(text, None if None in flops else known)
+    for stage, does in (("evaluate", "evaluate"), ("generate", "answer the prompts")):
+        preferred = plan.named(f"{stage}_preferred", "prefer")
+        names = [*plan.named(stage), *preferred, *(["the base"] if plan.runs(f"{stage}_base") else [])]
+        if names:
+            yield Cost(f"models to {does}: at most {len(names)} ({', '.join(names)})", 0)
+
+
+def last_flops(name: str) -> float | None:
+    """Return what the last training of a preference cost; None if there was none."""
+    path = METRICS / f"arms/{name}.json"
+    return float(read_json(path)["cost"]["training_flops"]) if path.is_file() else None
 
 
 def training_cost(arm: str, params: dict[str, Any]) -> tuple[float, float] | None:

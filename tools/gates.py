@@ -205,7 +205,8 @@ def pipeline_stages() -> set[str]:
 
 def judge_owners(change: Change) -> Iterator[Result]:
     """Judge whether all that is read back was written by a stage of dvc.yaml: of others, dvc.lock may say anything."""
-    stages, read = pipeline_stages(), {Path(LEAKS), *inputs_of(list(params_at(change.head)["arms"]))}
+    stages, here = pipeline_stages(), params_at(change.head)
+    read = {Path(LEAKS), *inputs_of(list(here["arms"]), list(here.get("prefer", {})))}
     foreign = [
         f"{out['path']} of {name}"
         for name, stage in read_lock(change.head)["stages"].items()

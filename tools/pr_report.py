@@ -16,7 +16,7 @@ from stages.lib.core.errors import UserError
 from tools.gates import Change, Result, compare_stages, exit_status, judge, params_at, start_change, value_at
 from tools.lock_diff import edges, kind_of
 from tools.markdown import as_text, code, folded, grid, limited
-from tools.report_arms import Reading, arms, causes, examples, read_all, shares
+from tools.report_arms import Reading, arms, causes, examples, preferences, read_all, shares
 from tools.report_metrics import changed_values, moved_metrics
 from tools.revisions import read_lock
 
@@ -135,8 +135,9 @@ def stage_names(stages: list[str]) -> str:
 def cost(reading: Reading) -> Iterator[str]:
     """Yield the trainings of this pull request, and what the selection costs at both commits."""
     found = compare_stages(reading.change)
-    trained = [name.partition("@")[2] for name in found.reran if name.startswith("train@")]
-    flops = sum(value_at(reading.here, "cost", "arms", arm, "training_flops") or 0 for arm in trained)
+    trained = [name.partition("@")[::2] for name in found.reran if name.startswith(("train@", "prefer@"))]
+    sections = {"train": "arms", "prefer": "preferred"}
+    flops = sum(value_at(reading.here, "cost", sections[by], name, "training_flops") or 0 for by, name in trained)
     was, now = (describe_selection_cost(summary) for summary in (reading.before, reading.here))
     training = f"trainings: {len(trained)}" + (f" ({flops:.2g} FLOP)" if trained else "")
     yield f"**Cost** {training} · selection: {now}" + (f" (base: {was})" if was != now else ", as at the base")
@@ -163,6 +164,7 @@ PARTS: dict[str, Callable[[Reading], Iterable[str]]] = {
     "what ran again": ran_again,
     "what it cost": cost,
     "whether it helped": arms,
+    "whether preference tuning helped": preferences,
     "why rows came and went": causes,
     "what the selection is like": shares,
     "rows that came and went": examples,

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from stages.compare import Params as CompareParams
 from stages.compare import compare
@@ -29,7 +30,7 @@ def false_metrics(revision: str) -> list[str]:
         folder = Path(name)
         copy(PARAMS, revision, folder)
         settings = read_params(ReportParams, folder / PARAMS)
-        for path in inputs_of(list(settings.arms)):
+        for path in inputs_of(list(settings.arms), list(settings.prefer)):
             copy(path, revision, folder)
         compute_metrics(folder)
         files = [path for path in (folder / METRICS).rglob("*") if path.is_file()]
@@ -59,24 +60,32 @@ def committed(path: Path, revision: str) -> bytes | None:
         return None
 
 
-def inputs_of(arms: list[str]) -> Iterator[Path]:
+def inputs_of(arms: list[str], preferences: list[str]) -> Iterator[Path]:
     """Yield what `compare` and `report` read, except metrics."""
-    yield from map(Path, ("data/leaks.parquet", "data/eval/base/items.parquet", "models/hub/base.json"))
+    yield from map(Path, ("data/leaks.parquet", "models/hub/base.json"))
     yield from map(Path, ("data/profile.json", "data/stability.json", "data/audit.json"))
-    for arm in arms:
-        yield Path(f"data/samples/{arm}.parquet")
-        yield from (Path(f"data/train/{arm}.json"), Path(f"data/train/{arm}.parquet"))
-        yield Path(f"data/eval/{arm}/items.parquet")
+    for model in ("base", *arms, *preferences):
+        yield from (Path(f"data/eval/{model}/items.parquet"), Path(f"data/answers/{model}.parquet"))
+    for trained in (*arms, *preferences):
+        yield from (Path(f"data/train/{trained}.json"), Path(f"data/train/{trained}.parquet"))
+    yield from (Path(f"data/samples/{arm}.parquet") for arm in arms)
+    yield from (Path(f"data/prefer/{name}.parquet") for name in preferences)
 
 
 def compute_metrics(folder: Path) -> None:
-    """Run `compare` for every arm and the base, then `report`, as dvc.yaml does, inside a folder."""
-    data, metrics, hub = folder / "data", folder / METRICS, folder / "models/hub"
+    """Run `compare` for every arm, preference and the base, then `report`, as dvc.yaml does, inside a folder."""
+    data, metrics = folder / "data", folder / METRICS
     comparing, reporting = (read_params(model, folder / PARAMS) for model in (CompareParams, ReportParams))
     arms, items = metrics / "arms", metrics / "items"
-    trained = {"samples": data / "samples", "training": data / "train", "base_json": hub / "base.json"}
-    for arm in ("base", *reporting.arms):
-        inputs = {"evaluations": data / "eval", "leaks": data / "leaks.parquet"} | ({} if arm == "base" else trained)
-        compare(comparing, arm, metrics=arms / f"{arm}.json", items=items / f"{arm}.json", **inputs)
+    all_have = {"evaluations": data / "eval", "answers": data / "answers", "leaks": data / "leaks.parquet"}
+    trained = {"training": data / "train", "base_json": folder / "models/hub/base.json"}
+    own: dict[str, dict[str, Any]] = {"base": {}}
+    own |= {arm: trained | {"samples": data / "samples"} for arm in reporting.arms}
+    own |= {
+        name: trained | {"margins": data / f"prefer/{name}.parquet", "control": one.arm}
+        for name, one in reporting.prefer.items()
+    }
+    for model, inputs in own.items():
+        compare(comparing, model, metrics=arms / f"{model}.json", items=items / f"{model}.json", **all_have | inputs)
     corpus = {name: data / f"{name}.json" for name in ("profile", "stability", "audit")}
     report(reporting, arms, items, **corpus, summary=metrics / "summary.json", plots=metrics / "plots")

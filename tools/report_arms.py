@@ -1,6 +1,6 @@
 """The parts of a pull request's report about its arms: did it help, which rows came and went, and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from stages.lib.core.errors import UserError
@@ -95,11 +95,11 @@ def is_changed(reading: Reading, arm: str) -> bool:
 def arm_row(reading: Reading, arm: str) -> list[str]:
     was, now = (value_at(summary, "arms", arm, "sample", "rows") for summary in (reading.before, reading.here))
     control = arm == params_at(reading.change.head)["control"]
-    scores = (
-        ["control", ""] if control else [was_to_is(reading, arm, score) for score in (lowest_macro_f1, held_out_loss)]
-    )
+    sides = [vs_control(summary, arm) for summary in (reading.before, reading.here)]
+    scores = [was_to_is(map(score, sides)) for score in (lowest_macro_f1, held_out_loss)]
     runs = value_at(reading.here, "methods", arm, "runs")
     name = code(arm) + (f" ×{runs}" if runs else "")
+    scores = ["control", ""] if control else scores
     return [name, f"{count(was)} → {count(now)}", *scores, *moves(reading.selections[arm])]
 
 
@@ -107,8 +107,9 @@ def count(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else "–"
 
 
-def was_to_is(reading: Reading, arm: str, score: Callable[[Any], dict[str, float] | None]) -> str:
-    was, now = (interval(score(vs_control(summary, arm))) for summary in (reading.before, reading.here))
+def was_to_is(estimates: Iterable[dict[str, float] | None]) -> str:
+    """Return an estimate at the base and here with its interval, or only the one here if it is the same."""
+    was, now = map(interval, estimates)
     return now if was == now else f"{was} → **{now}**"
 
 
@@ -119,6 +120,26 @@ def moves(selection: SelectionDiff | UserError) -> list[str]:
     share = f" ({selection.net / selection.rows_after:.0%})" if selection.net and selection.rows_after else ""
     rows = f"{len(selection.came):,} / {len(selection.went):,}"
     return [rows, f"{selection.like_for_like:,}", f"{selection.net:,}{share}"]
+
+
+def preferences(reading: Reading) -> Iterator[str]:
+    """Yield what every preference changed in its arm, and in its margin beside its placebos'."""
+    heads = ["preference", "margin − placebos'", "mean macro-F1 − its arm", "held-out loss − its arm"]
+    rows = []
+    for name in value_at(reading.here, "preferred") or {}:
+        vs_arm = [
+            was_to_is(
+                score(value_at(summary, "preferred", name, "vs_control")) for summary in (reading.before, reading.here)
+            )
+            for score in (lowest_macro_f1, held_out_loss)
+        ]
+        margins = (
+            value_at(summary, "preferences", name, "vs_placebo", "margin") for summary in (reading.before, reading.here)
+        )
+        rows.append([code(name), was_to_is(margins), *vs_arm])
+    if rows:
+        yield from grid(heads, "llll", rows)
+        yield ""
 
 
 def causes(reading: Reading) -> Iterator[str]:

@@ -6,6 +6,7 @@ every layer by the keys and values of its sequence (Kaplan et al. 2020, arXiv 20
 
     forward(T, P) = 2 N T + 4 L D P        T tokens, P token pairs, L layers, D width
     training = 3 forward                   the backward pass costs twice the forward pass
+    preference tuning = 4 forward          the reference model computes another forward pass
 
 P is the sum of the squared lengths of the sequences that attention is computed over. A sequence is a row; or, if rows
 are packed, all rows of a forward pass, because a mask only hides what has been computed. Flash attention computes
@@ -52,3 +53,8 @@ def selection_cost(predicted: pd.Series, scorer: Size, encoder: Size) -> dict[st
 def training_flops(training: dict[str, Any], base: Size) -> int:
     """Return the cost of training all weights on the tokens that data/train/<arm>.json reports."""
     return 3 * forward_flops(base, training["tokens"], training["token_pairs"])
+
+
+def preference_flops(training: dict[str, Any], base: Size) -> int:
+    """Return the cost of preference tuning, as if all weights were trained; its tokens are those of both answers."""
+    return 4 * forward_flops(base, training["tokens"], training["token_pairs"])

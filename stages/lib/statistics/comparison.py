@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Seed
+from stages.lib.evaluation.answers import shares_of
 from stages.lib.evaluation.metrics import (
     METRICS,
     accuracy,
@@ -43,6 +44,10 @@ class Run(NamedTuple):
     """Answer tokens by held-out row."""
     nll: dict[str, float]
     """In nats, by held-out row."""
+    marks: pd.DataFrame
+    """Of its answers to the prompts (`answers.marks_of`)."""
+    margins: dict[str, float]
+    """Of a preference: by held-out pair, in nats."""
 
 
 class RunValues(NamedTuple):
@@ -86,18 +91,29 @@ def draw(settings: Resampling, name: str, metric: str, counts_GAB: paired.Counts
 def compare_losses(settings: Resampling, rows: pd.DataFrame, other: pd.Series) -> dict[str, Estimate]:
     """Return our held-out loss minus the other model's, in nats per answer token: of `all` rows and per source."""
     return {
-        name: paired.estimate(
-            paired.draw_rows(
-                group["nll"].to_numpy(),
-                other[group.index].to_numpy(),
-                group["tokens"].to_numpy(),
-                settings.resamples,
-                settings.randomisations,
-                settings.seed,
-            )
+        name: estimate_ratio(
+            settings, group["nll"].to_numpy(), other[group.index].to_numpy(), group["tokens"].to_numpy()
         )
         for name, group in rows_with_answers(rows).items()
     }
+
+
+def compare_answers(settings: Resampling, ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Estimate]:
+    """Return our shares minus the other model's: of prompts and constraints followed, and of right final answers."""
+    require_same_prompts([ours, theirs])
+    others = shares_of(theirs)
+    return {
+        name: estimate_ratio(settings, right_N, others[name][0], counts_N)
+        for name, (right_N, counts_N) in shares_of(ours).items()
+    }
+
+
+def estimate_ratio(
+    settings: Resampling, ours_N: NDArray[np.float64], theirs_N: NDArray[np.float64], counts_N: NDArray[Any]
+) -> Estimate:
+    """Return ours minus theirs in a ratio of sums, such as nats per token."""
+    sizes = settings.resamples, settings.randomisations, settings.seed
+    return paired.estimate(paired.draw_rows(ours_N, theirs_N, counts_N, *sizes))
 
 
 def rows_with_answers(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -107,7 +123,10 @@ def rows_with_answers(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
-    """Return ours minus theirs for two methods with several runs each (see `replicates`), in scores and loss."""
+    """Return ours minus theirs for two methods with several runs each (see `replicates`).
+
+    In scores, held-out loss, answers and, if the runs are preferences, held-out margins.
+    """
     require_same_questions(ours + theirs)
     found = {}
     for shots, tasks in ours[0].answers.items():
@@ -117,7 +136,12 @@ def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
         }
         found[shots] = with_mean(values, over_runs)
     rows = sum(count > 0 for count in ours[0].tokens.values())
-    return {"scores": found, "held_out_loss": {"all": over_runs([on_held_out(ours, theirs)])} if rows > 1 else {}}
+    return {
+        "scores": found,
+        "held_out_loss": {"all": over_runs([on_held_out(ours, theirs)])} if rows > 1 else {},
+        "answers": {name: over_runs([on_prompts(ours, theirs, name)]) for name in shares_of(ours[0].marks)},
+        **({"margin": over_runs([on_pairs(ours, theirs)])} if ours[0].margins else {}),
+    }
 
 
 def over_runs(tasks: Sequence[RunValues]) -> Estimate:
@@ -142,6 +166,19 @@ def on_held_out(ours: list[Run], theirs: list[Run]) -> RunValues:
     return RunValues(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(nll_KN))
 
 
+def on_prompts(ours: list[Run], theirs: list[Run], share: str) -> RunValues:
+    shares = [shares_of(run.marks)[share] for run in ours + theirs]
+    values_KN = np.array([ratio_values(right_N, counts_N) for right_N, counts_N in shares])
+    return RunValues(
+        values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([right_N for right_N, _ in shares]))
+    )
+
+
+def on_pairs(ours: list[Run], theirs: list[Run]) -> RunValues:
+    margins_KN = np.array([[run.margins[pair] for pair in sorted(ours[0].margins)] for run in ours + theirs])
+    return RunValues(margins_KN[: len(ours)], margins_KN[len(ours) :], disagreement(margins_KN))
+
+
 def disagreement(answers_KN: NDArray[Any]) -> int:
     return int((answers_KN != answers_KN[0]).any(0).sum())
 
@@ -149,10 +186,16 @@ def disagreement(answers_KN: NDArray[Any]) -> int:
 def require_same_questions(runs: list[Run]) -> None:
     def questions(run: Run) -> Any:
         gold = {s: {task: one.gold.tolist() for task, one in tasks.items()} for s, tasks in run.answers.items()}
-        return gold, run.tokens
+        return gold, run.tokens, run.margins.keys()
 
     if any(questions(run) != questions(runs[0]) for run in runs):
-        raise UserError("metrics/items: the runs answered different items or held-out rows; run `dvc repro`")
+        raise UserError("metrics/items: the runs answered different items, held-out rows or pairs; run `dvc repro`")
+    require_same_prompts([run.marks for run in runs])
+
+
+def require_same_prompts(marks: list[pd.DataFrame]) -> None:
+    if any(not one[["id", "constraints"]].equals(marks[0][["id", "constraints"]]) for one in marks):
+        raise UserError("data/answers: two models answered different prompts; run `dvc repro`")
 
 
 def with_mean(found: dict[str, dict[str, T]], of: Callable[[list[T]], Estimate]) -> dict[str, dict[str, Estimate]]:
