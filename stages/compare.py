@@ -19,7 +19,8 @@ from stages.lib.core.artifacts import read_json, read_table, require_same_rows, 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.answers import answer_scores, floors, marks_of, marks_to_json
+from stages.lib.evaluation.answers import answer_scores, floors, marks_of
+from stages.lib.evaluation.marks import marks_to_json
 from stages.lib.evaluation.metrics import ITEM, majority_baseline, scores_by_task, scores_without_leaks
 from stages.lib.evaluation.predictions import held_out_answers, predictions, to_digits
 from stages.lib.models.flops import Size, preference_flops, training_flops

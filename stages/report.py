@@ -20,7 +20,7 @@ import pandas as pd
 from stages.lib.core.artifacts import atomic, read_json, write_json
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.answers import marks_from_json
+from stages.lib.evaluation.marks import marks_from_json
 from stages.lib.evaluation.metrics import metrics_of_every_task
 from stages.lib.evaluation.predictions import from_digits
 from stages.lib.selection.methods import METHODS, uses_cells

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Positive, Section, Seed
-from stages.lib.evaluation.answers import shares_of
+from stages.lib.evaluation.marks import shares_of
 from stages.lib.evaluation.metrics import (
     METRICS,
     accuracy,
