@@ -278,7 +278,7 @@ def test_digits_come_back_as_the_answers_in_item_order(answers, has_norm, shuffl
 
 def test_a_class_that_is_no_digit_is_refused():
     assert digits(np.array([0, 3, 1, 9])) == "0319"
-    with pytest.raises(UserError, match="more than ten choices"):
+    with pytest.raises(UserError, match="over ten choices"):
         digits(np.array([0, 10]))
 
 

@@ -56,7 +56,9 @@ def to_digits(answers: ByTask) -> dict[str, Any]:
 
 def digits(classes_N: Classes) -> str:
     if classes_N.max() > 9:
-        raise UserError("a task has more than ten choices, but a class is stored as one digit; remove the task")
+        raise UserError(
+            "a value above 9 is stored as one digit: a task has over ten choices, or a prompt over nine constraints"
+        )
     return "".join(map(str, classes_N.tolist()))
 
 

@@ -3,7 +3,7 @@
 All pairs follow the one direction in which a run drifts. So six runs with shuffled labels had held-out reward
 accuracies from 0.11 to 0.995, each with an interval over pairs far from 0.5, and none of them had learned anything.
 What tells a preference from a placebo is the size of its held-out margin beside the margins of several placebos, with
-an interval over runs and pairs (`replicates`). The margin of a pair (Rafailov et al. 2023, arXiv 2305.18290, section 4):
+an interval over runs and pairs (`replicates`). A pair's margin (Rafailov et al. 2023, arXiv 2305.18290, section 4) is
 
     beta x (gain of the better answer - gain of the worse one)      gain: log-probability after - before tuning, in nats
 """
