@@ -12,7 +12,7 @@ from tools.check import check_params
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FREE = {("fetch_benchmark", "revisions"), ("merge", "sources"), ("arms",), ("stability", "variants")}
-FREE |= {("gates", "macro_f1"), ("gates", "held_out_loss")}
+FREE |= {("gates", "macro_f1"), ("gates", "held_out_loss"), ("fetch_preferences",), ("prefer",)}
 OPTIONAL = {("decontaminate", "similar"), ("dedup", "lexical"), ("dedup", "semantic")}
 OPTIONAL |= {("fetch_model", role, "small") for role in ("scorer", "encoder", "base")}
 OPTIONAL |= {("train", "adapter"), ("train", "deepspeed")}
@@ -45,8 +45,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stages_of_arms(recipe: Path) -> set[str]:
-    arms = YAML(typ="safe").load(recipe)["arms"]
-    return {f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "compare") for arm in arms}
+    params = YAML(typ="safe").load(recipe)
+    arms = {f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "generate", "compare") for arm in params["arms"]}
+    tuned = ("prefer", "evaluate_preferred", "generate_preferred", "compare_preferred")
+    pairs = {f"fetch_preferences@{name}" for name in params["fetch_preferences"]}
+    return arms | pairs | {f"{stage}@{name}" for stage in tuned for name in params["prefer"]}
 
 
 def test_dvc_finds_the_stages_of_every_recipe(project: Path) -> None:
