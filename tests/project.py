@@ -102,6 +102,7 @@ def shrink(folder: Path) -> None:
         train__budget__amount=2,
         train__warmup=0,
         evaluate__shots=[0],
+        generate__files=[],
         compare__resamples=200,
         compare__randomisations=200,
         arms={name: arm | {"seed": 1} for name, arm in ARMS.items()},
