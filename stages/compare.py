@@ -61,13 +61,13 @@ def compare(
     found: dict[str, Any] = {
         "scores": scores_by_task(ours),
         "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
-        "answers": answer_scores(marks_of(written)),
+        "answers": answer_results(written),
     }
     kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(marks_of(written))}
     if arm == "base":
         found |= {"majority_baseline": scores_by_task(ours, majority_baseline), "answer_floors": floors(written)}
-    elif training is None or base_json is None:
-        raise UserError(f"the arm {arm} needs --training and --base_json; see dvc.yaml")
+    elif training is None or base_json is None or not (samples or margins):
+        raise UserError(f"the arm {arm} needs --samples or --margins, --training and --base_json; see dvc.yaml")
     else:
         params = params.model_copy(update={"control": control or params.control})
         folders = Folders(evaluations, answers, training)
@@ -93,6 +93,14 @@ class Folders(NamedTuple):
     evaluations: Path
     answers: Path
     training: Path
+
+
+def answer_results(written: pd.DataFrame) -> dict[str, float]:
+    """Return the shares of right answers to the prompts, their mean length, and the share that ended by itself."""
+    found = answer_scores(marks_of(written))
+    if written.empty:
+        return found
+    return found | {"characters": float(written["answer"].str.len().mean()), "ended": float(written["ended"].mean())}
 
 
 def training_cost(report: dict[str, Any], flops: int) -> dict[str, int]:

@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from itertools import combinations
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,12 @@ from sklearn.metrics import balanced_accuracy_score
 from stages import compare as comparing
 from stages import report as reporting
 from stages.evaluate import ITEMS
+from stages.generate import ANSWERS
 from stages.lib.core.artifacts import read_json, write_json, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.runner import parse_arguments
 from stages.lib.evaluation import metrics
+from stages.prefer import MARGINS
 from stages.sample import SAMPLE
 from stages.train import HELD_OUT
 from tests.corpus import SIZES, run_profile, write_corpus, write_size
@@ -79,9 +81,34 @@ def write_losses(path, nll, ids=("h0", "h1", "h2")):
     write_table(path, columns | {"nll_base": [40.0, 90.0, 80.0][: len(ids)], "nll": nll}, HELD_OUT)
 
 
+SAID = {"base": "몰라", "spread": "정답: 12", "random": "정답: 9"}
+"""What each model answers to every prompt; one that is not here answers as `random` does."""
+
+
+def write_answers(data, arm):
+    """Write the answers to three prompts, of which one has two constraints and one a final number."""
+    constraints = [
+        [{"id": "keywords:existence", "kwargs": {"keywords": ["정답"]}}],
+        [{"id": "keywords:existence", "kwargs": {"keywords": ["12"]}}, {"id": "punctuation:no_comma", "kwargs": {}}],
+        [],
+    ]
+    said = SAID.get(arm, SAID["random"])
+    rows = {
+        "id": ["k1", "k2", "p1"],
+        "prompt": ["묻는 말", "또 묻는 말", "열둘은?"],
+        "constraints": [json.dumps(one) for one in constraints],
+        "final": [None, None, "12"],
+        "answer": [said] * 3,
+        "tokens": [3] * 3,
+        "ended": [True, True, False],
+    }
+    write_table(data / "answers" / f"{arm}.parquet", rows, ANSWERS)
+
+
 def write_arm(data, arm, predictions, nll, gold=GOLD, selected=(True, False, True, False)):
     """Write all that `compare` reads of an arm."""
     write_items(data / "eval" / arm, predictions, gold)
+    write_answers(data, arm)
     write_losses(data / "train" / f"{arm}.parquet", nll)
     write_json(data / "train" / f"{arm}.json", TRAINING)
     write_table(data / "samples" / f"{arm}.parquet", ROWS | {"selected": list(selected)}, SAMPLE)
@@ -94,6 +121,7 @@ def data(tmp_path, write_leaks):
     write_arm(folder, "spread", ARM, [30.0, 60.0, 50.0])
     write_arm(folder, "random", CONTROL, [35.0, 80.0, 70.0])
     write_items(folder / "eval" / "base", BASE)
+    write_answers(folder, "base")
     shutil.copyfile(write_leaks(), folder / "leaks.parquet")
     write_size(tmp_path / "models/hub/base.json", "base")
     return folder
@@ -112,7 +140,7 @@ def compare(data, tmp_path):
             name: tmp_path / "metrics" / folder / f"{arm}.json"
             for name, folder in (("metrics", "arms"), ("items", "items"))
         }
-        paths = {"evaluations": data / "eval", "leaks": data / "leaks.parquet"} | out
+        paths = {"evaluations": data / "eval", "answers": data / "answers", "leaks": data / "leaks.parquet"} | out
         if arm != "base":
             paths |= {"samples": data / "samples", "training": data / "train"}
             paths |= {"base_json": tmp_path / "models/hub/base.json"}
@@ -175,6 +203,80 @@ def test_what_git_keeps_of_the_answers_is_what_was_answered(compare, tmp_path):
     }
 
 
+def test_answers_are_marked_and_compared_prompt_by_prompt(compare, tmp_path):
+    found, base = compare("spread"), compare("base")
+    shares = {"prompts": 3, "prompt_level": 1.0, "instruction_level": 1.0, "final": 1.0}
+    assert found["answers"] == shares | {"characters": 6.0, "ended": pytest.approx(2 / 3)}
+    gaps = {name: estimate["est"] for name, estimate in found["vs_control"]["answers"].items()}
+    assert gaps == pytest.approx({"prompt_level": 0.5, "instruction_level": 1 / 3, "final": 1.0})
+    assert found["vs_control"]["answers"]["final"]["too_few"] == 1
+    assert base["answers"]["prompt_level"] == base["answers"]["final"] == 0
+    assert base["answer_floors"].keys() == {"empty", "echo", "polite"}
+    assert base["answer_floors"]["empty"]["instruction_level"] == 0
+    kept = read_json(tmp_path / "metrics/items/random.json") if compare("random") else {}
+    assert kept["answers"] == {"ids": ["k1", "k2", "p1"], "constraints": "120", "followed": "110", "final": "220"}
+
+
+def test_without_prompts_there_are_no_shares(compare, data, report):
+    for path in (data / "answers").iterdir():
+        write_table(path, ANSWERS.empty_table().to_pandas(), ANSWERS)
+    found = compare("spread")
+    assert found["answers"] == {"prompts": 0}
+    assert found["vs_control"]["answers"] == {}
+    compare("random")
+    assert report(["spread", "random"], "random").summary["arms"]["spread"]["answers"] == {"prompts": 0}
+
+
+PREFER = {
+    name: {"arm": "spread", "pairs": "polite", "labels": labels, "seed": seed} | ({"replicate": of} if of else {})
+    for name, labels, seed, of in (
+        ("dpo", "given", 1, None), ("dpo_2", "given", 2, "dpo"),
+        ("placebo", "shuffled", 1, None), ("placebo_2", "shuffled", 2, "placebo"),
+    )
+}  # fmt: skip
+
+
+@pytest.fixture
+def preferred(compare, data, tmp_path):
+    """The arms, and two runs each of a preference and of its placebo, as compare leaves them."""
+    compare("spread")
+    compare("random")
+    for name, margin in (("dpo", 1.0), ("dpo_2", 1.1), ("placebo", 0.1), ("placebo_2", -0.1)):
+        write_arm(data, name, ARM, [31.0, 61.0, 51.0])
+        (data / "samples" / f"{name}.parquet").unlink()
+        pairs = {column: [1.0] * 20 for column in MARGINS.names}
+        pairs |= {"id": [f"{n:02}" for n in range(20)], "chosen_tokens": [3] * 20, "rejected_tokens": [4] * 20}
+        pairs |= {"margin": [margin + n / 100 for n in range(20)], "chosen_characters": [5] * 20}
+        pairs |= {"rejected_characters": [6] * 20, "chosen_after": [-2.0] * 20}
+        write_table(data / "prefer" / f"{name}.parquet", pairs, MARGINS)
+        compare(name, samples=None, margins=data / "prefer" / f"{name}.parquet", control="spread")
+
+
+def test_a_preference_is_compared_with_its_arm_and_has_pairs_instead_of_a_sample(preferred, tmp_path):
+    found = read_json(tmp_path / "metrics/arms/dpo.json")
+    assert "sample" not in found
+    assert found["vs_control"]["held_out_loss"]["all"]["est"] == pytest.approx(3 / 60)
+    assert found["pairs"]["margin"] == pytest.approx(1.095)
+    assert (found["pairs"]["accuracy"], found["pairs"]["chosen_log_probability_after"]) == (1.0, -2.0)
+    assert found["cost"] == {"training_tokens": 50, "training_flops": FLOPS / 3 * 4}
+    assert read_json(tmp_path / "metrics/items/dpo.json")["margins"]["03"] == pytest.approx(1.03)
+
+
+def test_the_report_has_preferences_beside_their_placebos(preferred, report, caplog):
+    with caplog.at_level("INFO", logger="stages"):
+        found = report(["spread", "random"], "random", prefer=PREFER)
+    margin = found.summary["preferences"]["dpo"]["vs_placebo"]["margin"]
+    assert margin["est"] == pytest.approx(1.05)
+    assert margin["lo"] > 0
+    assert found.summary["preferred"]["placebo"]["pairs"]["pairs"] == 20
+    assert found.summary["cost"]["preferred"]["dpo"]["training_tokens"] == 50
+    assert set(found.plots["scores"]["arm"]) >= {"dpo", "placebo_2"}
+    assert "dpo minus its placebos, held-out margin: +1.05" in caplog.text
+    assert "learning the given labels beats learning shuffled ones" in caplog.text
+    assert "dpo: all runs begin with the arm spread" in caplog.text
+    assert not [text for text in caplog.messages if "git rm" in text]
+
+
 def test_the_control_is_not_compared_with_itself(compare):
     found = compare("random")
     assert "vs_control" not in found
@@ -205,7 +307,7 @@ def test_an_arm_has_its_training_report_and_what_training_cost(compare):
 
 def test_the_base_has_scores_and_the_majority_baseline_but_no_sample_and_no_training(compare, tmp_path):
     found = compare("base")
-    assert found.keys() == {"scores", "scores_without_leaks", "majority_baseline"}
+    assert found.keys() == {"scores", "scores_without_leaks", "majority_baseline", "answers", "answer_floors"}
     third = pytest.approx(1 / 3)
     assert found["scores"]["0-shot"]["copa"] == {"accuracy": 0.5, "macro_f1": third, "n": 4, "truncated": 0}
     assert found["scores"]["0-shot"]["hellaswag"]["acc_norm"] == 0.25
@@ -214,7 +316,7 @@ def test_the_base_has_scores_and_the_majority_baseline_but_no_sample_and_no_trai
     assert majority["hellaswag"] == {"accuracy": 0.25, "macro_f1": pytest.approx(0.1), "n": 4, "truncated": 1}
     assert majority["mean"] == {"accuracy": 0.375, "macro_f1": pytest.approx((1 / 3 + 0.1) / 2)}
     kept = read_json(tmp_path / "metrics" / "items" / "base.json")
-    assert kept.keys() == {"items"}
+    assert kept.keys() == {"items", "answers"}
     assert kept["items"]["0-shot"]["copa"] == {"gold": "0101", "prediction": "1111"}
 
 
@@ -244,7 +346,7 @@ def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["samples", "training", "base_json"])
 def test_only_the_base_goes_without_a_sample_and_training(name, compare, tmp_path):
-    with pytest.raises(UserError, match="the arm spread needs --samples, --training and --base_json"):
+    with pytest.raises(UserError, match="the arm spread needs --samples or --margins, --training and --base_json"):
         compare("spread", **{name: None})
     assert not (tmp_path / "metrics").exists()
 
@@ -311,10 +413,12 @@ def report(tmp_path, data, compare, write_leaks):
     reviews = {"lines": 2, "rows_out": 3, "lines_without_row": 1, "lost": [{"text_hash": "0a" * 8, "who": "이"}]}
     write_json(audit, {"near_duplicates": {"lexical": lexical}, "ratings": {}, "reviews": reviews})
 
-    def run(arms, control, unit="steps"):
+    def run(arms, control, unit="steps", prefer=MappingProxyType({})):
         settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
         train = {"budget": {"unit": unit}}
-        params = reporting.Params.model_validate({"arms": settings, "control": control, "train": train})
+        params = reporting.Params.model_validate(
+            {"arms": settings, "control": control, "prefer": prefer, "train": train}
+        )
         compare("base", leaks=write_leaks(*LEAKS))
         out, read = tmp_path / "report", {name: tmp_path / "metrics" / name for name in ("arms", "items")}
         outs = {"summary": out / "summary.json", "plots": out / "plots"}
@@ -422,6 +526,7 @@ def test_every_plot_has_rows_and_no_gap(report, compared, tmp_path):
     assert set(plots["scores"]["arm"]) == {"base", "(majority baseline)", "spread", "random"}
     assert plots["differences"]["difference"].unique().tolist() == ["spread - random, over items only"]
     assert plots["differences"]["score"].tolist()[0] == "held-out loss"
+    assert plots["differences"]["score"].tolist()[-2:] == ["prompts followed", "right final answers"]
     assert plots["loss"].groupby("arm")["step"].apply(list).tolist() == [[1, 2], [1, 2]]
     assert plots["cells"].to_dict("records") == [
         {"arm": arm, "cell": cell, "candidates": candidates, "selected": 1}

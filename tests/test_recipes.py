@@ -46,7 +46,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stages_of_arms(recipe: Path) -> set[str]:
     params = YAML(typ="safe").load(recipe)
-    arms = {f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "generate", "compare") for arm in params["arms"]}
+    arms = {
+        f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "generate", "compare") for arm in params["arms"]
+    }
     tuned = ("prefer", "evaluate_preferred", "generate_preferred", "compare_preferred")
     pairs = {f"fetch_preferences@{name}" for name in params["fetch_preferences"]}
     return arms | pairs | {f"{stage}@{name}" for stage in tuned for name in params["prefer"]}
