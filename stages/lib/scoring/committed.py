@@ -58,13 +58,23 @@ def read_git(path: Path, revision: str) -> bytes | None:
 
     git = SCM(".")
     try:
-        place = (Path.cwd().resolve() / path).relative_to(Path(git.root_dir).resolve())
-        content: bytes = git.get_fs(resolve_rev(git, revision)).cat_file(place.as_posix())
-    except (FileNotFoundError, IsADirectoryError):
-        return None
+        root, commit = Path(git.root_dir).resolve(), resolve_rev(git, revision)
     finally:
         git.close()
+    place = (Path.cwd().resolve() / path).relative_to(root)
+    try:
+        content: bytes = open_commit(root, commit).cat_file(place.as_posix())
+    except (FileNotFoundError, IsADirectoryError):
+        return None
     return content
+
+
+@lru_cache(maxsize=4)
+def open_commit(root: Path, commit: str) -> Any:
+    """Return the files of a commit. They are listed once, because a commit never changes."""
+    from dvc.scm import SCM
+
+    return SCM(str(root)).get_fs(commit)
 
 
 def read_object(md5: str) -> bytes | None:
