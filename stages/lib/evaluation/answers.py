@@ -18,7 +18,7 @@ from stages.lib.evaluation.constraints import follows
 from stages.lib.text.overlap import normalise
 
 HEADER = re.compile(r"정답[*_\s]*[:：]\s*([^\n]*)")
-NUMBER = re.compile(r"(?:약|총)?\s*[₩$]?\s*([-+]?\d[\d,]{0,30}(?:\.\d{1,30})?)\s*[가-힣A-Za-z%℃]*")
+NUMBER = re.compile(r"(?:약|총)?\s*[₩$]?\s*([-+]?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?)\s*[가-힣A-Za-z%℃]*")
 """One number, with its unit if it has one: 12개, 1,234, 3.5km."""
 POLITE = "요청하신 내용을 정성껏 알려 드리겠습니다."
 FLOORS: dict[str, Callable[[str], str]] = {
@@ -92,10 +92,7 @@ def final_answer(text: str) -> str | None:
 
 def plain_number(digits: str) -> str:
     """Return a number without commas, trailing zeros and exponent: 1200.5 for 1,200.50."""
-    plain = f"{Decimal(digits.replace(',', '')):f}"
-    return (plain.rstrip("0").rstrip(".") if "." in plain else plain).replace("-0", "0") if float(plain) == 0 else (
-        plain.rstrip("0").rstrip(".") if "." in plain else plain
-    )
+    return f"{(Decimal(digits.replace(',', '')) + 0).normalize():f}"
 
 
 def reaches(answer: str, right: str) -> bool:

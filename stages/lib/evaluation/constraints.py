@@ -120,75 +120,78 @@ BRACKETED = re.compile(r"\([^()\n]*\)|（[^（）\n]*）")
 QUOTATION = re.compile(r"""“[^”\n]*”|‘[^’\n]*’|「[^」\n]*」|『[^』\n]*』|"[^"\n]*"|(?<!\w)'[^'\n]*'(?![A-Za-z])""")
 INSIDE = re.compile(rf"\s?(?:[라하]고|라[는며])|[{HANGUL},]")
 """What follows a quotation inside a sentence: a particle, or what says that somebody said it."""
-ELLIPSIS = re.compile(r"\.{2,}|…+|⋯+")
-B_FINAL = "".join(chr(code) for code in range(0xAC00 + 17, 0xD7A4, 28))
-N_FINAL = "".join(chr(code) for code in range(0xAC00 + 4, 0xD7A4, 28))
-L_FINAL = "".join(chr(code) for code in range(0xAC00 + 8, 0xD7A4, 28))
-"""All syllables that end in ㅂ, ㄴ, ㄹ."""
-POLITE = rf"[{B_FINAL}]니[다까]|(?:[아어해여예에세네지나까군]|거든|는데|[{L_FINAL}]게)요|죠"
-"""Endings that end a sentence even without punctuation."""
+ELLIPSIS = re.compile(r"\.{2,}|[…⋯]+")
+CLOSED = re.compile(r"[.?!。！？…⋯][\s\"'”’*_)~^ㄱ-ㆎ]*$")
+
+
+def syllables_with(final: str) -> str:
+    """Return all syllables with this final consonant, such as `악` with that of `악`."""
+    first = ord("가") + (ord(final) - ord("가")) % 28
+    return "".join(map(chr, range(first, ord("힣") + 1, 28)))
+
+
+B, N, L, SS = map(syllables_with, "압안알았")
 BOUNDARY = re.compile(
-    rf"""(?<=[?!。！？])(?=[\s{HANGUL}"'”’])          # the mark
-    | (?<=[^\d\W]\.)(?<!(?<![A-Za-z])[A-Za-z]\.)(?=[\s"'”’])   # a full stop, but of no number and no initial
-    | (?<=[{HANGUL}]\.)(?=[{HANGUL}])                  # without a space
-    | (?<=["'”’)\]%]\.)(?=\s)
-    | (?:(?<=[{B_FINAL}]니다)|(?<=[{B_FINAL}]니까)|(?<=[아어해예에세네지까군]요)|(?<=죠))(?=\s+(?![라하]고\b|라[는며]\b))
+    rf"""(?<=[?!。！？])(?=[\s{HANGUL}"'”’])
+    | (?<=[^\d\W]\.)(?<!(?<![A-Za-z])[A-Za-z]\.)(?=[\s"'”’])      # no number's full stop, and no initial's
+    | (?<=[{HANGUL}]\.)(?=[{HANGUL}])
+    | (?<=["'”’)\]%〃]\.)(?=\s)
+    | (?:(?<=[{B}]니[다까])|(?<=[아어해여예에세네지까군]요)|(?<=죠))(?=\s+(?![라하]고\b|라[는며]\b))
     """,
     re.VERBOSE,
 )
+"""What separates sentences in a line: after a mark, or after an ending that is always the last."""
 LEVELS = {
-    "합쇼체": re.compile(rf"(?:[{B_FINAL}]니[다까]|[{B_FINAL}]시다|십시[오요])$"),
-    "해요체": re.compile(r"(?:(?<![필중주수강민동개소]|십시)요|죠)$"),
+    "합쇼체": re.compile(rf"(?:[{B}](?:니[다까]|시다)|십시[오요])$"),
+    "해요체": re.compile(r"(?:(?<![필중주수강민동개소담])(?<!십시)요|죠)$"),
     "해라체": re.compile(
-        rf"(?:(?<![{B_FINAL}]니)(?<![{B_FINAL}]시)다|냐|자|라|구나|로다|[{N_FINAL}는]가|[{L_FINAL}]까|랴|려무나|렴|마|느니)$"
+        rf"(?:(?<![{B}]니)(?<![{B}]시)다|[냐자라랴렴]|구나|[는은던{N}]가|[{L}]까|[하{SS}]니)$",
     ),
-    "해체": re.compile(rf"(?:[아어해야지네데래대걸]|거든|잖아|군|[{L_FINAL}]게|했어|[갔왔]어)$"),
 }
-"""The last letters of a sentence. 아니다 is 해라체: its 니 has no ㅂ before it. 필요 and 중요 are no endings."""
-INTERJECTION = re.compile("(?:네|예|응|아니요|아뇨|아니|안녕|글쎄|그럼|물론|와|아|오|음|자|참|맞아요|좋아요)$")
+"""The last letters of a sentence. 아니다 is 해라체, because its 니 follows no ㅂ. 필요 and 중요 are no endings."""
+CLEAR = re.compile(rf"(?:[{B}]니[다까]|십시[오요]|(?<![필중주수강민동개소담])요|죠|[{SS}{N}하이]다|[{SS}]어)$")
+"""Endings that no noun has. 의자, 바다 and 전문가 look like endings of 해라체."""
+INTERJECTION = re.compile("네|예|응|아니요|아뇨|아니|안녕|글쎄|그럼|물론|와|아|오|음|자|참")
 
 
 class Sentence(NamedTuple):
     text: str
-    closed: bool
-    """Whether a mark such as a full stop ends it."""
-    listed: bool
-    """Whether it begins an item of a list or a heading."""
+    ended: bool
+    """Whether it surely ends: with a mark and outside a list, or with one of the endings in `CLEAR`."""
 
 
-def level_of(text: str) -> str | None:
-    """Return the speech level of a sentence by its last word; None if it has no ending, as a title."""
-    words = re.findall(f"[{HANGUL}]+", BRACKETED.sub(" ", text))
-    return next((name for name, ending in LEVELS.items() if words and ending.search(words[-1])), None)
+def last_word(text: str) -> str:
+    return next(reversed(re.findall(f"[{HANGUL}]+", text)), "")
 
 
 def sentences(text: str) -> list[Sentence]:
-    """Return the sentences of a Korean text.
+    """Return the sentences of a Korean text, without what is in brackets, and with 〃 for a quotation inside one.
 
     A sentence ends at a full stop, question or exclamation mark, at a polite ending before a space (`좋아요 또 갈게요`),
-    and at the end of its line. No sentence ends at 3.5, `1.`, an ellipsis inside a line, inside brackets, or inside a
-    quotation in a sentence (`"가자. 빨리!"라고 말했다.`). A line without mark and ending, as a title or `- 물 마시기`, is no
-    sentence, but a text always has one.
+    and at the end of its line. None ends at 3.5, `1.`, an ellipsis inside a line, or inside a quotation in a sentence
+    (`"가자. 빨리!"라고 말했다.`). A line without mark and ending, as a title or `- 물 마시기`, is no sentence, but a text
+    always has one.
     """
     found = []
     for line in text.splitlines():
         marker = MARKER.match(line)
-        plain = quotations_closed(BRACKETED.sub("", line[marker.end() :] if marker else line))
-        pieces = [piece.strip() for piece in BOUNDARY.split(ELLIPSIS.sub(" ", plain.strip()))]
-        kept = [piece for piece in pieces if re.search(r"\w", piece)]
-        closes = bool(re.search(r"[.?!。！？…⋯][\s\"'”’*_)]*$", line))
-        for number, piece in enumerate(kept):
-            closed = bool(re.search(r"[.?!。！？][\"'”’*_]*$", piece)) or (closes and number == len(kept) - 1)
-            if number or closed or level_of(piece):
-                found.append(Sentence(piece, closed, bool(marker) and not number))
-    return found or [Sentence(text, False, False)]
+        plain = without_quotations(BRACKETED.sub("", line[marker.end() :] if marker else line)).strip()
+        pieces = [piece.strip() for piece in BOUNDARY.split(ELLIPSIS.sub(" ", plain)) if re.search(r"\w", piece)]
+        for number, piece in enumerate(pieces):
+            closed = bool(CLOSED.search(plain if number == len(pieces) - 1 else piece))
+            clear = bool(CLEAR.search(last_word(piece)))
+            if number or closed or clear:
+                found.append(Sentence(piece, clear or (closed and not marker)))
+    return found or [Sentence(text, False)]
 
 
-def quotations_closed(line: str) -> str:
-    """Return the line with `인용` for each quotation inside a sentence; a quotation of whole sentences stays."""
+def without_quotations(line: str) -> str:
+    """Return the line with 〃 for each quotation inside a sentence; quoted whole sentences stay."""
 
-    def replaced(match: re.Match[str]) -> str:
-        return "인용" if INSIDE.match(line, match.end()) else match[0]
+    def replaced(quotation: re.Match[str]) -> str:
+        before = line[: quotation.start()].rstrip()
+        inside = INSIDE.match(line, quotation.end()) or (before and not CLOSED.search(before))
+        return "〃" if inside else quotation[0]
 
     return QUOTATION.sub(replaced, line)
 
@@ -198,20 +201,13 @@ def has_sentences(asked: Asked, num_sentences: int, relation: str) -> bool:
 
 
 def in_level(asked: Asked, level: str) -> bool:
-    """Return whether every sentence has the speech level, and at least one shows it.
+    """Return whether all sentences that surely end have the speech level, and there is one.
 
-    Titles, list items and cut ends without an ending show none, and neither do `네.` and other interjections. Any other
-    sentence that a mark ends must have the level.
+    So titles, list items and cut ends are not judged, and neither are `네.` and other interjections.
     """
-    shown = False
-    for sentence in sentences(asked.answer):
-        found = level_of(sentence.text)
-        shown |= found == level
-        free = not sentence.closed or sentence.listed
-        bare = re.sub(r"[\W\d]", "", sentence.text)
-        if found != level and not (free and found is None) and not INTERJECTION.fullmatch(bare):
-            return False
-    return shown
+    ended = [one.text for one in sentences(asked.answer) if one.ended]
+    judged = [text for text in ended if not INTERJECTION.fullmatch(re.sub(r"[\W\d]", "", text))]
+    return bool(judged) and all(LEVELS[level].search(last_word(text)) for text in judged)
 
 
 # Lengths
