@@ -87,7 +87,10 @@ def final_answer(text: str) -> str | None:
         return None
     written = unicodedata.normalize("NFKC", found[1]).strip(" \t.*_`\"'")
     number = NUMBER.fullmatch(written)
-    return plain_number(number[1]) if number else normalise(written)
+    if number:
+        return plain_number(number[1])
+    text = normalise(written)
+    return written if text.isdigit() else text  # so that `3, 4` is not 34
 
 
 def plain_number(digits: str) -> str:
