@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from stages.lib.core.artifacts import write_jsonl
 from stages.lib.core.errors import UserError
 from stages.lib.scoring.generation import greedy
+from stages.lib.evaluation.answers import final_answer
 from tools import final_answers
-from tools.final_answers import compared, final_answer
+from tools.final_answers import compared
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
@@ -72,7 +73,13 @@ def test_a_prompt_that_leaves_no_room_is_an_error(model):
         ("정답: 27.", "27"),
         ("정답: -3", "-3"),
         ("정답：6.930\n정답: 7", "6.93"),
-        ("정답: 3월", "3월"),
+        ("정답: 12개입니다.", "12"),
+        ("**정답: ３**", "3"),
+        ("정답: 3월", "3"),
+        ("정답: 3, 4", "3, 4"),
+        ("정답: 1시간 30분", "1시간30분"),
+        ("정답: 서울", "서울"),
+        ("정답: ", ""),
         ("답은 27", None),
         ("", None),
     ],

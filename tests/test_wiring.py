@@ -26,7 +26,7 @@ ARROWS = {
     "scoring": {"text", "models"},
     "selection": {"text"},
     "training": {"text"},
-    "evaluation": set(),
+    "evaluation": {"text"},
     "statistics": {"evaluation"},
 }
 """The wings that each wing may import, besides `core` and itself."""

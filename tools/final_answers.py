@@ -2,15 +2,13 @@
 
 The questions are the held-out rows with a final answer (`final` in merge.sources), such as word problems. Every model
 answers greedily with at most TOKENS tokens (128). What follows `정답:` in the answer must equal what follows it in the
-row's final answer, as a number if both are numbers. An arm with several runs is compared with the control over runs and
+row's final answer; 1,200 and 1200개 are equal. An arm with several runs is compared with the control over runs and
 items, as `report` does. The floor is the share that is right if every question gets the most frequent final answer.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +18,18 @@ from numpy.typing import NDArray
 from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
+from stages.lib.evaluation.answers import final_answer
 from stages.lib.models.loading import LoadConfig, load_tokenizer
 from stages.lib.models.lora import load_network
 from stages.lib.text.chat_format import render
 from stages.lib.text.conversations import Turn, turns_of
-from stages.lib.text.overlap import normalise
 from stages.report import Params as Report
 from stages.report import runs_of
 from stages.train import Params as Training
 from tools.output import print_lines
 
 HELD_OUT, MODELS, BASE = Path("data/held_out.jsonl"), Path("models"), Path("models/hub/base")
-HEADER = re.compile(r"정답\s*[:：]\s*([^\n]*)")
 BATCH_TOKENS = 4096
-
-
-def final_answer(text: str) -> str | None:
-    """Return what follows the first `정답:`, as a plain number if it is one; None if the text has none."""
-    found = HEADER.search(text)
-    if not found:
-        return None
-    written = found[1].strip().rstrip(".")
-    try:
-        return str(Decimal(written.replace(",", "")).normalize())
-    except InvalidOperation:
-        return normalise(written)
 
 
 def questions() -> list[tuple[list[Turn], str]]:

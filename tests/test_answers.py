@@ -1,0 +1,87 @@
+"""Marks and scores of generated answers, and the floors beside them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.lib.evaluation.answers import FLOORS, answer_scores, floors, marks_of, reaches
+from stages.lib.evaluation.prompts import read_prompts
+from tests.project import ROOT
+
+
+def answered(*rows):
+    """Return a table of answers from (constraints, final, answer)."""
+    columns = {
+        "id": [str(number) for number in range(len(rows))],
+        "prompt": ["물?"] * len(rows),
+        "constraints": [json.dumps([{"id": name, "kwargs": kwargs} for name, kwargs in row[0]]) for row in rows],
+        "final": [row[1] for row in rows],
+        "answer": [row[2] for row in rows],
+    }
+    return pd.DataFrame(columns)
+
+
+POLITE_ONLY = [("ko:speech_level", {"level": "해요체"})]
+POLITE_AND_SHORT = [*POLITE_ONLY, ("length_constraints:number_sentences", {"num_sentences": 1, "relation": "exactly"})]
+
+
+def test_marks_count_the_followed_constraints_and_right_finals():
+    marks = marks_of(
+        answered(
+            (POLITE_AND_SHORT, None, "물이에요."),
+            (POLITE_AND_SHORT, None, "물입니다."),
+            ([], "1,200", "값은 1200원\n정답: 1200원"),
+            ([], "12", "12"),
+        )
+    )
+    assert marks["followed"].tolist() == [2, 1, 0, 0]
+    assert marks["constraints"].tolist() == [2, 2, 0, 0]
+    assert np.array_equal(marks["final"], [np.nan, np.nan, 1, 0], equal_nan=True)
+    assert answer_scores(marks) == {"prompts": 4, "prompt_level": 0.5, "instruction_level": 0.75, "final": 0.5}
+
+
+def test_a_score_that_no_prompt_counts_for_is_missing():
+    assert set(answer_scores(marks_of(answered((POLITE_ONLY, None, "네."))))) == {
+        "prompts", "prompt_level", "instruction_level",
+    }  # fmt: skip
+    assert set(answer_scores(marks_of(answered(([], "3", "정답: 3"))))) == {"prompts", "final"}
+    assert answer_scores(marks_of(answered())) == {"prompts": 0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "outcome"),
+    [
+        ("정답: 1,234", "1234", True),
+        ("정답: 1234.0개", "1,234", True),
+        ("정답: １２３４", "1234", True),
+        ("6 + 6 = 12\n**정답: 12개입니다.**", "12", True),
+        ("정답 : -3.50", "-3.5", True),
+        ("정답: 12\n정답: 13", "13", False),
+        ("정답: 3, 4", "34", False),
+        ("정답: 12와 13", "12", False),
+        ("그래서 12입니다.", "12", False),
+        ("정답:", "0", False),
+        ("정답은 모릅니다.", "12", False),
+    ],
+)
+def test_a_final_number_counts_only_after_its_header_and_however_it_is_written(answer, right, outcome):
+    assert reaches(answer, right) == outcome
+
+
+def test_thoughtless_answers_to_the_bundled_prompts_score_low():
+    prompts = read_prompts(ROOT / "data/prompts", ["constraints.jsonl", "problems.jsonl"])
+    rows = [
+        {"id": one.id, "prompt": one.prompt, "constraints": one.constraints_json(), "final": one.final, "answer": ""}
+        for one in prompts
+    ]
+    found = floors(pd.DataFrame(rows))
+    print(found)
+    assert set(found) == set(FLOORS) == {"empty", "echo", "polite"}
+    for scores in found.values():
+        assert scores["prompt_level"] <= 0.05
+        assert scores["instruction_level"] <= 0.4
+        assert scores["final"] == 0.0
+        assert scores["prompts"] == 80
+    assert found["empty"]["instruction_level"] == 0.0
