@@ -29,8 +29,7 @@ from stages.lib.core.runner import run
 from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_file, short_hash
-from stages.lib.text.bos import added_bos
-from stages.lib.text.chat_format import OF_THE_BASE, Example, FormatName, chat_template, encode, format_file
+from stages.lib.text.chat_format import Example, FormatName, encode, format_file, set_format
 from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
 
@@ -151,7 +150,8 @@ def train(
     require_machine(settings)
     require_tracker(tracker())
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
-    tokenizer = load_chat_tokenizer(base, settings)
+    tokenizer = load_tokenizer(base)
+    set_format(tokenizer, settings.format, settings.end, base)
     tests = encode_rows(tokenizer, held_out, held, settings)
     examples = encode_rows(tokenizer, samples, read_jsonl(samples), settings)
     usable = [example for example in to_learn(examples, settings.loss_on) if example.learned()]
@@ -177,25 +177,6 @@ def train(
         write_table(training_parquet, rows.assign(nll_base=before, nll=after), HELD_OUT)
         write_json(training, done | count_rows(examples, tests))
     remove(checkpoints)
-
-
-def load_chat_tokenizer(base: Path, settings: Train) -> Any:
-    """Return the base model's tokenizer with the chat template and the eos token that the trained model will have."""
-    tokenizer = load_tokenizer(base)
-    if settings.end:
-        if settings.end not in tokenizer.get_vocab():
-            known = ", ".join(sorted(token.content for token in tokenizer.added_tokens_decoder.values()))
-            raise UserError(f"params.yaml: train.end: {settings.end} is no token of {base}; it has {known}")
-        tokenizer.add_special_tokens({"eos_token": settings.end})
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{base}: the tokenizer has no eos token, so an answer could not end; set train.end")
-    if settings.format != OF_THE_BASE:
-        tokenizer.chat_template = chat_template(settings.format, begins_with_bos=bool(added_bos(tokenizer)))
-    elif tokenizer.chat_template is None:
-        raise UserError(
-            f"{base}: the base has no chat template for train.format: {OF_THE_BASE}; use another format, such as chatml"
-        )
-    return tokenizer
 
 
 def training_fingerprint(params: Params, arm: str, samples: Path, base: Path) -> Fingerprint:

@@ -352,7 +352,9 @@ def test_a_blank_answer_follows_nothing(blank):
     assert not any(follows(name, kwargs, QUESTION, blank) for name, kwargs, _ in CASES)
 
 
-WORDS = st.sampled_from(['"', "“", "'", "(", "[", "]", "<<", "***", "```", "정답:", "1. ", "- ", "다.", "요 ", "{", "\n"])
+WORDS = st.sampled_from(
+    ['"', "“", "'", "(", "[", "]", "<<", "***", "```", "정답:", "1. ", "- ", "다.", "요 ", "{", "\n"]
+)
 
 
 @given(st.lists(WORDS | st.text(max_size=8), max_size=20).map("".join))

@@ -12,7 +12,8 @@ from transformers import RobertaModel
 from stages import train
 from stages.lib.core.artifacts import read_json
 from stages.lib.models.flops import Size, forward_flops, selection_cost, training_flops
-from stages.lib.text.chat_format import Example
+from stages.lib.models.loading import load_tokenizer
+from stages.lib.text.chat_format import Example, set_format
 from stages.lib.training.collate import token_pairs
 from stages.model_size import Params, model_size
 from tests.training import settings
@@ -88,7 +89,8 @@ def test_a_training_costs_what_torch_counts_packed_or_not(packing, micro_batch, 
         attn_implementation="eager",
         budget={"unit": "steps", "amount": 2},
     )
-    chat = train.load_chat_tokenizer(base, params.train)
+    chat = load_tokenizer(base)
+    set_format(chat, params.train.format, params.train.end, base)
     examples = train.encode_rows(chat, base, rows, params.train)
     with FlopCounterMode(display=False) as counter:
         report = train.run_training(

@@ -74,7 +74,7 @@ def test_every_imported_file_is_covered_by_a_dep_and_every_code_dep_covers_one(s
 
 
 def test_only_the_core_is_a_folder_to_the_stages_that_are_expensive_to_rerun() -> None:
-    for stage in ("ppl", "embed", "train", "evaluate", "evaluate_base"):
+    for stage in ("ppl", "embed", "train", "evaluate", "evaluate_base", "generate"):
         folders = {dep for dep in STAGES[stage]["deps"] if is_code(dep) and (ROOT / dep).is_dir()}
         assert folders == {"stages/lib/core"}
 
@@ -123,7 +123,9 @@ def test_the_flags_of_a_command_are_the_parameters_of_its_function(stage: str) -
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_flags_of_a_command_name_every_data_dep_and_every_out(stage: str) -> None:
-    named = {path for path in flags(stage).values() if "/" in path or path.endswith((".inputs}", ".ledger}"))}
+    named = {
+        path for path in flags(stage).values() if "/" in path or path.endswith((".inputs}", ".ledger}", ".prompts}"))
+    }
     data = {dep for dep in wire.data_deps(STAGES[stage]) if not dep.startswith("stages/")}
     inside = {path: {dep for dep in data if dep == path or dep.startswith(f"{path}/")} for path in named}
     assert set().union(*inside.values()) | set(outs(stage)) == data | set(outs(stage))

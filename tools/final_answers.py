@@ -48,14 +48,17 @@ def questions() -> list[tuple[list[Turn], str]]:
 
 def texts_of(folder: Path, asked: list[list[Turn]], settings: Training, tokens: int) -> list[str]:
     """Return a model's greedy answer to every question [N]."""
-    from stages.lib.scoring.generation import greedy
+    from stages.lib.scoring.generation import end_ids_of, greedy
 
     tokenizer = load_tokenizer(folder)
     model = load_network(folder, BASE, LoadConfig(dtype="fp32"), settings.threads)
-    prompts = [
-        tokenizer(render(tokenizer, turns, as_prompt=True)[0], add_special_tokens=False)["input_ids"] for turns in asked
-    ]
-    return tokenizer.batch_decode(greedy(model, prompts, tokens, BATCH_TOKENS, f"{folder.name}, batches"))
+    texts = [render(tokenizer, turns, as_prompt=True)[0] for turns in asked]
+    prompts = {
+        str(row): tokenizer(text, add_special_tokens=False)["input_ids"] for row, text in enumerate(texts, start=1)
+    }
+    stops = end_ids_of(model, tokenizer)
+    answers = greedy(model, prompts, stops, tokens, BATCH_TOKENS, f"{folder.name}, batches")
+    return [tokenizer.decode(answer.tokens) for answer in answers]
 
 
 def right_answers(name: str, items: list[tuple[list[Turn], str]], settings: Training, tokens: int) -> NDArray[Any]:

@@ -18,7 +18,9 @@ from stages.lib.evaluation.constraints import follows
 from stages.lib.text.overlap import normalise
 
 HEADER = re.compile(r"정답[*_\s]*[:：]\s*([^\n]*)")
-NUMBER = re.compile(r"(?:약|총)?\s*[₩$]?\s*([-+]?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?)\s*[가-힣A-Za-z%℃]*")
+NUMBER = re.compile(
+    r"(?:약|총)?\s*[₩$]?\s*([-+]?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?)\s*[가-힣A-Za-z%℃]*"
+)
 """One number, with its unit if it has one: 12개, 1,234, 3.5km."""
 POLITE = "요청하신 내용을 정성껏 알려 드리겠습니다."
 FLOORS: dict[str, Callable[[str], str]] = {

@@ -315,4 +315,3 @@ def nfc(value: Any) -> Any:
     if isinstance(value, list):
         return [nfc(item) for item in value]
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
-

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from pydantic import AfterValidator
 
 from stages.lib.core.errors import UserError
+from stages.lib.text.bos import added_bos
 from stages.lib.text.conversations import Turn
 from stages.lib.text.dates import dated
 
@@ -50,6 +51,28 @@ def chat_template(name: FormatName, begins_with_bos: bool) -> str:
     """Return the template of one of our formats; it is part of every model that is trained with it."""
     bos = "{{- bos_token }}" if begins_with_bos else ""
     return bos + format_file(name).read_text(encoding="utf-8")
+
+
+def set_format(tokenizer: "PreTrainedTokenizerBase", name: FormatName, end: str | None, folder: Path) -> None:
+    """Give a tokenizer the chat template and the eos token of `train.format` and `train.end`.
+
+    `folder` is where it was loaded from. Raises UserError if it lacks the end, any end, or a template of its own that
+    `train.format: tokenizer` needs.
+    """
+    if end:
+        if end not in tokenizer.get_vocab():
+            known = ", ".join(sorted(token.content for token in tokenizer.added_tokens_decoder.values()))
+            raise UserError(f"params.yaml: train.end: {end} is no token of {folder}; it has {known}")
+        tokenizer.add_special_tokens({"eos_token": end})
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no eos token, so an answer could not end; set train.end")
+    if name != OF_THE_BASE:
+        tokenizer.chat_template = chat_template(name, begins_with_bos=bool(added_bos(tokenizer)))
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            f"{folder}: the base has no chat template for train.format: {OF_THE_BASE}; use another format, such as "
+            "chatml"
+        )
 
 
 class Example(NamedTuple):
