@@ -25,7 +25,7 @@ ARROWS = {
     "models": set(),
     "scoring": {"text", "models"},
     "selection": {"text"},
-    "training": {"text"},
+    "training": {"text", "models", "scoring"},
     "evaluation": set(),
     "statistics": {"evaluation"},
 }
