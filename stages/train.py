@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
@@ -31,7 +30,7 @@ from stages.lib.text.bos import added_bos
 from stages.lib.text.chat_format import OF_THE_BASE, Example, FormatName, chat_template, encode, format_file
 from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
-from stages.lib.training.held_out import answer_nll, require_finite_losses
+from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses
 from stages.lib.training.trainer import (
     common_arguments,
     free_memory,
@@ -60,15 +59,6 @@ CODE = [
     LIB / "training/trainer.py",
 ]
 """The source files that trained weights and their logged losses depend on."""
-HELD_OUT = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("tokens", pa.int64()),
-        ("nll_base", pa.float64()),
-        ("nll", pa.float64()),
-    ]
-)
 
 
 class Train(Section):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
@@ -12,6 +13,17 @@ from stages.lib.text.chat_format import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+HELD_OUT = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("tokens", pa.int64()),
+        ("nll_base", pa.float64()),
+        ("nll", pa.float64()),
+    ]
+)
 
 
 def answer_nll(network: "PreTrainedModel", tests: Sequence[Example], budget: int) -> NDArray[np.float64]:
