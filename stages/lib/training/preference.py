@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from stages.lib.core.errors import UserError
 from stages.lib.training.finite import Finite
@@ -45,7 +45,7 @@ def collate_pairs(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch | {"weights": torch.tensor([row["weight"] for row in rows])}
 
 
-class PreferenceTrainer(Finite, DPOTrainer):  # type: ignore[misc]
+class PreferenceTrainer(Finite, DPOTrainer):
     """trl's, with our tokens, steps that are not full, and a check of the reference."""
 
     section = "dpo"
@@ -63,18 +63,19 @@ class PreferenceTrainer(Finite, DPOTrainer):  # type: ignore[misc]
         """Return the pairs' share of the mean loss over the pairs of the step; fillers add nothing."""
         weights = inputs.pop("weights")
         fillers = (weights == 0).float().mean().item()
-        loss = super().compute_loss(model, inputs, *args, **kwargs) - fillers * CHANCE
+        loss: torch.Tensor = super().compute_loss(model, inputs, *args, **kwargs) - fillers * CHANCE  # type: ignore[no-untyped-call]
         if self.state.global_step == 0:
             self.require_chance(loss.item(), 1 - fillers)
-        return loss * weights.max()
+        weighed: torch.Tensor = loss * weights.max()
+        return weighed
 
     def require_chance(self, loss: float, share: float) -> None:
         """Raise UserError unless the first loss, of this share of pairs, says that policy and reference are equal."""
         if share and math.isfinite(loss) and abs(loss / share - CHANCE) > TOLERANCE:
             raise UserError(
-                f"the loss before the first step is {loss / share:.6f}, not ln 2 = {CHANCE:.6f}: the arm's network does "
-                "not give the same answer twice, or its reference is another network; use dpo.dtype: fp32, and if that "
-                "does not help, another dpo.attn_implementation"
+                f"the loss before the first step is {loss / share:.6f}, not ln 2 = {CHANCE:.6f}: the arm's network "
+                "differs from the reference, or from itself in a second pass; try dpo.dtype: fp32, and then another "
+                "dpo.attn_implementation"
             )
 
 
