@@ -19,9 +19,10 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmarks.measure import table
-from stages.decontaminate import FOUND, Params, read_benchmark, rows_with_items
+from stages.decontaminate import Params
 from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.params import read_params
+from stages.lib.evaluation.contamination import FOUND, read_benchmark, rows_with_items
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text.overlap import normalise
 

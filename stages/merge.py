@@ -25,7 +25,8 @@ from stages.lib.reading.entry import MergeSource
 from stages.lib.reading.rows import Mapped, read_source
 from stages.lib.reading.turns import UNREADABLE
 from stages.lib.text.conversations import TURNS, as_column, to_rows, whole_texts
-from stages.lib.text.hashing import text_hash, uniform_hash
+from stages.lib.text.hashing import text_hash
+from stages.lib.text.held_out import draw_texts
 from stages.lib.text.korean import (
     answers_in_korean,
     has_broken_characters,
@@ -242,13 +243,8 @@ def draw_held_out(clean: pd.DataFrame, settings: HeldOut) -> pd.Index:
     text, texts = pd.factorize(clean["instruction"])
     sizes = np.bincount(text)
     eligible = pd.unique(text[clean["source"].isin(settings.sources)])
-    hashes = pd.Series(uniform_hash(list(texts[eligible]), "held_out", settings.seed), index=eligible)
-    drawn, room = [], settings.max_rows
-    for instruction in hashes[hashes < settings.share].sort_values(kind="stable").index:
-        if sizes[instruction] <= room:  # an instruction with more rows is skipped, because a later one may fit
-            drawn.append(instruction)
-            room -= sizes[instruction]
-    return clean.index[np.isin(text, drawn)]
+    drawn = draw_texts(texts[eligible], sizes[eligible], settings.share, settings.max_rows, "held_out", settings.seed)
+    return clean.index[np.isin(text, eligible[drawn])]
 
 
 def log_counts(rows: pd.DataFrame, kept: pd.Series, held: pd.Series) -> None:

@@ -8,16 +8,13 @@ Uses transformers' Trainer on all weights or on an adapter, in one or more proce
 
 import logging
 import os
-import sys
 from collections import Counter
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
@@ -32,6 +29,17 @@ from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerp
 from stages.lib.text.chat_format import Example, FormatName, encode, format_file, set_format
 from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
+from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses
+from stages.lib.training.trainer import (
+    common_arguments,
+    free_memory,
+    logged_losses,
+    prepare_tracker,
+    require_devices,
+    require_warmup,
+    rows_at_once,
+    write_network,
+)
 
 log = logging.getLogger("stages")
 LIB = Path(__file__).parent / "lib"
@@ -47,20 +55,9 @@ CODE = [
     LIB / "training/callbacks.py",
     LIB / "training/collate.py",
     LIB / "training/finite.py",
+    LIB / "training/trainer.py",
 ]
 """The source files that trained weights and their logged losses depend on."""
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-"""Transformers' names; its `constant` ignores the warmup."""
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-HELD_OUT = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("tokens", pa.int64()),
-        ("nll_base", pa.float64()),
-        ("nll", pa.float64()),
-    ]
-)
 
 
 class Train(Section):
@@ -148,10 +145,15 @@ def train(
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
+<<<<<<< HEAD
     require_tracker(tracker())
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
     tokenizer = load_tokenizer(base)
     set_format(tokenizer, settings.format, settings.end, base)
+=======
+    prepare_tracker(checkpoints.parent, arm)
+    tokenizer = load_chat_tokenizer(base, settings)
+>>>>>>> dpo14
     tests = encode_rows(tokenizer, held_out, held, settings)
     examples = encode_rows(tokenizer, samples, read_jsonl(samples), settings)
     usable = [example for example in to_learn(examples, settings.loss_on) if example.learned()]
@@ -162,7 +164,7 @@ def train(
     course = plan(settings, usable, seed)
     checkpoints = checkpoints / short_hash(training_fingerprint(params, arm, samples, base))
 
-    before = answer_nll(base, base, tests, params) if rank() == 0 else None
+    before = held_out_nll(base, base, tests, params) if rank() == 0 else None
     barrier()
     with atomic(model) if rank() == 0 else nullcontext(model) as folder:
         done = run_training(params, base, course, seed, checkpoints, folder)
@@ -171,7 +173,7 @@ def train(
         finish_model(params, base, folder)
         tokenizer.save_pretrained(folder)
         stop_at(end_ids(examples), folder)
-        after = answer_nll(folder, base, tests, params)
+        after = held_out_nll(folder, base, tests, params)
         tokens = [sum(stop - start for start, stop in test.learned()) for test in tests]
         rows = pd.DataFrame({"id": [r["id"] for r in held], "source": [r["source"] for r in held], "tokens": tokens})
         write_table(training_parquet, rows.assign(nll_base=before, nll=after), HELD_OUT)
@@ -260,29 +262,17 @@ def scoring_load_config(settings: Train) -> LoadConfig:
     return config.model_copy(update={"quantize": None if merged else config.quantize, "attn_implementation": attention})
 
 
-def answer_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
-    """Return the summed NLL, in nats, of the answers of every held-out row [N]. Raises UserError if one is not finite.
+def held_out_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
+    """Return the summed NLL, in nats, of the answers of every held-out row [N] under the network in `folder`.
 
-    An answer is scored after the conversation before it.
+    Raises UserError if one is not finite.
     """
-    parts = [(number, test.ids[:stop], start) for number, test in enumerate(tests) for start, stop in test.learned()]
-    if not parts:
-        return np.zeros(len(tests))
-    from stages.lib.scoring.log_likelihood import nll_sums
-
-    network = load_network(folder, base, scoring_load_config(params.train), params.threads)
-    check_length(network, params.train.max_tokens, "train.max_tokens")
-    numbers, ids, starts = zip(*parts, strict=True)
-    nlls = nll_sums(network, ids, starts, params.train.held_out_batch_tokens, "held-out loss, batches")
-    sums = np.zeros(len(tests))
-    np.add.at(sums, list(numbers), nlls)
-    bad = np.flatnonzero(~np.isfinite(sums))
-    if len(bad):
-        raise UserError(
-            f"{folder}: the loss of {len(bad)} of {len(sums)} held-out answers is not finite, of the first in line "
-            f"{bad[0] + 1}: {sums[bad[0]]}; try train.dtype: fp32, or a lower train.learning_rate"
-        )
-    return sums
+    settings = params.train
+    network = load_network(folder, base, scoring_load_config(settings), params.threads)
+    check_length(network, settings.max_tokens, "train.max_tokens")
+    losses = answer_nll(network, tests, settings.held_out_batch_tokens)
+    require_finite_losses(folder, losses, "train")
+    return losses
 
 
 class Course(NamedTuple):
@@ -299,11 +289,7 @@ def plan(settings: Train, examples: list[Example], seed: int) -> Course:
 
     packs = pack(examples, settings.max_tokens) if settings.packing else [[example] for example in examples]
     order = presented(settings.budget, [len(p) for p in packs], [tokens(p) for p in packs], settings.batch, seed)
-    if settings.warmup > len(order):
-        raise UserError(
-            f"params.yaml: train.warmup: {settings.warmup} steps, but the budget of {settings.budget.amount} "
-            f"{settings.budget.unit} ends after {len(order)}; lower warmup, or raise train.budget.amount"
-        )
+    require_warmup("train", settings, len(order))
     return Course([[packs[number] for number in step] for step in order], sum(map(len, order)) / len(packs))
 
 
@@ -332,13 +318,12 @@ def run_training(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(saved) if saved else None)
     write_network(trainer, folder)
-    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": len(steps),
         "epochs": course.epochs,
         "tokens": sum(spent),
         "token_pairs": sum(token_pairs(step, packs_together(settings)) for step in steps),
-        "loss": [{"step": int(entry["step"]), "loss": entry["loss"]} for entry in losses],
+        "loss": logged_losses(trainer),
     }
 
 
@@ -369,47 +354,16 @@ def require_machine(settings: Train) -> None:
     """Raise UserError if the params need something that this machine lacks, before any work is lost."""
     import torch
 
-    gpus = torch.cuda.device_count()
-    if settings.batch % world():
-        raise UserError(
-            f"params.yaml: train.batch ({settings.batch}) cannot be shared equally among {world()} processes; it is "
-            "the same for any number of devices, so use a number of processes that divides it"
-        )
-    if settings.dtype == "fp16" and not gpus:
+    require_devices("train", settings.batch, every_gpu=settings.deepspeed is None)
+    if settings.dtype == "fp16" and not torch.cuda.is_available():
         raise UserError("params.yaml: train.dtype: fp16 needs a GPU; bf16 and fp32 do not")
-    if gpus > 1 and world() == 1 and settings.deepspeed is None:  # the Trainer would multiply the batch and the budget
-        raise UserError(
-            f"{gpus} GPUs are visible to one process; set PET_NPROC_PER_NODE={gpus} to train on all of them, or "
-            "CUDA_VISIBLE_DEVICES=0"
-        )
     if settings.quantize:
         require_bitsandbytes()
 
 
-def tracker() -> str:
-    """Return where the Trainer sends losses while it trains; that changes no result, so it is not in params."""
-    return os.environ.get("REPORT_TO", "none")
-
-
-def require_tracker(name: str) -> None:
-    if name not in ("none", *TRACKERS):
-        raise UserError(f"REPORT_TO is {name}; expected none, {', '.join(TRACKERS)}")
-    if name != "none" and find_spec(name) is None:
-        raise UserError(f"REPORT_TO is {name}, which is not installed; `pip install {name}`, or unset REPORT_TO")
-
-
-def rows_at_once(share: int, most: int) -> int:
-    """Return the rows of a forward pass: the largest divisor of a device's share of a batch that is at most `most`."""
-    return max(rows for rows in range(1, min(most, share) + 1) if share % rows == 0)
-
-
 def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:
-    import torch
     from transformers import TrainingArguments
 
-    from stages.lib.training.callbacks import LOG_STEPS
-
-    rows = rows_at_once(settings.batch // world(), settings.micro_batch)
     if settings.deepspeed is not None and world() == 1:  # it reads a launcher's variables
         os.environ |= {
             "RANK": "0",
@@ -419,47 +373,16 @@ def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> A
             "MASTER_PORT": "0",
         }
     return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=settings.batch // (rows * world()),
-        train_sampling_strategy="sequential",
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=SCHEDULES[settings.schedule],
-        warmup_steps=settings.warmup,
-        bf16=settings.dtype == "bf16",
-        fp16=settings.dtype == "fp16",
+        **common_arguments(settings, seed, steps, folder),
         average_tokens_across_devices=True,
         deepspeed=settings.deepspeed,
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=LOG_STEPS,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # `FiniteTrainer` stops instead
-        save_strategy="no",  # `CheckpointCallback` decides
-        report_to=tracker(),
-        disable_tqdm=not sys.stderr.isatty(),
         **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),  # transformers 6 renames it
     )
 
 
-def write_network(trainer: Any, folder: Path) -> None:
-    """Gather the weights from all processes; the first writes them."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if rank() == 0:
-        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=weights)
-
-
 def finish_model(params: Params, base: Path, folder: Path) -> None:
     """Free the memory that training used, and turn the folder into models/<arm>: merge its adapter if asked to."""
-    import gc
-
-    import torch
-    from transformers.integrations import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # otherwise ZeRO-3 would also partition the next network
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     if params.train.adapter:
         normalise_adapter_config(folder)
     if params.train.adapter and params.train.adapter.merge:

@@ -24,8 +24,9 @@ from benchmarks import (
 from benchmarks.measure import Timed, alternate, ratio, table
 from benchmarks.scoring import Ours
 from benchmarks.synthetic import unit_vectors
-from stages.decontaminate import Params, read_benchmark
+from stages.decontaminate import Params
 from stages.lib.core.params import read_params
+from stages.lib.evaluation.contamination import read_benchmark
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.selection.kmeans import fit_clusters
 from tests.project import ENVIRONMENT, ROOT

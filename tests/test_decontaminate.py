@@ -16,10 +16,11 @@ from stages import decontaminate as checking
 from stages import embed as embedding
 from stages import fetch
 from stages import merge as merging
-from stages.decontaminate import Decontaminate, Params, Similar
+from stages.decontaminate import Params
 from stages.lib.core.artifacts import read_jsonl, read_table, write_jsonl, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
+from stages.lib.evaluation.contamination import Decontaminate, Similar
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.text import overlap
 from stages.lib.text.overlap import REACH, Rule, containment, needed, ngrams, normalise, overlapping, without_particles

@@ -11,6 +11,7 @@ from transformers import get_scheduler
 from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
 from stages.lib.core.errors import UserError
+from stages.lib.training import trainer
 from stages.lib.training.budget import Budget, presented
 from stages.lib.training.collate import IGNORED, labels
 from tests.chats import encode_pairs, prompt_of
@@ -104,7 +105,7 @@ def test_two_gpus_for_one_process_are_refused_before_any_work(run, rows, monkeyp
     ],
 )
 def test_a_tracker_that_is_missing_is_refused_before_any_work(name, message, run, rows, monkeypatch):
-    monkeypatch.setattr(stage, "find_spec", lambda _: None)
+    monkeypatch.setattr(trainer, "find_spec", lambda _: None)
     monkeypatch.setenv("REPORT_TO", name)
     with pytest.raises(UserError, match=message):
         run(rows)
@@ -205,7 +206,7 @@ def test_micro_batches_make_the_same_step(run, rows):
     [(8, 8, 1, 8), (8, 8, 4, 2), (8, 3, 1, 2), (256, 4, 16, 4), (12, 100, 2, 6), (7, 3, 1, 1)],
 )
 def test_a_micro_batch_is_the_largest_that_fits_a_devices_share_of_the_batch(batch, most, devices, rows):
-    assert stage.rows_at_once(batch // devices, most) == rows
+    assert trainer.rows_at_once(batch // devices, most) == rows
 
 
 def test_a_micro_batch_may_be_larger_than_the_batch(run, rows, trained):

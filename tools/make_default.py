@@ -3,6 +3,7 @@
     tools/default/topics/*.yaml, others.yaml -> data/inputs/*, data/pretrain/*, tests/planted.csv
     tools/default/conversations.yaml -> data/inputs/counsel.jsonl
     tools/default/benchmark/*.yaml -> data/benchmark_inputs/<task>/<split>.jsonl
+    tools/default/topics/*.yaml -> data/preference_inputs/politeness.jsonl
 
 Each phrasing of a question goes either to the inputs or to pretrain, never to both. tests/planted.csv lists the noise
 that is planted in the inputs: duplicates, empty rows, garbage, other languages, rows that are too long, rows with
@@ -26,6 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
+from tools.plain_style import to_plain_style
+
 PARTS = Path(__file__).parent / "default"
 HOMES = {  # the source that the rows of a topic go to; its short questions go to chat
     "요리": "life",
@@ -46,6 +49,8 @@ ARTICLES = 6
 """Documents about each topic. For each item, pretrain also has a document with the questions about it."""
 SCRAPED = 450
 """Rows of the source `scraped`."""
+PAIRS = 200
+"""Pairs of a formal and a plain answer."""
 READ_ALOUD = dict(zip("0123456789", "영일이삼사오육칠팔구", strict=True)) | dict(
     zip(ascii_uppercase, "이비씨디이프지치이이이엘엠엔오피큐알스티유이유스이트", strict=True)
 )
@@ -395,6 +400,22 @@ def write_benchmark(folder: Path) -> None:
             path.write_bytes(join_lines(to_json(item) for item in items))
 
 
+def politeness(rows: list[BundledRow]) -> list[dict[str, str]]:
+    """Return PAIRS pairs; the chosen answer is formal (합쇼체), the rejected one is the same in the plain style."""
+    pairs = {row.output: (row.instruction, to_plain_style(row.output)) for row in rows if row.kind == "clean"}
+    fitting = [
+        {"prompt": instruction, "chosen": formal, "rejected": plain}
+        for formal, (instruction, plain) in pairs.items()
+        if plain
+    ]
+    return [fitting[number] for number in sorted(random.Random(14).sample(range(len(fitting)), PAIRS))]
+
+
+def write_pairs(pairs: list[dict[str, str]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "politeness.jsonl").write_bytes(join_lines(map(to_json, pairs)))
+
+
 def write_all(root: Path) -> None:
     for name in ("data/inputs", "data/pretrain", "tests"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -403,6 +424,7 @@ def write_all(root: Path) -> None:
     write_conversations(root / "data/inputs")
     write_pretrain(pairs, documents, root / "data/pretrain")
     write_benchmark(root / "data/benchmark_inputs")
+    write_pairs(politeness(rows), root / "data/preference_inputs")
     with (root / "tests/planted.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["source", "line", "kind"], lineterminator="\n")
         writer.writeheader()

@@ -83,6 +83,11 @@ class MergeSource(Section):
     encoding: str = "auto"
     """Encoding of text files: utf-8, cp949, ...; auto: utf-8 if the text is valid utf-8, otherwise cp949."""
 
+    @property
+    def where(self) -> str:
+        """What an error calls this entry."""
+        return f"{self.name} in merge.sources"
+
     @model_validator(mode="after")
     def has_one_mapping(self) -> "MergeSource":
         if self.turns is None and not (self.instruction and self.output):

@@ -68,7 +68,7 @@ def read_source(folder: Path, source: MergeSource) -> Iterator[Mapped]:
     if row is None:
         raise UserError(f"{folder}: no rows")
     if not has_rows:
-        where = f"`records: {source.records}` of {source.name} in merge.sources"
+        where = f"`records: {source.records}` of {source.where}"
         raise UserError(f"{folder}: no records at {where}; {row.file} has {row.original[:80]}")
     mapper.finish()
 
@@ -88,7 +88,7 @@ def read_records(folder: Path, source: MergeSource) -> Iterator[Found]:
         yield from read_file(file, source, among_others=len(first) > 1)
     if source.files and not number:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        where = f"`files: {source.files}` of {source.name} in merge.sources"
+        where = f"`files: {source.files}` of {source.where}"
         raise UserError(f"{folder}: no file matches {where}; it has {listed or 'nothing'}")
     if len(names) > 1:
         log.info("%s: %d of %d files read", source.name, number, len(names))
@@ -213,7 +213,7 @@ class Mapper:
         try:
             return float(written)
         except ValueError:
-            where = f"{found.file}, row {found.line}: the group.order of {self.source.name} in merge.sources"
+            where = f"{found.file}, row {found.line}: the group.order of {self.source.where}"
             raise UserError(f"{where} must be a number, got {written!r}") from None
 
     def written(self, found: Found, parts: list[str], output: str, turns: list[Turn] | None) -> Mapped:
@@ -241,7 +241,7 @@ class Mapper:
 
     def explained(self, found: Found, error: ValueError) -> UserError:
         """Return an error that says what is wrong with a record, in which file and row, and what to do."""
-        where, entry = f"{found.file}, row {found.line}", f"{self.source.name} in merge.sources"
+        where, entry = f"{found.file}, row {found.line}", self.source.where
         if isinstance(error, UnknownRoleError):
             known = ", ".join(self.turns.roles or ())
             return UserError(
@@ -269,8 +269,8 @@ class Mapper:
         if missing and self.keys:
             listed = ", ".join(sorted(map(writable, map(str, self.keys))))
             raise UserError(
-                f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.name} in "
-                "merge.sources (a name that contains a dot or a bracket needs quotes: docs/mapping.md)"
+                f"{self.folder}: no column {', '.join(missing)}; it has {listed}; see {self.source.where} "
+                "(a name that contains a dot or a bracket needs quotes: docs/mapping.md)"
             )
         if self.unanswered:
             log.info("%s: %d turns after the last answer are left out", self.source.name, self.unanswered)
