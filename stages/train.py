@@ -145,15 +145,9 @@ def train(
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
-<<<<<<< HEAD
-    require_tracker(tracker())
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard" / arm))
+    prepare_tracker(checkpoints.parent, arm)
     tokenizer = load_tokenizer(base)
     set_format(tokenizer, settings.format, settings.end, base)
-=======
-    prepare_tracker(checkpoints.parent, arm)
-    tokenizer = load_chat_tokenizer(base, settings)
->>>>>>> dpo14
     tests = encode_rows(tokenizer, held_out, held, settings)
     examples = encode_rows(tokenizer, samples, read_jsonl(samples), settings)
     usable = [example for example in to_learn(examples, settings.loss_on) if example.learned()]

@@ -25,11 +25,7 @@ ARROWS = {
     "models": set(),
     "scoring": {"text", "models"},
     "selection": {"text"},
-<<<<<<< HEAD
-    "training": {"text"},
-=======
     "training": {"text", "models", "scoring"},
->>>>>>> dpo14
     "evaluation": {"text"},
     "statistics": {"evaluation"},
 }
