@@ -51,12 +51,12 @@ def compare(
     metrics: Path,
     items: Path,
     samples: Path | None = None,
-    margins: Path | None = None,
+    prefer_parquet: Path | None = None,
     training: Path | None = None,
     base_json: Path | None = None,
-    control: str | None = None,
+    control: str = "",
 ) -> None:
-    """Compare an arm, or a preference with `margins` and `control`. Only `base` goes without what training wrote."""
+    """Compare an arm, or a preference with `prefer_parquet` and `control`. Only `base` goes without any training."""
     ours, written = read_items(evaluations, arm), read_table(answers / f"{arm}.parquet")
     found: dict[str, Any] = {
         "scores": scores_by_task(ours),
@@ -66,8 +66,8 @@ def compare(
     kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(marks_of(written))}
     if arm == "base":
         found |= {"majority_baseline": scores_by_task(ours, majority_baseline), "answer_floors": floors(written)}
-    elif training is None or base_json is None or not (samples or margins):
-        raise UserError(f"the arm {arm} needs --samples or --margins, --training and --base_json; see dvc.yaml")
+    elif training is None or base_json is None or not (samples or prefer_parquet):
+        raise UserError(f"the arm {arm} needs --samples or --prefer_parquet, --training and --base_json; see dvc.yaml")
     else:
         params = params.model_copy(update={"control": control or params.control})
         folders = Folders(evaluations, answers, training)
@@ -79,8 +79,8 @@ def compare(
             sample = read_table(samples / f"{arm}.parquet")
             kept["selection"] = sketch(sample["id"][sample["selected"]])
             found |= {"sample": sample_counts(sample), "cost": training_cost(report, training_flops(report, size))}
-        if margins:
-            pairs = read_table(margins)
+        if prefer_parquet:
+            pairs = read_table(prefer_parquet)
             kept["margins"] = dict(zip(pairs["id"], pairs["margin"].tolist(), strict=True))
             found |= {"pairs": pair_results(pairs), "cost": training_cost(report, preference_flops(report, size))}
     write_json(metrics, found)

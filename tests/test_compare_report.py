@@ -249,7 +249,7 @@ def preferred(compare, data, tmp_path):
         pairs |= {"margin": [margin + n / 100 for n in range(20)], "chosen_characters": [5] * 20}
         pairs |= {"rejected_characters": [6] * 20, "chosen_after": [-2.0] * 20}
         write_table(data / "prefer" / f"{name}.parquet", pairs, MARGINS)
-        compare(name, samples=None, margins=data / "prefer" / f"{name}.parquet", control="spread")
+        compare(name, samples=None, prefer_parquet=data / "prefer" / f"{name}.parquet", control="spread")
 
 
 def test_a_preference_is_compared_with_its_arm_and_has_pairs_instead_of_a_sample(preferred, tmp_path):
@@ -346,7 +346,7 @@ def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["samples", "training", "base_json"])
 def test_only_the_base_goes_without_a_sample_and_training(name, compare, tmp_path):
-    with pytest.raises(UserError, match="the arm spread needs --samples or --margins, --training and --base_json"):
+    with pytest.raises(UserError, match="the arm spread needs --samples or --prefer_parquet, --training and --base_json"):
         compare("spread", **{name: None})
     assert not (tmp_path / "metrics").exists()
 

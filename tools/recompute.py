@@ -82,7 +82,7 @@ def compute_metrics(folder: Path) -> None:
     own: dict[str, dict[str, Any]] = {"base": {}}
     own |= {arm: trained | {"samples": data / "samples"} for arm in reporting.arms}
     own |= {
-        name: trained | {"margins": data / f"prefer/{name}.parquet", "control": one.arm}
+        name: trained | {"prefer_parquet": data / f"prefer/{name}.parquet", "control": one.arm}
         for name, one in reporting.prefer.items()
     }
     for model, inputs in own.items():

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from stages.lib.evaluation.constraints import follows
+from stages.lib.evaluation.marks import shares_of
 from stages.lib.text.overlap import normalise
 
 HEADER = re.compile(r"정답[*_\s]*[:：]\s*([^\n]*)")
@@ -61,14 +62,8 @@ def answer_scores(marks: pd.DataFrame) -> dict[str, float]:
     - `final`: share of right final numbers
     - `prompts`: number of prompts
     """
-    constrained, finals = marks[marks["constraints"] > 0], marks["final"].dropna()
-    found: dict[str, float] = {"prompts": len(marks)}
-    if len(constrained):
-        found["prompt_level"] = float((constrained["followed"] == constrained["constraints"]).mean())
-        found["instruction_level"] = float(constrained["followed"].sum() / constrained["constraints"].sum())
-    if len(finals):
-        found["final"] = float(finals.mean())
-    return found
+    shares = {name: float(right.sum() / counts.sum()) for name, (right, counts) in shares_of(marks).items()}
+    return {"prompts": len(marks), **shares}
 
 
 def floors(answers: pd.DataFrame) -> dict[str, dict[str, float]]:

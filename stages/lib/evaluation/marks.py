@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stages.lib.evaluation.predictions import classes, digits
 
 Share = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""What is right and what counts, both [N]: the share is the ratio of their sums."""
+"""What is right and how much counts, both [M], of the M prompts that count: the share is the ratio of their sums."""
 NO_FINAL = 2
 """How JSON has a prompt that asks for no final number."""
 
@@ -25,13 +25,13 @@ def shares_of(marks: pd.DataFrame) -> dict[str, Share]:
     final numbers. The first two are the strict accuracies of IFEval (Zhou et al. 2023, arXiv 2311.07911, section 3).
     """
     constraints, followed = (marks[name].to_numpy(dtype=np.float64) for name in ("constraints", "followed"))
-    asked, final = constraints > 0, marks["final"].to_numpy(dtype=np.float64)
+    final = marks["final"].to_numpy(dtype=np.float64)
     found = {
-        "prompt_level": (1.0 * (asked & (followed == constraints)), 1.0 * asked),
+        "prompt_level": (1.0 * (followed == constraints), 1.0 * (constraints > 0)),
         "instruction_level": (followed, constraints),
-        "final": (np.nan_to_num(final), 1.0 * ~np.isnan(final)),
+        "final": (final, 1.0 * ~np.isnan(final)),
     }
-    return {name: share for name, share in found.items() if share[1].any()}
+    return {name: (right[counts > 0], counts[counts > 0]) for name, (right, counts) in found.items() if counts.any()}
 
 
 def marks_to_json(marks: pd.DataFrame) -> dict[str, Any]:
