@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from itertools import combinations
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -413,11 +413,11 @@ def report(tmp_path, data, compare, write_leaks):
     reviews = {"lines": 2, "rows_out": 3, "lines_without_row": 1, "lost": [{"text_hash": "0a" * 8, "who": "이"}]}
     write_json(audit, {"near_duplicates": {"lexical": lexical}, "ratings": {}, "reviews": reviews})
 
-    def run(arms, control, unit="steps", prefer=MappingProxyType({})):
+    def run(arms, control, unit="steps", prefer=None):
         settings = arms if isinstance(arms, dict) else {arm: {"method": arm, "seed": 1} for arm in arms}
         train = {"budget": {"unit": unit}}
         params = reporting.Params.model_validate(
-            {"arms": settings, "control": control, "prefer": prefer, "train": train}
+            {"arms": settings, "control": control, "prefer": prefer or {}, "train": train}
         )
         compare("base", leaks=write_leaks(*LEAKS))
         out, read = tmp_path / "report", {name: tmp_path / "metrics" / name for name in ("arms", "items")}

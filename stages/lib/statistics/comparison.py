@@ -136,11 +136,12 @@ def compare_methods(ours: list[Run], theirs: list[Run]) -> dict[str, Any]:
         }
         found[shots] = with_mean(values, over_runs)
     rows = sum(count > 0 for count in ours[0].tokens.values())
+    shares = [name for name, (right_N, _) in shares_of(ours[0].marks).items() if len(right_N) > 1]
     return {
         "scores": found,
         "held_out_loss": {"all": over_runs([on_held_out(ours, theirs)])} if rows > 1 else {},
-        "answers": {name: over_runs([on_prompts(ours, theirs, name)]) for name in shares_of(ours[0].marks)},
-        **({"margin": over_runs([on_pairs(ours, theirs)])} if ours[0].margins else {}),
+        "answers": {name: over_runs([on_prompts(ours, theirs, name)]) for name in shares},
+        **({"margin": over_runs([on_pairs(ours, theirs)])} if len(ours[0].margins) > 1 else {}),
     }
 
 
