@@ -118,8 +118,8 @@ MARKER = re.compile(r"^\s*(?:[-*•·▪◦>]\s+|#{1,6}\s+|\d{1,3}[.)]\s+|[①-�
 """What begins a list item, a heading or a quoted line."""
 BRACKETED = re.compile(r"\([^()\n]*\)|（[^（）\n]*）")
 QUOTATION = re.compile(r"""“[^”\n]*”|‘[^’\n]*’|「[^」\n]*」|『[^』\n]*』|"[^"\n]*"|(?<!\w)'[^'\n]*'(?![A-Za-z])""")
-INSIDE = re.compile(rf"\s?(?:[라하]고|라[는며])|[{HANGUL},]")
-"""What follows a quotation inside a sentence: a particle, or what says that somebody said it."""
+NEAR = 20
+"""Characters around a quotation that are looked at."""
 ELLIPSIS = re.compile(r"\.{2,}|[…⋯]+")
 CLOSED = re.compile(r"[.?!。！？…⋯][\s\"'”’*_)~^ㄱ-ㆎ]*$")
 
@@ -133,7 +133,7 @@ def syllables_with(final: str) -> str:
 B, N, L, SS = map(syllables_with, "압안알았")
 BOUNDARY = re.compile(
     rf"""(?<=[?!。！？])(?=[\s{HANGUL}"'”’])
-    | (?<=[^\d\W]\.)(?<!(?<![A-Za-z])[A-Za-z]\.)(?=[\s"'”’])      # no number's full stop, and no initial's
+    | (?<=[^\d\W]\.)(?<!(?<![A-Za-z])[A-Za-z]\.)(?=[^\w.,])      # no number's full stop, and no initial's
     | (?<=[{HANGUL}]\.)(?=[{HANGUL}])
     | (?<=["'”’)\]%〃]\.)(?=\s)
     | (?:(?<=[{B}]니[다까])|(?<=[아어해여예에세네지까군]요)|(?<=죠))(?=\s+(?![라하]고\b|라[는며]\b))
@@ -186,12 +186,12 @@ def sentences(text: str) -> list[Sentence]:
 
 
 def without_quotations(line: str) -> str:
-    """Return the line with 〃 for each quotation inside a sentence; quoted whole sentences stay."""
+    """Return the line with 〃 for each quotation inside a sentence: one that more text surrounds than whole sentences."""
 
     def replaced(quotation: re.Match[str]) -> str:
-        before = line[: quotation.start()].rstrip()
-        inside = INSIDE.match(line, quotation.end()) or (before and not CLOSED.search(before))
-        return "〃" if inside else quotation[0]
+        before = line[max(0, quotation.start() - NEAR) : quotation.start()].rstrip()
+        after = line[quotation.end() : quotation.end() + NEAR].lstrip(" .,!?\"“'‘")
+        return "〃" if after or (before and not CLOSED.search(before)) else quotation[0]
 
     return QUOTATION.sub(replaced, line)
 
