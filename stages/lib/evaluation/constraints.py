@@ -65,7 +65,7 @@ def follows(constraint: str, arguments: dict[str, Any], prompt: str, answer: str
     A blank answer satisfies none. Raises nothing, whatever the texts.
     """
     given = Given(*(strip_blank(unicodedata.normalize("NFC", text)) for text in (prompt, answer)))
-    return bool(given.answer) and CHECKS[constraint](asked, **arguments)
+    return bool(given.answer) and CHECKS[constraint](given, **arguments)
 
 
 def compare_count(count: int, relation: str, bound: int) -> bool:

@@ -8,8 +8,10 @@ MARKER = re.compile(r"^\s*(?:[-*•·▪◦>]\s+|#{1,6}\s+|\d{1,3}[.)]\s+|[①-�
 """What begins a list item, a heading or a quoted line."""
 BRACKETED = re.compile(r"\([^()\n]*\)|（[^（）\n]*）")
 QUOTATION = re.compile(r"""“[^”\n]*”|‘[^’\n]*’|「[^」\n]*」|『[^』\n]*』|"[^"\n]*"|(?<!\w)'[^'\n]*'(?![A-Za-z])""")
+CONTINUES = re.compile(r"""[\s.,!?]{0,5}[^\s.,!?"“'‘]""")
+"""What follows a quotation inside a sentence. After a quotation of whole sentences, another may follow."""
 NEAR = 20
-"""Characters around a quotation that are looked at."""
+"""Characters before a quotation that are looked at."""
 ELLIPSIS = re.compile(r"\.{2,}|[…⋯]+")
 CLOSED = re.compile(r"[.?!。！？…⋯][\s\"'”’*_)~^ㄱ-ㆎ]*$")
 
@@ -80,8 +82,8 @@ def without_quotations(line: str) -> str:
 
     def replaced(quotation: re.Match[str]) -> str:
         before = line[max(0, quotation.start() - NEAR) : quotation.start()].rstrip()
-        after = line[quotation.end() : quotation.end() + NEAR].lstrip(" .,!?\"“'‘")
-        return "〃" if after or (before and not CLOSED.search(before)) else quotation[0]
+        continues = CONTINUES.match(line, quotation.end())
+        return "〃" if continues or (before and not CLOSED.search(before)) else quotation[0]
 
     return QUOTATION.sub(replaced, line)
 
