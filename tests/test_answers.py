@@ -85,3 +85,6 @@ def test_thoughtless_answers_to_the_bundled_prompts_score_low():
         assert scores["final"] == 0.0
         assert scores["prompts"] == 80
     assert found["empty"]["instruction_level"] == 0.0
+    page = (ROOT / "docs/answers.md").read_text(encoding="utf-8")
+    for name in ("echo", "polite"):
+        assert f"| {name} | 0 | {found[name]['instruction_level']:.2f} | 0 |" in page
