@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.lib.evaluation.answers import FLOORS, answer_scores, floors, marks_of, reaches
+from stages.lib.evaluation.answers import answer_scores, floors, marks_of, reaches
 from stages.lib.evaluation.prompts import read_prompts
 from tests.project import ROOT
 
@@ -78,10 +78,13 @@ def test_thoughtless_answers_to_the_bundled_prompts_score_low():
     ]
     found = floors(pd.DataFrame(rows))
     print(found)
-    assert set(found) == set(FLOORS) == {"empty", "echo", "polite"}
+    assert set(found) == {"empty", "echo", "polite"}
     for scores in found.values():
         assert scores["prompt_level"] <= 0.05
         assert scores["instruction_level"] <= 0.4
         assert scores["final"] == 0.0
         assert scores["prompts"] == 80
     assert found["empty"]["instruction_level"] == 0.0
+    page = (ROOT / "docs/answers.md").read_text(encoding="utf-8")
+    for name in ("echo", "polite"):
+        assert f"| {name} | 0 | {found[name]['instruction_level']:.2f} | 0 |" in page

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from stages.lib.core.artifacts import read_jsonl, write_jsonl
 from stages.lib.core.errors import UserError
-from stages.lib.evaluation.constraints import CHECKS, LANGUAGES, follows, sentences
+from stages.lib.evaluation.constraints import CHECKS, LANGUAGES, follows
 from stages.lib.evaluation.prompts import ARGUMENTS, Language, read_prompts
+from stages.lib.evaluation.speech import korean_sentences
 from tests.project import ROOT
 
 YES, NO = True, False
@@ -87,6 +88,9 @@ CASES = [
         "글쎄... 잘 모르겠어요. 미안해요…": YES,
         "제목: 우리 동네\n\n조용하다. 공기도 맑다.": YES,
         "갑니다.그리고 옵니다.": YES,
+        '"가자!" "그래!"': YES,
+        '그렇습니다. "안녕하세요." 이렇게 인사합니다.': YES,
+        "비가 와요.😊 내일도 와요~": YES,
         "정말요?! 네, 그래요!": YES,
         "한 문장입니다.": NO,
         "하나다. 둘이다. 셋이다.": NO,
@@ -361,7 +365,7 @@ WORDS = st.sampled_from(
 def test_no_text_stops_a_check(text):
     for name, kwargs, _ in CASES:
         assert follows(name, kwargs, text, text) in (True, False)
-    assert sentences(text)
+    assert korean_sentences(text)
 
 
 def test_options_that_the_prompt_does_not_quote_are_those_of_ifeval_ko():
@@ -377,7 +381,8 @@ def test_the_languages_that_a_prompt_may_name_are_those_that_are_recognised():
 NULLS = dict.fromkeys([
     "capital_frequency", "end_phrase", "first_word", "forbidden_words", "frequency", "keyword", "keywords", "language",
     "let_frequency", "letter", "nth_paragraph", "num_bullets", "num_highlights", "num_paragraphs", "num_placeholders",
-    "num_sections", "num_sentences", "num_words", "postscript_marker", "prompt_to_repeat", "relation", "section_spliter",
+    "num_sections", "num_sentences", "num_words", "postscript_marker", "prompt_to_repeat", "relation",
+    "section_spliter",
 ])  # fmt: skip
 """Arguments of the hub's export: every object has all of them."""
 IFEVAL_KO = [
@@ -460,11 +465,11 @@ def test_one_error_lists_the_mistakes_of_all_files(tmp_path):
 
 
 def test_a_file_that_is_missing_or_not_text_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="missing; name a file of .* it has no files"):
+    with pytest.raises(UserError, match=r"missing; name a file of .* it has no files"):
         read_prompts(tmp_path, ["a.jsonl"])
     for name in ("b.jsonl", "c.parquet"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(UserError, match="neither JSON Lines in UTF-8 nor .parquet"):
+        with pytest.raises(UserError, match=r"neither JSON Lines in UTF-8 nor \.parquet"):
             read_prompts(tmp_path, [name])
 
 

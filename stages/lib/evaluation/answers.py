@@ -8,7 +8,6 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -24,19 +23,16 @@ NUMBER = re.compile(
 )
 """One number, with its unit if it has one: 12개, 1,234, 3.5km."""
 POLITE = "요청하신 내용을 정성껏 알려 드리겠습니다."
-FLOORS: dict[str, Callable[[str], str]] = {
-    "empty": lambda prompt: "",
-    "echo": lambda prompt: prompt,
-    "polite": lambda prompt: POLITE,
-}
-"""The answer that each floor gives to a prompt."""
+"""No comma, one sentence in 합쇼체, Hangul only: the answer that most prompts might accept without being answered."""
 
 
 def marks_of(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per prompt: `id`, `constraints` (how many), `followed` (how many of them), `final` (1 right, 0 wrong).
+    """Return the marks of each prompt's answer, a row each.
 
-    `answers` has the columns id, prompt, constraints (JSON), final and answer, as `generate` writes them. `final` is NaN
-    if the prompt has no right number.
+    - `id`; `constraints`: how many the prompt has; `followed`: how many of them the answer satisfies
+    - `final`: 1 if the final number is right, 0 if it is wrong, NaN if the prompt has none
+
+    `answers` has the columns id, prompt, constraints (JSON), final and answer, as `generate` writes them.
     """
     rows = [mark(row) for row in answers.to_dict("records")]
     found = pd.DataFrame(rows, columns=["id", "constraints", "followed", "final"])
@@ -68,16 +64,14 @@ def answer_scores(marks: pd.DataFrame) -> dict[str, float]:
 
 def floors(answers: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the scores of an empty answer, of the prompt as its own answer, and of one polite sentence."""
-    return {
-        name: answer_scores(marks_of(answers.assign(answer=answers["prompt"].map(answer))))
-        for name, answer in FLOORS.items()
-    }
+    thoughtless = {"empty": "", "echo": answers["prompt"], "polite": POLITE}
+    return {name: answer_scores(marks_of(answers.assign(answer=answer))) for name, answer in thoughtless.items()}
 
 
 def final_answer(text: str) -> str | None:
     """Return what follows the first `정답:`, as a plain number if it is one; None if the text has none.
 
-    A text without `정답:` has no final answer, even if it has numbers: the last one is often from a step or the question.
+    A text without `정답:` has no final answer, even if it has numbers: the last is often from a step or the question.
     """
     found = HEADER.search(text)
     if not found:
@@ -96,5 +90,5 @@ def plain_number(digits: str) -> str:
 
 
 def reaches(answer: str, right: str) -> bool:
-    """Return whether the final answer is the right one: equal numbers (1,234, 1234.0, １２３４, 1234개) or equal texts."""
+    """Return whether the final answer is the right one: equal numbers (1,234, 1234.0, 1234개) or equal texts."""
     return final_answer(answer) == final_answer(f"정답: {right}")

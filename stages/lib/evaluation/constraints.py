@@ -2,16 +2,16 @@
 
 The ids and arguments are those of IFEval (Zhou et al. 2023, arXiv 2311.07911; google-research,
 instruction_following_eval), as allganize/IFEval-Ko uses them, and Korean ones (`ko:`) of our own. IFEval's checks are
-made for English, so these differ. They are never looser, except that options and quotation marks may be Korean:
+made for English, so these differ:
 
 - An empty answer satisfies nothing. (There, it is in any language, and has no comma and no forbidden word.)
-- keywords: a keyword is found whatever particles follow it (한국어 in 한국어로), and not by `\\b`, which finds no end
-  between them. The spaces in a keyword are optional (`기후 변화`, 기후변화). A keyword of one syllable must be a word with
-  or without particles, because 물 is also in 선물 and 물론. Keywords are texts, not regular expressions.
-- number_words counts 어절: words between spaces with a letter or digit.
-- number_sentences: see `sentences`; there, a model of English sentences.
-- number_paragraphs, nth_paragraph_first_word: paragraphs are separated by `***`, or by blank lines if there is none. The
-  first word may have particles.
+- keywords: a keyword is found whatever particles follow it (한국어 in 한국어로). There, `\\b` finds no end between
+  them. The spaces in a keyword are optional (`기후 변화`, 기후변화). A keyword of one syllable must be a word, with or
+  without particles, because 물 is also in 선물 and 물론. Keywords are texts, not regular expressions.
+- number_words counts 어절: words between spaces that have a letter or digit.
+- number_sentences: see `speech.korean_sentences`. There, a model of English sentences.
+- number_paragraphs, nth_paragraph_first_word: paragraphs are separated by `***`, or by blank lines if there is none.
+  The first word may have particles.
 - number_placeholders: brackets with nothing inside are none.
 - postscript: begins a line after the first, and has a text.
 - number_bullet_lists: a bullet (- * •) is followed by a space, so neither `---` nor `-3` is one.
@@ -31,7 +31,7 @@ made for English, so these differ. They are never looser, except that options an
 The Korean ones:
 
 - ko:syllables counts syllables of Hangul; ko:numbered_list the items 1., 2., ... that begin lines, in order.
-- ko:speech_level: every sentence ends in 합쇼체, 해요체 or 해라체: see `in_level`.
+- ko:speech_level: every sentence ends in 합쇼체, 해요체 or 해라체: see `speech.in_level`.
 - ko:hangul_only: every letter is Hangul. Digits and punctuation are free.
 - ko:acrostic: line i begins with syllable i of the word (삼행시).
 - ko:starts_with: begins with the phrase.
@@ -43,29 +43,29 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from stages.lib.evaluation.speech import HANGUL, MARKER, QUOTATION, in_level, korean_sentences
 from stages.lib.text.korean import korean_share, strip_blank, without_markup
 
-HANGUL = "가-힣"
 KOREAN_SHARE = 0.5
 """Share of Korean words from which an answer is Korean."""
 OTHER_SHARE = 0.8
 """Share of its letters that an answer in another script has."""
 
 
-class Asked(NamedTuple):
+class Given(NamedTuple):
     """An answer and the prompt that it answers, both in NFC and without blanks at the ends."""
 
     prompt: str
     answer: str
 
 
-def follows(id: str, arguments: dict[str, Any], prompt: str, answer: str) -> bool:
-    """Return whether an answer to `prompt` satisfies the constraint `id` with its arguments (`prompts.ARGUMENTS`).
+def follows(constraint: str, arguments: dict[str, Any], prompt: str, answer: str) -> bool:
+    """Return whether an answer to `prompt` satisfies a constraint, by its id and arguments (`prompts.ARGUMENTS`).
 
     A blank answer satisfies none. Raises nothing, whatever the texts.
     """
-    asked = Asked(*(strip_blank(unicodedata.normalize("NFC", text)) for text in (prompt, answer)))
-    return bool(asked.answer) and CHECKS[id](asked, **arguments)
+    given = Given(*(strip_blank(unicodedata.normalize("NFC", text)) for text in (prompt, answer)))
+    return bool(given.answer) and CHECKS[constraint](given, **arguments)
 
 
 def compare_count(count: int, relation: str, bound: int) -> bool:
@@ -100,130 +100,40 @@ def occurrences(keyword: str, text: str) -> int:
     return len(re.findall(pattern, text, re.IGNORECASE))
 
 
-def has_keywords(asked: Asked, keywords: list[str]) -> bool:
-    return all(occurrences(keyword, asked.answer) for keyword in keywords)
+def has_keywords(given: Given, keywords: list[str]) -> bool:
+    return all(occurrences(keyword, given.answer) for keyword in keywords)
 
 
-def has_keyword_often(asked: Asked, keyword: str, frequency: int, relation: str) -> bool:
-    return compare_count(occurrences(keyword, asked.answer), relation, frequency)
+def has_keyword_often(given: Given, keyword: str, frequency: int, relation: str) -> bool:
+    return compare_count(occurrences(keyword, given.answer), relation, frequency)
 
 
-def has_no_forbidden_word(asked: Asked, forbidden_words: list[str]) -> bool:
-    return not any(occurrences(word, asked.answer) for word in forbidden_words)
+def has_no_forbidden_word(given: Given, forbidden_words: list[str]) -> bool:
+    return not any(occurrences(word, given.answer) for word in forbidden_words)
 
 
-# Sentences and their endings
-
-MARKER = re.compile(r"^\s*(?:[-*•·▪◦>]\s+|#{1,6}\s+|\d{1,3}[.)]\s+|[①-⑳]\s*)+")
-"""What begins a list item, a heading or a quoted line."""
-BRACKETED = re.compile(r"\([^()\n]*\)|（[^（）\n]*）")
-QUOTATION = re.compile(r"""“[^”\n]*”|‘[^’\n]*’|「[^」\n]*」|『[^』\n]*』|"[^"\n]*"|(?<!\w)'[^'\n]*'(?![A-Za-z])""")
-INSIDE = re.compile(rf"\s?(?:[라하]고|라[는며])|[{HANGUL},]")
-"""What follows a quotation inside a sentence: a particle, or what says that somebody said it."""
-ELLIPSIS = re.compile(r"\.{2,}|[…⋯]+")
-CLOSED = re.compile(r"[.?!。！？…⋯][\s\"'”’*_)~^ㄱ-ㆎ]*$")
-
-
-def syllables_with(final: str) -> str:
-    """Return all syllables with this final consonant, such as `악` with that of `악`."""
-    first = ord("가") + (ord(final) - ord("가")) % 28
-    return "".join(map(chr, range(first, ord("힣") + 1, 28)))
-
-
-B, N, L, SS = map(syllables_with, "압안알았")
-BOUNDARY = re.compile(
-    rf"""(?<=[?!。！？])(?=[\s{HANGUL}"'”’])
-    | (?<=[^\d\W]\.)(?<!(?<![A-Za-z])[A-Za-z]\.)(?=[\s"'”’])      # no number's full stop, and no initial's
-    | (?<=[{HANGUL}]\.)(?=[{HANGUL}])
-    | (?<=["'”’)\]%〃]\.)(?=\s)
-    | (?:(?<=[{B}]니[다까])|(?<=[아어해여예에세네지까군]요)|(?<=죠))(?=\s+(?![라하]고\b|라[는며]\b))
-    """,
-    re.VERBOSE,
-)
-"""What separates sentences in a line: after a mark, or after an ending that is always the last."""
-LEVELS = {
-    "합쇼체": re.compile(rf"(?:[{B}](?:니[다까]|시다)|십시[오요])$"),
-    "해요체": re.compile(r"(?:(?<![필중주수강민동개소담])(?<!십시)요|죠)$"),
-    "해라체": re.compile(
-        rf"(?:(?<![{B}]니)(?<![{B}]시)다|[냐자라랴렴]|구나|[는은던{N}]가|[{L}]까|[하{SS}]니)$",
-    ),
-}
-"""The last letters of a sentence. 아니다 is 해라체, because its 니 follows no ㅂ. 필요 and 중요 are no endings."""
-CLEAR = re.compile(rf"(?:[{B}]니[다까]|십시[오요]|(?<![필중주수강민동개소담])요|죠|[{SS}{N}하이]다|[{SS}]어)$")
-"""Endings that no noun has. 의자, 바다 and 전문가 look like endings of 해라체."""
-INTERJECTION = re.compile("네|예|응|아니요|아뇨|아니|안녕|글쎄|그럼|물론|와|아|오|음|자|참")
-
-
-class Sentence(NamedTuple):
-    text: str
-    ended: bool
-    """Whether it surely ends: with a mark and outside a list, or with one of the endings in `CLEAR`."""
-
-
-def last_word(text: str) -> str:
-    return next(reversed(re.findall(f"[{HANGUL}]+", text)), "")
-
-
-def sentences(text: str) -> list[Sentence]:
-    """Return the sentences of a Korean text, without what is in brackets, and with 〃 for a quotation inside one.
-
-    A sentence ends at a full stop, question or exclamation mark, at a polite ending before a space (`좋아요 또 갈게요`),
-    and at the end of its line. None ends at 3.5, `1.`, an ellipsis inside a line, or inside a quotation in a sentence
-    (`"가자. 빨리!"라고 말했다.`). A line without mark and ending, as a title or `- 물 마시기`, is no sentence, but a text
-    always has one.
-    """
-    found = []
-    for line in text.splitlines():
-        marker = MARKER.match(line)
-        plain = without_quotations(BRACKETED.sub("", line[marker.end() :] if marker else line)).strip()
-        pieces = [piece.strip() for piece in BOUNDARY.split(ELLIPSIS.sub(" ", plain)) if re.search(r"\w", piece)]
-        for number, piece in enumerate(pieces):
-            closed = bool(CLOSED.search(plain if number == len(pieces) - 1 else piece))
-            clear = bool(CLEAR.search(last_word(piece)))
-            if number or closed or clear:
-                found.append(Sentence(piece, clear or (closed and not marker)))
-    return found or [Sentence(text, False)]
-
-
-def without_quotations(line: str) -> str:
-    """Return the line with 〃 for each quotation inside a sentence; quoted whole sentences stay."""
-
-    def replaced(quotation: re.Match[str]) -> str:
-        before = line[: quotation.start()].rstrip()
-        inside = INSIDE.match(line, quotation.end()) or (before and not CLOSED.search(before))
-        return "〃" if inside else quotation[0]
-
-    return QUOTATION.sub(replaced, line)
-
-
-def has_sentences(asked: Asked, num_sentences: int, relation: str) -> bool:
-    return compare_count(len(sentences(asked.answer)), relation, num_sentences)
-
-
-def in_level(asked: Asked, level: str) -> bool:
-    """Return whether all sentences that surely end have the speech level, and there is one.
-
-    So titles, list items and cut ends are not judged, and neither are `네.` and other interjections.
-    """
-    ended = [one.text for one in sentences(asked.answer) if one.ended]
-    judged = [text for text in ended if not INTERJECTION.fullmatch(re.sub(r"[\W\d]", "", text))]
-    return bool(judged) and all(LEVELS[level].search(last_word(text)) for text in judged)
-
-
-# Lengths
+# Sentences and lengths
 
 DIVIDER = re.compile(r"(?<!\*)\*{3}(?!\*)")
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
 
-def has_words(asked: Asked, num_words: int, relation: str) -> bool:
-    lines = [MARKER.sub("", line) for line in asked.answer.splitlines()]
+def has_sentences(given: Given, num_sentences: int, relation: str) -> bool:
+    return compare_count(len(korean_sentences(given.answer)), relation, num_sentences)
+
+
+def is_in_level(given: Given, level: str) -> bool:
+    return in_level(given.answer, level)
+
+
+def has_words(given: Given, num_words: int, relation: str) -> bool:
+    lines = [MARKER.sub("", line) for line in given.answer.splitlines()]
     words = [word for line in lines for word in line.split() if re.search(r"[^\W_]", word)]
     return compare_count(len(words), relation, num_words)
 
 
-def has_syllables(asked: Asked, num_syllables: int, relation: str) -> bool:
-    return compare_count(len(re.findall(f"[{HANGUL}]", asked.answer)), relation, num_syllables)
+def has_syllables(given: Given, num_syllables: int, relation: str) -> bool:
+    return compare_count(len(re.findall(f"[{HANGUL}]", given.answer)), relation, num_syllables)
 
 
 def paragraphs(text: str) -> list[str]:
@@ -231,12 +141,12 @@ def paragraphs(text: str) -> list[str]:
     return [part.strip() for part in divider.split(text) if part.strip()]
 
 
-def has_paragraphs(asked: Asked, num_paragraphs: int) -> bool:
-    return len(paragraphs(asked.answer)) == num_paragraphs
+def has_paragraphs(given: Given, num_paragraphs: int) -> bool:
+    return len(paragraphs(given.answer)) == num_paragraphs
 
 
-def has_first_word(asked: Asked, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    found = paragraphs(asked.answer)
+def has_first_word(given: Given, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    found = paragraphs(given.answer)
     if len(found) != num_paragraphs:
         return False
     pattern = rf"[\W_]*{re.escape(first_word)}{WORD_END}"
@@ -250,52 +160,52 @@ KO_OPTIONS = ["제 답변은 예입니다.", "제 답변은 아니요입니다."
 """allganize/IFEval-Ko @ 54199e3, ifeval_ko/instructions.py."""
 
 
-def has_placeholders(asked: Asked, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[[^\[\]\n]*[^\W_][^\[\]\n]*\]", asked.answer)) >= num_placeholders
+def has_placeholders(given: Given, num_placeholders: int) -> bool:
+    return len(re.findall(r"\[[^\[\]\n]*[^\W_][^\[\]\n]*\]", given.answer)) >= num_placeholders
 
 
-def has_postscript(asked: Asked, postscript_marker: str) -> bool:
+def has_postscript(given: Given, postscript_marker: str) -> bool:
     marker = r"\s?".join(map(re.escape, re.sub(r"\s", "", postscript_marker)))
-    return bool(re.search(rf"\n[\s*_]*{marker}[\W_]*[^\W_]", asked.answer, re.IGNORECASE))
+    return bool(re.search(rf"\n[\s*_]*{marker}[\W_]*[^\W_]", given.answer, re.IGNORECASE))
 
 
-def has_bullets(asked: Asked, num_bullets: int) -> bool:
-    return len(re.findall(r"^[^\S\n]*[-*•·▪◦][^\S\n]+\S", asked.answer, re.MULTILINE)) == num_bullets
+def has_bullets(given: Given, num_bullets: int) -> bool:
+    return len(re.findall(r"^[^\S\n]*[-*•·▪◦][^\S\n]+\S", given.answer, re.MULTILINE)) == num_bullets
 
 
-def has_numbered_list(asked: Asked, num_items: int) -> bool:
-    found = re.findall(r"^[^\S\n]*(\d{1,3})[.)][^\S\n]+\S", asked.answer, re.MULTILINE)
+def has_numbered_list(given: Given, num_items: int) -> bool:
+    found = re.findall(r"^[^\S\n]*(\d{1,3})[.)][^\S\n]+\S", given.answer, re.MULTILINE)
     return [int(number) for number in found] == list(range(1, num_items + 1))
 
 
-def has_highlights(asked: Asked, num_highlights: int) -> bool:
-    return len(re.findall(r"\*\*\S[^*\n]*\*\*|(?<!\*)\*[^\s*][^*\n]*\*", asked.answer)) >= num_highlights
+def has_highlights(given: Given, num_highlights: int) -> bool:
+    return len(re.findall(r"\*\*\S[^*\n]*\*\*|(?<!\*)\*[^\s*][^*\n]*\*", given.answer)) >= num_highlights
 
 
-def has_sections(asked: Asked, section_spliter: str, num_sections: int) -> bool:
+def has_sections(given: Given, section_spliter: str, num_sections: int) -> bool:
     heading = rf"^[\s#*\[<(【]*{re.escape(section_spliter.strip())}\s?(\d+)"
-    return len(set(re.findall(heading, asked.answer, re.MULTILINE | re.IGNORECASE))) >= num_sections
+    return len(set(re.findall(heading, given.answer, re.MULTILINE | re.IGNORECASE))) >= num_sections
 
 
-def is_json(asked: Asked) -> bool:
-    fenced = FENCE.match(asked.answer)
+def is_json(given: Given) -> bool:
+    fenced = FENCE.match(given.answer)
     try:
-        return isinstance(json.loads(fenced[1] if fenced else asked.answer), dict | list)
+        return isinstance(json.loads(fenced[1] if fenced else given.answer), dict | list)
     except (ValueError, RecursionError):
         return False
 
 
-def has_title(asked: Asked) -> bool:
-    return bool(re.search(r"<<[^<>\n]*[^\W_][^<>\n]*>>", asked.answer))
+def has_title(given: Given) -> bool:
+    return bool(re.search(r"<<[^<>\n]*[^\W_][^<>\n]*>>", given.answer))
 
 
-def is_one_of(asked: Asked, options: list[str] | None = None) -> bool:
-    quoted = [text[1:-1].strip() for text in QUOTATION.findall(asked.prompt)]
-    return any(option in asked.answer for option in options or [text for text in quoted if text] or KO_OPTIONS)
+def is_one_of(given: Given, options: list[str] | None = None) -> bool:
+    quoted = [text[1:-1].strip() for text in QUOTATION.findall(given.prompt)]
+    return any(option in given.answer for option in options or [text for text in quoted if text] or KO_OPTIONS)
 
 
-def repeats_prompt(asked: Asked, prompt_to_repeat: str) -> bool:
-    repeated, answer, prompt = (spaced(text) for text in (prompt_to_repeat, asked.answer, asked.prompt))
+def repeats_prompt(given: Given, prompt_to_repeat: str) -> bool:
+    repeated, answer, prompt = (spaced(text) for text in (prompt_to_repeat, given.answer, given.prompt))
     rest = answer.removeprefix(repeated).strip()
     return answer.startswith(repeated) and bool(re.search(r"\w", rest)) and rest not in prompt
 
@@ -305,8 +215,8 @@ def spaced(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def has_two_responses(asked: Asked) -> bool:
-    parts = [part.strip() for part in asked.answer.split("******")]
+def has_two_responses(given: Given) -> bool:
+    parts = [part.strip() for part in given.answer.split("******")]
     inner = parts[1:-1] if len(parts) > 2 else parts
     return all(inner) and len(set(parts) - {""}) == 2 and sum(map(bool, parts)) == 2
 
@@ -336,39 +246,39 @@ COMMON = {
 LANGUAGES = {"ko", *SCRIPTS, *COMMON}
 
 
-def starts_with(asked: Asked, phrase: str) -> bool:
-    return spaced(asked.answer.strip(WRAPPING)).startswith(spaced(phrase.strip(WRAPPING)))
+def starts_with(given: Given, phrase: str) -> bool:
+    return spaced(given.answer.strip(WRAPPING)).startswith(spaced(phrase.strip(WRAPPING)))
 
 
-def ends_with(asked: Asked, end_phrase: str) -> bool:
-    return spaced(asked.answer.strip(WRAPPING)).endswith(spaced(end_phrase.strip(WRAPPING)))
+def ends_with(given: Given, end_phrase: str) -> bool:
+    return spaced(given.answer.strip(WRAPPING)).endswith(spaced(end_phrase.strip(WRAPPING)))
 
 
-def is_quoted(asked: Asked) -> bool:
+def is_quoted(given: Given) -> bool:
     pairs = {'"': '"', "“": "”", "＂": "＂"}
-    inside = asked.answer[1:-1]
-    return pairs.get(asked.answer[0]) == asked.answer[-1:] and bool(re.search(r"\w", inside))
+    inside = given.answer[1:-1]
+    return pairs.get(given.answer[0]) == given.answer[-1:] and bool(re.search(r"\w", inside))
 
 
-def has_no_comma(asked: Asked) -> bool:
-    return not re.search("[,，、،﹐﹑､]", asked.answer)
+def has_no_comma(given: Given) -> bool:
+    return not re.search("[,，、،﹐﹑､]", given.answer)
 
 
-def is_hangul_only(asked: Asked) -> bool:
-    letters = [letter for letter in asked.answer if letter.isalpha()]
+def is_hangul_only(given: Given) -> bool:
+    letters = [letter for letter in given.answer if letter.isalpha()]
     return bool(letters) and all(re.match(rf"[{HANGUL}ㄱ-ㆎ\u1100-\u11ff]", letter) for letter in letters)
 
 
-def is_acrostic(asked: Asked, word: str) -> bool:
-    lines = [re.sub(r"^[\W_]+", "", line) for line in asked.answer.splitlines()]
+def is_acrostic(given: Given, word: str) -> bool:
+    lines = [re.sub(r"^[\W_]+", "", line) for line in given.answer.splitlines()]
     lines = [line for line in lines if line]
     return len(lines) == len(word) and all(
         line.startswith(syllable) and re.search(r"\w", line[1:]) for line, syllable in zip(lines, word, strict=True)
     )
 
 
-def is_in_language(asked: Asked, language: str) -> bool:
-    text = without_markup(asked.answer)
+def is_in_language(given: Given, language: str) -> bool:
+    text = without_markup(given.answer)
     if language == "ko":
         return (korean_share(text) or 0.0) >= KOREAN_SHARE
     letters = [letter for letter in text if letter.isalpha()]
@@ -411,7 +321,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "punctuation:no_comma": has_no_comma,
     "language:response_language": is_in_language,
     "ko:syllables": has_syllables,
-    "ko:speech_level": in_level,
+    "ko:speech_level": is_in_level,
     "ko:hangul_only": is_hangul_only,
     "ko:numbered_list": has_numbered_list,
     "ko:starts_with": starts_with,

@@ -37,6 +37,7 @@ Language = Literal[
     "ko", "ja", "zh", "th", "he", "el", "bn", "ta", "te", "kn", "gu", "pa", "ml", "hi", "mr", "ne", "ar", "fa", "ur",
     "ru", "bg", "uk", "en", "de", "fr", "es", "pt", "it", "fi", "vi", "sw",
 ]  # fmt: skip
+COLUMNS = {"key", "prompt", "instruction_id_list", "kwargs"}
 LISTED = 20
 """Most mistakes that one error lists."""
 
@@ -259,11 +260,11 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield each row of a file and where it is. Raises UserError if the file is missing or cannot be read."""
     try:
         if path.suffix == ".parquet":
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(parquet_rows(path), 1))
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(pq.read_table(path).to_pylist(), 1))
             return
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
-                yield f"{path}, line {number}", parsed(line)
+                yield f"{path}, line {number}", json_or_text(line)
     except FileNotFoundError:
         known = ", ".join(sorted(file.name for file in path.parent.glob("*.*"))) or "no files"
         raise UserError(f"{path}: missing; name a file of {path.parent} in generate.files; it has {known}") from None
@@ -271,20 +272,12 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: neither JSON Lines in UTF-8 nor .parquet: {error}") from None
 
 
-def parsed(line: str) -> Any:
+def json_or_text(line: str) -> Any:
     """Return the JSON value in the line, or the line itself if it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
         return line
-
-
-def parquet_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
-
-
-COLUMNS = {"key", "prompt", "instruction_id_list", "kwargs"}
 
 
 def prompt_fields(row: Any) -> dict[str, Any]:
@@ -311,7 +304,7 @@ def prompt_fields(row: Any) -> dict[str, Any]:
 
 
 def nfc(value: Any) -> Any:
-    """Return the text, or the texts in the list, in NFC: a Mac writes 한 as three characters, and no text would match."""
+    """Return the text, or the texts in the list, in NFC, because a Mac writes 한 as three characters."""
     if isinstance(value, list):
         return [nfc(item) for item in value]
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
