@@ -1,9 +1,9 @@
 """Pay a judge to compare the answers of two arms: `python -m tools.judge ARM [OTHER] [--yes]`.
 
-OTHER is the control if it is not given; for a preference, it is the arm that was trained further. Every run of ARM meets
-every run of OTHER in every prompt of `generate`, in both orders; equal answers are a tie without asking. Without `--yes`,
-the command asks nobody: if the ledger has all replies, it prints the result, otherwise what asking would cost. The judge
-is that of `rate.request` and `ask`, the ledger that of `rate.ledger`.
+OTHER is the control if it is not given; for a preference, it is the arm that was trained further. Every run of ARM
+meets every run of OTHER in every prompt of `generate`, in both orders; equal answers are a tie and not asked about.
+Without `--yes` the command asks nobody: if the ledger has all replies, it prints the result, otherwise what asking
+would cost. The judge is that of `rate.request` and `ask`, the ledger that of `rate.ledger`.
 """
 
 import argparse
@@ -42,11 +42,10 @@ from tools.paying import (
     print_as_it_goes,
 )
 from tools.replies import Payload, Reply
-from tools.verdicts import Tally, TwoMarks, conclusion, tally, two_marks_of
+from tools.verdicts import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 
 ANSWERS = Path("data/answers")
 PROMPT = PROMPTS / "pairwise/ko.yaml"
-LEAST_PROMPTS = 2
 
 
 class PairPrompt(Section):
@@ -69,7 +68,7 @@ class AnyPreference(Section):
 
 
 class Params(Paying):
-    arms: dict[str, AnyArm | AnyPreference]
+    arms: dict[str, AnyArm]
     control: str | None
     prefer: dict[str, AnyPreference]
     compare: Resampling
@@ -92,8 +91,9 @@ def run_command(arm: str, other: str | None, paying: bool) -> Iterator[str]:
     ledger = Path(params.rate.ledger)
     replies = yield from open_ledger(ledger, paying)
     order, requests = make_order(matches, replies)
-    yield f"{names(ours)} against {names(theirs)}: {len(answers)} prompts, {len(matches)} pairs of answers"
-    yield f"{sum(match.straight is None for match in matches)} pairs are equal, so ties; {requests:,} requests"
+    yield f"{names(ours)} against {names(theirs)}: {len(answers):,} prompts, {len(matches):,} pairs of answers"
+    equal = sum(match.straight is None for match in matches)
+    yield f"{equal:,} pairs are equal, so ties; the others need {requests:,} different requests"
     yield f"{requests - order.todo.total:,} of them are in {ledger}; {order.todo.total:,} are to be asked"
     yield from price_lines(order, params)
     if order.todo.total and not paying:
@@ -114,9 +114,10 @@ def contestants(params: Params, arm: str, other: str | None) -> tuple[list[str],
         theirs = list(dict.fromkeys(preferred)) or groups.get(str(params.control), [])
     else:
         theirs = groups.get(other, [])
-    for name, runs in ((arm, groups.get(arm, [])), (other or "the control", theirs)):
+    for name, runs in ((arm, groups.get(arm, [])), (other, theirs)):
         if not runs:
-            raise UserError(f"params.yaml: no arm {name}; name one of {', '.join(sorted(groups))}")
+            what = f"{name} is no arm, or a replicate of one" if name else "there is no control, so OTHER is needed"
+            raise UserError(f"params.yaml: {what}; name one of {', '.join(sorted(groups))}")
     if groups[arm] == theirs:
         raise UserError(f"{arm} cannot be compared with itself; name another arm")
     return groups[arm], theirs
@@ -170,7 +171,9 @@ def requests_for(payloads: list[Payload]) -> Requests:
 
 
 def marks_in(reply: Reply) -> TwoMarks:
-    return two_marks_of(*(None if pd.isna(reply[name]) else reply[name] for name in ("reply", "finish_reason", "error")))
+    return two_marks_of(
+        *(None if pd.isna(reply[name]) else reply[name] for name in ("reply", "finish_reason", "error"))
+    )
 
 
 def result_lines(
@@ -185,11 +188,8 @@ def result_lines(
     swapped = -np.array([who_won(match.swapped, marks) for match in matches]).reshape(shape)
     asked = np.array([match.straight is not None for match in matches]).reshape(shape)
     kinds = Counter(mark.kind for mark in marks.values() if mark.kind != OK)
-    is_read = ~np.isnan(straight + swapped).any((0, 1))
     if kinds:
         yield f"replies without two marks: {', '.join(f'{kind} {n:,}' for kind, n in sorted(kinds.items()))}"
-    if is_read.sum() < LEAST_PROMPTS:
-        raise UserError(f"only {is_read.sum()} prompts have two marks in every reply; is {params.rate.request.model} able")
     yield from tally_lines(tally(straight, swapped, asked, params.compare), shape, ours[0], theirs[0])
 
 

@@ -2,19 +2,32 @@
 
 A judge gives two marks from 1 to 10 on the first line of its reply. Nothing is guessed: any other line gives no marks.
 
-Every prompt is judged in both orders. As in AlpaGasus (Chen et al. 2023, arXiv 2307.08701, section 4), an answer wins if
-both orders say so, or if one does and the other is a tie; the winning score is (wins - losses) / n + 1, so 1 is parity.
+Every pair is judged in both orders. As in AlpaGasus (Chen et al. 2023, arXiv 2307.08701), an answer wins if both orders
+say so, or if one does and the other is a tie; the winning score is (wins - losses) / n + 1, so 1 is parity.
 
 Dimension key: A runs of one arm, B runs of the other, N prompts.
 """
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.lib.rating.marks import CUT, ERROR, LABEL, OK, OUT_OF_RANGE, REFUSED, UNPARSED, first_line
+from stages.lib.core.errors import UserError
+from stages.lib.rating.marks import (
+    BULLET,
+    CUT,
+    ERROR,
+    LABEL,
+    OK,
+    ONLY_LABEL,
+    OUT_OF_RANGE,
+    REFUSED,
+    THOUGHT,
+    UNPARSED,
+)
 from stages.lib.statistics import paired
 from stages.lib.statistics.comparison import Resampling
 from stages.lib.statistics.replicates import crossed
@@ -23,17 +36,23 @@ LOWEST, HIGHEST = 1.0, 10.0
 """The scale that the prompt states."""
 MOST_FLIPS = 0.3
 """A judge that turns more of its verdicts around with the order of the answers cannot tell them apart."""
+LEAST_PROMPTS = 2
+"""Fewest prompts that have an interval."""
+MARKDOWN = r"[*_`\"'“”‘’]+"
+EMPHASIS = re.compile(rf"(?<![0-9]){MARKDOWN}|{MARKDOWN}(?![0-9])")
+HEADING = re.compile(r"^\s*(?:#+|>)\s+")
+BRACKETS = re.compile(r"\s*(?:\[(.*)\]|\((.*)\)|\|(.*)\|)\s*")
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-OF_TEN = r"\s*(?:/|out of)\s*10(?:점|\s*points?)?"
-POINTS = r"(?:\s*(?:점|points?))?"
+UNITS = r"(?:\s*(?:점|points?))?", r"\s*(?:/|out of)\s*10(?:\s*(?:점|points?))?"
+"""Both marks have the same: a point or nothing, or "of ten"."""
+BETWEEN = r"(?:\s*[,;]\s+|\s*\|\s*|\s+and\s+|\s*(?:와|과)\s+|\s+)"
 ANSWER = r"(?:답변|응답|어시스턴트|assistant|answer|response)\s*"
-SAYS = r"(?:의\s*(?:점수|평점))?\s*(?:[:=]|은|는|이|가)\s*"
-BETWEEN = r"(?:\s*[,;|]\s+|\s*[|]\s*|\s+(?:and|와|과)\s+|\s+)"
-START, END = rf"\s*(?:{LABEL}s?\s*[:=]?\s*)?", r"(?:\s*(?:입니다|이다))?\s*[.!]?\s*"
-PLAIN = [re.compile(rf"{START}{NUMBER}{unit}{BETWEEN}{NUMBER}{unit}{END}") for unit in (POINTS, OF_TEN)]
+SAYS = r"(?:의\s*점수)?\s*(?:[:=]|은|는|이|가)\s*"
+START, END = rf"\s*(?:{LABEL}s?\s*[:=]?\s*)?", r"(?:\s*입니다)?\s*[.!]?\s*"
+PLAIN = [re.compile(START + NUMBER + unit + BETWEEN + NUMBER + unit + END) for unit in UNITS]
 LABELLED = [
-    re.compile(rf"{ANSWER}1\s*{SAYS}{NUMBER}{unit}(?:{BETWEEN}|\s*[,;/]\s*){ANSWER}2\s*{SAYS}{NUMBER}{unit}{END}")
-    for unit in (POINTS, OF_TEN)
+    re.compile(rf"\s*{ANSWER}1\s*{SAYS}{NUMBER}{unit}(?:{BETWEEN}|\s*[,;/]\s*){ANSWER}2\s*{SAYS}{NUMBER}{unit}{END}")
+    for unit in UNITS
 ]
 
 Values = NDArray[np.float64]
@@ -69,9 +88,11 @@ def two_marks_of(reply: str | None, finish_reason: str | None, error: str | None
         return TwoMarks(None, None, ERROR)
     if reply is None or finish_reason == "content_filter":
         return TwoMarks(None, None, REFUSED)
-    line, has_more = first_line(reply)
-    found = numbers_in(line)
-    if finish_reason == "length" and (found is None or (not has_more and line.rstrip()[-1:].isdigit())):
+    lines = plain_lines(reply)
+    used = 2 if len(lines) > 1 and (ONLY_LABEL.fullmatch(lines[0]) or not numbers_in(lines[0])) else 1
+    found = numbers_in(*lines[:used])
+    ends_in_digit = len(lines) <= used and "".join(lines).rstrip()[-1:].isdigit()
+    if finish_reason == "length" and (found is None or ends_in_digit):
         return TwoMarks(None, None, CUT)  # a number at the very end may lack its last digits
     if found is None:
         return TwoMarks(None, None, UNPARSED)
@@ -80,10 +101,25 @@ def two_marks_of(reply: str | None, finish_reason: str | None, error: str | None
     return TwoMarks(*found, OK)
 
 
-def numbers_in(line: str) -> tuple[float, float] | None:
-    """Return the two numbers of a line that says nothing else, in any range, or None."""
-    line = line.strip(" |")
-    for pattern in (*PLAIN, *LABELLED):
+def plain_lines(reply: str) -> list[str]:
+    """Return the lines that have text, in lower case and without markdown. A thought is no part of the reply."""
+    lines = unicodedata.normalize("NFKC", THOUGHT.sub("", reply)).lower().splitlines()
+    lines = [HEADING.sub("", BULLET.sub("", EMPHASIS.sub("", line))) for line in lines]
+    return [line for line in lines if any(character.isalnum() for character in line)]
+
+
+def numbers_in(line: str = "", second: str | None = None) -> tuple[float, float] | None:
+    """Return the two numbers of a line that says nothing else, in any range, or None.
+
+    A second line is read if the first has only a label, or if each line names its answer.
+    """
+    if enclosed := BRACKETS.fullmatch(line):
+        line = next(text for text in enclosed.groups() if text is not None)
+    patterns = [*PLAIN, *LABELLED]
+    if second is not None:
+        is_label = ONLY_LABEL.fullmatch(line)
+        line, patterns = (f"{line} {second}", PLAIN) if is_label else (f"{line}, {second}", LABELLED)
+    for pattern in patterns:
         if found := pattern.fullmatch(line):
             return float(found[1]), float(found[2])
     return None
@@ -93,10 +129,14 @@ def tally(straight_ABN: Values, swapped_ABN: Values, asked_ABN: NDArray[np.bool_
     """Return what the judge said: 1 where ours is the better answer, -1 where theirs is, 0 for a tie, NaN if unread.
 
     `straight_ABN` is what it said when ours came first, `swapped_ABN` when theirs did. Answers that are equal are ties
-    that were not asked. At least two prompts must be read in all runs.
+    that were not asked. A prompt counts if it was read in all runs. Raises UserError if hardly any was.
     """
     verdicts_ABN = np.sign(straight_ABN + swapped_ABN)
     is_read_N = ~np.isnan(verdicts_ABN).any((0, 1))
+    if is_read_N.sum() < LEAST_PROMPTS:
+        raise UserError(
+            f"{is_read_N.sum()} of {len(is_read_N)} prompts have two marks in every reply; use another judge"
+        )
     verdicts_ABN = verdicts_ABN[:, :, is_read_N]
     counts = [int((verdicts_ABN == side).sum()) for side in (1, -1, 0)]
     asked = asked_ABN & ~np.isnan(straight_ABN + swapped_ABN)
