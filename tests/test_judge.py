@@ -21,7 +21,7 @@ from tests.project import ROOT, change_params
 from tests.test_ask import LEDGER, asked, marks, write_rows
 from tools import judge
 from tools.judge import PROMPT, PairPrompt
-from tools.verdicts import conclusion, tally, two_marks_of
+from tools.pairwise import conclusion, tally, two_marks_of
 
 SETTINGS = Resampling(resamples=200, randomisations=20, seed=1)
 ANSWERS = pa.schema([(name, pa.string()) for name in ("id", "prompt", "answer")])
@@ -274,7 +274,7 @@ def test_replies_without_two_marks_are_counted_and_shown(project, server, capsys
     _, lines = judged(server, capsys, "ifd", "base", "--yes")
     assert "28 requests were answered: ok 26, unparsed 2" in lines
     assert "replies without two marks: unparsed 2" in lines
-    assert "1 prompts are left out because of these replies" in lines
+    assert "prompts left out because of these replies: 1" in lines
     assert "ifd: 13 wins, 0 losses, 0 ties" in lines
 
 

@@ -27,6 +27,7 @@ from stages.lib.rating.prompts import PROMPTS
 from stages.lib.rating.request import Request, key_of
 from stages.lib.statistics.comparison import Resampling
 from stages.report import AnyArm, runs_of
+from tools.pairwise import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 from tools.paying import (
     Order,
     Paying,
@@ -42,7 +43,6 @@ from tools.paying import (
     print_as_it_goes,
 )
 from tools.replies import Payload, Reply
-from tools.verdicts import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 
 ANSWERS = Path("data/answers")
 PROMPT = PROMPTS / "pairwise/ko.yaml"
@@ -82,7 +82,7 @@ class Match(NamedTuple):
     swapped: Payload | None
 
 
-def run_command(arm: str, other: str | None, paying: bool) -> Iterator[str]:
+def compare_answers(arm: str, other: str | None, paying: bool) -> Iterator[str]:
     """Compare the answers as far as the ledger and `paying` allow, and yield what there is to say about it."""
     params = read_params(Params)
     ours, theirs = contestants(params, arm, other)
@@ -91,7 +91,7 @@ def run_command(arm: str, other: str | None, paying: bool) -> Iterator[str]:
     ledger = Path(params.rate.ledger)
     replies = yield from open_ledger(ledger, paying)
     order, requests = make_order(matches, replies)
-    yield f"{names(ours)} against {names(theirs)}: {len(answers):,} prompts, {len(matches):,} pairs of answers"
+    yield f"{', '.join(ours)} against {', '.join(theirs)}: {len(answers):,} prompts, {len(matches):,} pairs of answers"
     equal = sum(match.straight is None for match in matches)
     yield f"{equal:,} pairs are equal, so ties; the others need {requests:,} different requests"
     yield f"{requests - order.todo.total:,} of them are in {ledger}; {order.todo.total:,} are to be asked"
@@ -203,7 +203,7 @@ def who_won(payload: Payload | None, marks: dict[str, TwoMarks]) -> float:
 
 def tally_lines(found: Tally, shape: tuple[int, int, int], ours: str, theirs: str) -> Iterator[str]:
     if found.left_out:
-        yield f"{found.left_out} prompts are left out because of these replies"
+        yield f"prompts left out because of these replies: {found.left_out}"
     yield f"{ours}: {found.wins:,} wins, {found.losses:,} losses, {found.ties:,} ties"
     if not np.isnan(found.flips):
         yield f"verdicts whose winner changes with the order: {found.flips:.1%}"
@@ -218,17 +218,13 @@ def tally_lines(found: Tally, shape: tuple[int, int, int], ours: str, theirs: st
     yield conclusion(found, ours, theirs)
 
 
-def names(runs: list[str]) -> str:
-    return ", ".join(runs)
-
-
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.judge", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("arm")
     parser.add_argument("other", nargs="?")
     parser.add_argument("--yes", action="store_true", help="ask, and pay")
     options = parser.parse_args(words)
-    return print_as_it_goes(run_command(options.arm, options.other, options.yes), alone=options.yes)
+    return print_as_it_goes(compare_answers(options.arm, options.other, options.yes), alone=options.yes)
 
 
 if __name__ == "__main__":
