@@ -26,6 +26,7 @@ from stages.lib.rating.marks import OK
 from stages.lib.rating.prompts import PROMPTS
 from stages.lib.rating.request import Request, key_of
 from stages.lib.statistics.comparison import Resampling
+from stages.lib.statistics.placebos import AnyPreference
 from stages.report import AnyArm, runs_of
 from tools.pairwise import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 from tools.paying import (
@@ -59,12 +60,6 @@ class PairPrompt(Section):
         if fields != ["first", "prompt", "second"]:
             raise ValueError("user: must have {prompt}, {first} and {second}, each once, and nothing else in braces")
         return self
-
-
-class AnyPreference(Section):
-    model_config = Section.model_config | {"extra": "ignore"}
-    arm: str
-    replicate: str | None = None
 
 
 class Params(Paying):
