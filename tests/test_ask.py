@@ -20,7 +20,7 @@ from stages.lib.rating.ledger import marks_of, read_ledger
 from stages.merge import RAW
 from tests.judges import KEY, serving
 from tests.project import ROOT, change_params
-from tools import ask
+from tools import ask, paying
 
 LEDGER = Path("data/mine/ledger")
 FAULTS = ["busy", "failing", "hanging", "torn", "torn once", "silent", "bad", "no choice", "empty message", "cut"]
@@ -60,7 +60,7 @@ def project(tmp_path, monkeypatch, server):
 
 def marks() -> pd.DataFrame:
     """Return what `rate` reads from the ledger."""
-    corpus, rate = read_arrow(Path("data/raw.parquet")), read_params(ask.Params).rate
+    corpus, rate = read_arrow(Path("data/raw.parquet")), read_params(paying.Paying).rate
     return marks_of(corpus, np.ones(len(corpus), bool), LEDGER, rate.prompt, rate.request)
 
 
@@ -101,7 +101,7 @@ def test_an_estimate_counts_as_the_judge_did(project, server, capsys):
     out = capsys.readouterr().out
     assert "as the judge counted 30 earlier prompts" in out
     assert "prompts: about 1,001 tokens" in out
-    assert "about 70 (the ledger's mean is 7 each)" in out
+    assert "about 70 (earlier replies have 7 each)" in out
 
 
 def test_every_fault_of_a_server_ends_in_a_kind_and_is_not_asked_again(project, server):
@@ -196,7 +196,7 @@ def test_killed_at_any_moment_only_what_was_in_flight_is_asked_again(project, se
     journal = Path(".checkpoints/ask/replies.jsonl")
     for moment in range(kills):
         killed_run(server, random.Random(moment).randrange(1, 20))
-        known = ask.known_replies(LEDGER, journal)
+        known = paying.known_replies(LEDGER, journal)
         assert server.asked.total() - len(known) <= 4 * (moment + 1)  # a kill loses at most the four in flight
     assert 0 < len(known) < rows
     assert asked(server, "--yes") == rows - len(known)
@@ -209,7 +209,7 @@ def test_killed_at_any_moment_only_what_was_in_flight_is_asked_again(project, se
 def test_a_torn_last_line_is_dropped(tmp_path):
     path = tmp_path / "replies.jsonl"
     path.write_text('{"key": "a"}\n{"key": "b"}\n{"key": "c', encoding="ascii")
-    assert [reply["key"] for reply in ask.read_journal(path)] == ["a", "b"]
+    assert [reply["key"] for reply in paying.read_journal(path)] == ["a", "b"]
 
 
 def test_rows_with_equal_texts_share_a_reply_and_rows_that_no_arm_may_take_need_none(project, server):
@@ -220,7 +220,7 @@ def test_rows_with_equal_texts_share_a_reply_and_rows_that_no_arm_may_take_need_
         DUPLICATES,
     )
     assert asked(server, "--yes") == 2
-    corpus, rate = read_arrow(Path("data/raw.parquet")), read_params(ask.Params).rate
+    corpus, rate = read_arrow(Path("data/raw.parquet")), read_params(paying.Paying).rate
     found = marks_of(corpus, np.array([True, True, False, False]), LEDGER, rate.prompt, rate.request)
     assert found["kind"].fillna("").tolist() == ["ok", "ok", "ok", ""]
     assert found["prompt_tokens"].fillna(-1).tolist() == [100, 100, 0, -1]

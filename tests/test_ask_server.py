@@ -15,7 +15,8 @@ from stages.lib.rating.ledger import read_ledger
 from tests.judges import KEY
 from tests.project import ROOT, change_params
 from tests.test_ask import LEDGER, marks, write_rows
-from tools import ask
+from tests.test_judge import write_answers
+from tools import ask, judge
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
 SECONDS = 120
@@ -61,7 +62,9 @@ def is_up(url: str) -> bool:
         return False
 
 
-def test_a_real_server_is_asked_once_and_what_it_says_is_read(url, model, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def project(url, model, tmp_path, monkeypatch):
+    """A folder in which this server is the judge."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUDGE_KEY", KEY)
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
@@ -69,6 +72,10 @@ def test_a_real_server_is_asked_once_and_what_it_says_is_read(url, model, tmp_pa
         tmp_path, rate__judge="ledger", rate__ledger=str(LEDGER), rate__request__model=str(model),
         rate__request__max_tokens=6, rate__request__seed=1, ask__url=url, ask__key="JUDGE_KEY", ask__timeout=60,
     )  # fmt: skip
+    return tmp_path
+
+
+def test_a_real_server_is_asked_once_and_what_it_says_is_read(project, capsys):
     write_rows([f"질문 {number}" for number in range(6)])
     assert ask.main(["--yes"]) == 0
     replies = read_ledger(LEDGER)
@@ -81,3 +88,14 @@ def test_a_real_server_is_asked_once_and_what_it_says_is_read(url, model, tmp_pa
     capsys.readouterr()
     assert ask.main(["--yes"]) == 0
     assert "6 of them are in data/mine/ledger; 0 are to be asked" in capsys.readouterr().out
+
+
+def test_a_real_server_whose_model_gives_no_marks_is_asked_once_and_nothing_is_guessed(project, capsys):
+    write_answers("ifd", ["가", "나"])
+    write_answers("base", ["다", "라"])
+    for to_ask in (4, 0):
+        assert judge.main(["ifd", "base", "--yes"]) == 1
+        out, error = capsys.readouterr()
+        assert f"{to_ask} are to be asked" in out
+        assert "replies without two marks:" in out
+        assert error.endswith("0 of 2 prompts have two marks in every reply; use another judge\n")
