@@ -45,7 +45,8 @@ def count_parameters(model: Path) -> int:
     """
     from safetensors import safe_open
 
-    floats, packed = {}, {}
+    floats: dict[str, int] = {}
+    packed: dict[str, int] = {}
     for path in sorted(model.glob("*.safetensors")):
         with safe_open(path, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118

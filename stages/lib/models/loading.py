@@ -86,8 +86,8 @@ def saved_in_4_bits(folder: Path) -> bool:
     if saved.get("quant_method") == "bitsandbytes" and saved.get("load_in_4bit"):
         return True
     raise UserError(
-        f"{folder}: its weights are quantized by {saved.get('quant_method')}, but only 4 bits of bitsandbytes (nf4, fp4) "
-        "are read; use the model in full precision, and quantize: nf4"
+        f"{folder}: its weights are quantized by {saved.get('quant_method')}, but only 4 bits of bitsandbytes (nf4, "
+        "fp4) are read; use the model in full precision, and quantize: nf4"
     )
 
 
