@@ -51,9 +51,9 @@ def test_each_answer_stands_under_its_model_with_its_marks(answered):
     text = "\n".join(lines("one"))
     assert [block.split(":")[0] for block in text.split("\n\n")] == ["one", "base", "ours", "random", "polite"]
     _, base, ours, random, polite = text.split("\n\n")
-    assert ours.splitlines()[1:] == ["  + punctuation:no_comma", "  + ko:hangul_only", "  | 좋은 아침"]
+    assert ours.splitlines()[1:] == ["  + punctuation:no_comma", "  + ko:hangul_only", "  > 좋은 아침"]
     assert random.splitlines()[1:3] == ["  - punctuation:no_comma", "  + ko:hangul_only"]
-    assert base.splitlines()[1:] == ["  - punctuation:no_comma", "  - ko:hangul_only", "  | (empty)"]
+    assert base.splitlines()[1:] == ["  - punctuation:no_comma", "  - ko:hangul_only", "  > (empty)"]
     assert "8 tokens, cut" in polite
 
 
@@ -65,7 +65,7 @@ def test_a_final_number_is_marked_and_shown_beside_the_right_one(answered):
 
 def test_the_list_counts_the_models_that_satisfy_everything(answered):
     title, *rows = lines(None)
-    assert "3 prompts; of 4 models" in title
+    assert "3 prompts, each with how many of 4 models" in title
     assert [row.split()[:2] for row in rows] == [["one", "2"], ["two", "2"], ["sum", "1"]]
     assert "쉼표 없이 한글로만" in rows[0]
 

@@ -51,7 +51,7 @@ def side_by_side(prompt: str, tables: dict[str, pd.DataFrame]) -> Iterator[str]:
         row = table[table["id"] == prompt].iloc[0].to_dict()
         yield f"\n{name}: {row['tokens']} tokens{'' if row['ended'] else ', cut'}"
         yield from (f"  {mark}" for mark in marks_of_answer(row))
-        yield from (f"  | {line}" for line in row["answer"].splitlines() or ["(empty)"])
+        yield from (f"  > {line}" for line in row["answer"].splitlines() or ["(empty)"])
 
 
 def marks_of_answer(row: dict[str, Any]) -> Iterator[str]:
@@ -71,7 +71,7 @@ def listed_prompts(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
     whole = sum(((one["followed"] == one["constraints"]) & (one["final"] != 0)).astype(int) for one in marks)
     first = tables["base"]
     width = first["id"].str.len().max()
-    yield f"{len(first)} prompts; of {len(tables)} models, as many satisfy everything:"
+    yield f"{len(first)} prompts, each with how many of {len(tables)} models satisfy everything in it:"
     for key, text, count in zip(first["id"], first["prompt"], whole, strict=True):
         line = " ".join(text.split())
         yield f"{key:{width}}  {count}  {line[:SHOWN]}{'...' if len(line) > SHOWN else ''}"
