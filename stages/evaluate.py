@@ -29,7 +29,7 @@ from stages.lib.core.processes import rank, world
 from stages.lib.core.runner import run
 from stages.lib.evaluation.kobest import KOBEST
 from stages.lib.evaluation.tasks import Task, find_task
-from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer, require_bitsandbytes
+from stages.lib.models.loading import Dtype, LoadConfig, held_in_4_bits, load_tokenizer
 from stages.lib.models.lora import SETTINGS, load_network
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_folder, short_hash
 from stages.lib.text.bos import added_bos
@@ -89,7 +89,8 @@ class Evaluate(Section):
     """Requests per batch. It is fixed, because an automatic one would depend on the device."""
     dtype: Dtype
     quantize: Literal["nf4"] | None
-    """Weights of the base and all arms in 4 bits, with quantized scales (Dettmers et al. 2023, arXiv 2305.14314)."""
+    """Weights of the base and all arms in 4 bits, with quantized scales (Dettmers et al. 2023, arXiv 2305.14314).
+    Null for a base that was saved in 4 bits, which is used as it is; `dtype` does not apply to it either."""
     chat: bool
     """Whether to put each question into the model's own chat template, with examples as earlier turns; every model,
     also the base, must have one."""
@@ -130,8 +131,6 @@ def evaluate(
 ) -> None:
     settings = params.evaluate
     tasks = [find_task(name) for name in settings.tasks]
-    if settings.quantize:
-        require_bitsandbytes()
     template = chat_template_of(model) if settings.chat else None
     checkpoints = checkpoints / short_hash(evaluation_fingerprint(params, arm, model, base, benchmark))
     from stages.lib.evaluation.lm_eval_model import SharedLM, cached_templates
@@ -165,7 +164,8 @@ def chat_template_of(model: Path) -> str:
 
 def evaluation_fingerprint(params: Params, arm: str, model: Path, base: Path, benchmark: Path) -> Fingerprint:
     """Return what the kept answers of an evaluation must have in common with this one."""
-    libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if params.evaluate.quantize else [])]
+    in_4_bits = held_in_4_bits(params.evaluate.load_config(), model, base)
+    libraries = ["lm_eval", "datasets", "peft", *(["bitsandbytes"] if in_4_bits else [])]
     settings = {"settings": params.evaluate.model_dump_json(), "arm": arm}
     settings |= params.model_dump(include=MACHINE)
     base_files = hash_folder(base) if (model / SETTINGS).is_file() else None  # whole weights need no base

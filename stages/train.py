@@ -23,7 +23,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed
 from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import LoadConfig, check_length, load_tokenizer, require_bitsandbytes
+from stages.lib.models.loading import LoadConfig, check_length, held_in_4_bits, load_tokenizer, saved_in_4_bits
 from stages.lib.models.lora import Adapter, attach, load_network, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_file, short_hash
 from stages.lib.text.chat_format import Example, FormatName, encode, format_file, set_format
@@ -145,6 +145,7 @@ def train(
 ) -> None:
     settings, seed, held = params.train, params.arms[arm].seed, read_jsonl(held_out)
     require_machine(settings)
+    require_trainable(base, settings)
     prepare_tracker(checkpoints.parent, arm)
     tokenizer = load_tokenizer(base)
     set_format(tokenizer, settings.format, settings.end, base)
@@ -351,8 +352,17 @@ def require_machine(settings: Train) -> None:
     require_devices("train", settings.batch, every_gpu=settings.deepspeed is None)
     if settings.dtype == "fp16" and not torch.cuda.is_available():
         raise UserError("params.yaml: train.dtype: fp16 needs a GPU; bf16 and fp32 do not")
-    if settings.quantize:
-        require_bitsandbytes()
+
+
+def require_trainable(base: Path, settings: Train) -> None:
+    """Raise UserError if the base is in 4 bits and the params ask for more than an adapter on it."""
+    held_in_4_bits(training_load_config(settings), base)
+    adapter = settings.adapter
+    if saved_in_4_bits(base) and (adapter is None or adapter.merge or settings.deepspeed is not None):
+        raise UserError(
+            f"{base} was saved in 4 bits: such weights can neither be trained nor take in an adapter; set "
+            "train.adapter with merge: false, and train.deepspeed: null"
+        )
 
 
 def trainer_arguments(settings: Train, seed: int, steps: int, folder: Path) -> Any:

@@ -141,13 +141,14 @@ def test_a_final_answer_is_kept(run, questions):
     assert found["final"].fillna("none").tolist() == ["27", "none"]
 
 
-def test_the_base_stops_at_the_end_that_arms_learn(run, tokenizer, network, save):
-    free = run(chat="chatml")
-    ids = tokenizer(free["answer"][0], add_special_tokens=False)["input_ids"]
-    end = tokenizer.convert_ids_to_tokens(ids[len(ids) // 2])
-    stopped = run(chat="chatml", end=end)
-    assert stopped["tokens"][0] < free["tokens"][0]
-    assert stopped["ended"][0]
+def test_the_base_stops_at_the_end_that_arms_learn(run, lm, network, questions):
+    tokenizer = load_tokenizer(lm)
+    set_format(tokenizer, "koalpaca", None, lm)
+    text, _ = render(tokenizer, [Turn("user", questions[0])], as_prompt=True)
+    free, _ = one_by_one(network, tokenizer(text, add_special_tokens=False)["input_ids"], set())
+    end = tokenizer.convert_ids_to_tokens(free[3])
+    row = run(rows=asked(questions[:1]), end=end).iloc[0]
+    assert (row["tokens"], row["ended"]) == (free.index(free[3]), True)
 
 
 def test_an_adapter_answers_on_its_base(run, lm, build, tokenizer, tmp_path, new_folder):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.lib.core.artifacts import read_json
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 
@@ -36,7 +37,7 @@ MOST_NAMES = 6
 
 
 class LoadConfig(Section):
-    """How to hold a model's weights in memory."""
+    """How to hold a model's weights in memory; weights that were saved in 4 bits stay as they are, whatever it says."""
 
     dtype: Literal["fp32", "bf16", "fp16"]
     quantize: Literal["nf4"] | None = None
@@ -60,7 +61,7 @@ def start_torch(threads: int) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError unless the folder contains config.json and safetensors."""
+    """Raise UserError unless the folder contains config.json and safetensors of a kind that can be read."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model, config.json is missing; expected a folder written by save_pretrained")
     if not list(folder.glob("*.safetensors")):
@@ -69,6 +70,42 @@ def check_folder(folder: Path) -> None:
             f"{folder}: no *.safetensors, found {found}; pickled weights are never loaded: "
             "convert the folder with save_pretrained, or fetch the model with `from: hub`"
         )
+    saved_in_4_bits(folder)
+
+
+def saved_in_4_bits(folder: Path) -> bool:
+    """Return whether the weights in the folder are in 4 bits already, by bitsandbytes.
+
+    Raises UserError if they are quantized in any other way.
+    """
+    if not (folder / "config.json").is_file():  # an adapter
+        return False
+    saved = read_json(folder / "config.json").get("quantization_config")
+    if not saved:
+        return False
+    if saved.get("quant_method") == "bitsandbytes" and saved.get("load_in_4bit"):
+        return True
+    raise UserError(
+        f"{folder}: its weights are quantized by {saved.get('quant_method')}, but only 4 bits of bitsandbytes (nf4, "
+        "fp4) are read; use the model in full precision, and quantize: nf4"
+    )
+
+
+def held_in_4_bits(config: LoadConfig, *folders: Path) -> bool:
+    """Return whether a model of these folders has 4 bits in memory, because of `config` or because it was saved so.
+
+    Raises UserError if both are the case, or if bitsandbytes is missing.
+    """
+    saved = [folder for folder in folders if saved_in_4_bits(folder)]
+    if saved and config.quantize:
+        raise UserError(
+            f"params.yaml: quantize: {config.quantize}: {saved[0]} is already in 4 bits; set quantize: null"
+        )
+    if saved:
+        require_bitsandbytes(f"{saved[0]}: a model that was saved in 4 bits")
+    elif config.quantize:
+        require_bitsandbytes(f"params.yaml: quantize: {config.quantize}")
+    return bool(saved or config.quantize)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -101,10 +138,12 @@ def load_model(
 
     device = start_torch(threads)
     check_folder(folder)
+    in_4_bits = held_in_4_bits(config, folder)
     dtype = getattr(torch, TORCH_NAMES[config.dtype])
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
-    if config.quantize:
-        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": device}}
+    if in_4_bits:
+        options["device_map"] = {"": device}
+        options |= {"quantization_config": nf4_config(dtype)} if config.quantize else {"dtype": "auto"}
     try:
         model, found = getattr(transformers, auto).from_pretrained(folder, use_safetensors=True, **REPORT, **options)
     except (ImportError, ValueError) as error:
@@ -114,8 +153,9 @@ def load_model(
         check_decoder(folder, model)
     # under ZeRO-3 each process has a part of every tensor, and `ds_numel` is the size of the whole
     count = sum(getattr(tensor, "ds_numel", tensor.numel()) for tensor in model.parameters())
-    log.info("%s: %s parameters, %s, on %s", folder, f"{count:,}", config.quantize or config.dtype, device)
-    loaded: PreTrainedModel = (model if config.quantize else model.to(device)).eval()
+    held = config.quantize or ("4 bits as saved" if in_4_bits else config.dtype)
+    log.info("%s: %s parameters, %s, on %s", folder, f"{count:,}", held, device)
+    loaded: PreTrainedModel = (model if in_4_bits else model.to(device)).eval()
     return loaded
 
 
@@ -163,14 +203,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:MOST_NAMES]) + more
 
 
-def require_bitsandbytes() -> None:
+def require_bitsandbytes(what: str) -> None:
     if find_spec("bitsandbytes") is None:
-        raise UserError("params.yaml: quantize: nf4 needs bitsandbytes; `pip install -c constraints.txt -e '.[4bit]'`")
+        raise UserError(f"{what} needs bitsandbytes; `pip install -c constraints.txt -e '.[4bit]'`")
 
 
 def nf4_config(dtype: Any) -> Any:
     """Return the settings of nf4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314)."""
-    require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

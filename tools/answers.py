@@ -1,0 +1,86 @@
+"""Show what every model answers to one prompt: `python -m tools.answers [PROMPT]`, where PROMPT is its id.
+
+A mark before each constraint says whether the answer satisfies it: + yes, - no; before a final number, whether it is
+right. Without PROMPT, it lists all prompts, each with the number of models that satisfy everything. It reads
+data/answers/<name>.parquet of the base, and of the arms and preferences in params.yaml.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.lib.core.artifacts import read_table, require_same_rows
+from stages.lib.core.errors import UserError
+from stages.lib.core.params import PARAMS, read_yaml
+from stages.lib.evaluation.answers import final_answer, marks_of, reaches
+from stages.lib.evaluation.constraints import follows
+from tools.output import print_lines
+
+SHOWN = 60
+"""Characters of a prompt in the list."""
+
+
+def tables_of_models(data: Path) -> dict[str, pd.DataFrame]:
+    """Return the answers of the base and of every arm and preference, in the order of params.yaml.
+
+    Raises UserError if a table is missing, has other prompts than the first, or none.
+    """
+    params = read_yaml(PARAMS)
+    paths = {name: data / f"answers/{name}.parquet" for name in ["base", *params["arms"], *params["prefer"]]}
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; run `dvc repro`, or `dvc pull`")
+    tables = {name: read_table(path) for name, path in paths.items()}
+    require_same_rows(**{str(paths[name]): table["id"] for name, table in tables.items()})
+    if tables["base"].empty:
+        raise UserError(f"{PARAMS}: generate.files names no prompts; name some there, and run `dvc repro`")
+    return tables
+
+
+def side_by_side(prompt: str, tables: dict[str, pd.DataFrame]) -> Iterator[str]:
+    """Yield a prompt and every model's answer to it. Raises UserError if there is no such prompt."""
+    first = tables["base"]
+    if prompt not in set(first["id"]):
+        raise UserError(f"no prompt has the id {prompt}; `python -m tools.answers` lists them")
+    yield f"{prompt}: {first.set_index('id')['prompt'][prompt]}"
+    for name, table in tables.items():
+        row = table[table["id"] == prompt].iloc[0].to_dict()
+        yield f"\n{name}: {row['tokens']} tokens{'' if row['ended'] else ', cut'}"
+        yield from (f"  {mark}" for mark in marks_of_answer(row))
+        yield from (f"  > {line}" for line in row["answer"].splitlines() or ["(empty)"])
+
+
+def marks_of_answer(row: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each constraint, and one for the final number if the prompt has one."""
+    for one in json.loads(row["constraints"]):
+        followed = follows(one["id"], one["kwargs"], row["prompt"], row["answer"])
+        arguments = ", ".join(f"{key}: {value}" for key, value in one["kwargs"].items())
+        yield f"{'+' if followed else '-'} {one['id']}{f' ({arguments})' if arguments else ''}"
+    if isinstance(row["final"], str):
+        right = reaches(row["answer"], row["final"])
+        yield f"{'+' if right else '-'} final number: {final_answer(row['answer'])}, right is {row['final']}"
+
+
+def listed_prompts(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
+    """Yield a line for each prompt: its id, how many models satisfy everything in it, and its beginning."""
+    marks = [marks_of(table) for table in tables.values()]
+    whole = sum(((one["followed"] == one["constraints"]) & (one["final"] != 0)).astype(int) for one in marks)
+    first = tables["base"]
+    width = first["id"].str.len().max()
+    yield f"{len(first)} prompts, each with how many of {len(tables)} models satisfy everything in it:"
+    for key, text, count in zip(first["id"], first["prompt"], whole, strict=True):
+        line = " ".join(text.split())
+        yield f"{key:{width}}  {count}  {line[:SHOWN]}{'...' if len(line) > SHOWN else ''}"
+
+
+def lines(prompt: str | None, data: Path = Path("data")) -> Iterator[str]:
+    tables = tables_of_models(data)
+    yield from side_by_side(prompt, tables) if prompt else listed_prompts(tables)
+
+
+if __name__ == "__main__":
+    sys.exit(print_lines(lines(sys.argv[1] if len(sys.argv) > 1 else None)))
