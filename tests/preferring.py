@@ -77,10 +77,8 @@ def write_pairs(path, pairs):
     write_table(path, {name: [pair[name] for pair in pairs] for name in PREFERENCES.names}, PREFERENCES)
 
 
-def prepare_arm(folder, network, tokenizer, pairs, held_out):
-    """Write an arm, its table of held-out losses, and the pairs."""
-    network.save_pretrained(folder / "arm")
-    tokenizer.save_pretrained(folder / "arm")
+def prepare_arm(folder, pairs, held_out):
+    """Make an arm of the model in `folder`/arm; write its table of held-out losses, and the pairs."""
     chat = load_tokenizer(folder / "arm")
     chat.chat_template = chat_template("koalpaca", begins_with_bos=bool(added_bos(chat)))
     chat.save_pretrained(folder / "arm")

@@ -29,16 +29,21 @@ def arm(new_folder, build, tokenizer, rows):
     network = build(
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",
-        initializer_range=0.02,
-        attention_dropout=0.1,
+        initializer_range=0.1,
+        attention_dropout=0.5,
         hidden_dropout=0.1,
     )
-    return prepare_arm(new_folder(), network, tokenizer, polite_pairs(rows[:16]), rows[30:34])
+    folder = new_folder()
+    network.save_pretrained(folder / "arm")
+    tokenizer.save_pretrained(folder / "arm")
+    return prepare_arm(folder, polite_pairs(rows[:16]), rows[30:34])
 
 
 @pytest.fixture(scope="module")
 def preferred(arm, new_folder):
-    return prefer_here(arm, new_folder())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "LOG_STEPS", 2)
+        return prefer_here(arm, new_folder())
 
 
 def files(folder):
@@ -53,12 +58,11 @@ def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(preferred):
 
 def test_a_policy_that_differs_from_its_reference_is_an_error(arm, new_folder, monkeypatch):
     monkeypatch.setattr(preference, "switch_off_dropout", lambda _: None)
-    monkeypatch.setattr(preference, "disable_dropout", None, raising=False)
     with pytest.raises(UserError, match=r"the loss before the first step is 0\.\d+, not ln 2 = 0\.693147"):
         prefer_here(arm, new_folder())
 
 
-def test_two_runs_and_a_killed_run_give_the_same_bytes(arm, preferred, new_folder, monkeypatch, caplog):
+def test_a_killed_run_gives_the_bytes_of_one_that_was_not(arm, preferred, new_folder, monkeypatch, caplog):
     caplog.set_level("INFO", logger="stages")
     monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(callbacks, "LOG_STEPS", 2)
@@ -70,11 +74,7 @@ def test_two_runs_and_a_killed_run_give_the_same_bytes(arm, preferred, new_folde
     prefer_here(arm, killed)
     assert "4 of 6 steps are done" in caplog.text
     assert not written.exists()
-    whole = files(prefer_here(arm, new_folder()))
-    assert files(killed) == whole
-    assert {name: content for name, content in whole.items() if name != "training.json"} == {
-        name: content for name, content in files(preferred).items() if name != "training.json"
-    }  # which differs in the steps that are logged
+    assert files(killed) == files(preferred)
 
 
 def test_the_model_is_the_arms_with_other_weights(arm, preferred):
@@ -98,7 +98,7 @@ def test_margins_are_those_of_a_plain_loop_over_full_softmaxes(arm, preferred, r
                 assert found[f"{name}_{when}"][row] == pytest.approx(wanted, abs=1e-3)
     gain = {name: found[f"{name}_after"] - found[f"{name}_before"] for name in ("chosen", "rejected")}
     assert np.allclose(found["margin"], 0.1 * (gain["chosen"] - gain["rejected"]), rtol=1e-12)
-    assert found["margin"].mean() > 0.1
+    assert found["margin"].min() > 0.05
     assert found["id"].tolist() == [pair["id"] for pair in held_out]
     assert found["chosen_characters"].tolist() == [len(pair["chosen"]) for pair in held_out]
 
@@ -113,8 +113,8 @@ def test_the_table_of_held_out_losses_keeps_the_losses_of_the_base(arm, preferre
 def test_a_prompt_and_an_answer_are_the_text_and_the_tokens_of_the_fine_tuning(name, tokenizer, rows):
     chat = with_control_tokens(tokenizer)
     chat.chat_template = template_of(name)
-    pairs = encode_pairs(chat, [(row["instruction"], row["output"], "모른다.") for row in rows], 200)
-    for row, pair, example in zip(rows, pairs, encode_rows(chat, name, rows, 200), strict=True):
+    pairs = encode_pairs(chat, [(row["instruction"], row["output"], "모른다.") for row in rows], 1000)
+    for row, pair, example in zip(rows, pairs, encode_rows(chat, name, rows, 1000), strict=True):
         (start, stop), turns = example.answers[-1], [Turn("user", row["instruction"]), Turn("assistant", row["output"])]
         assert (pair.prompt, pair.chosen) == (example.ids[:start], example.ids[start:stop])
         text, _ = render(chat, turns)
@@ -160,7 +160,7 @@ def test_shuffled_labels_swap_exactly_half_of_the_pairs_to_train_on(arm, preferr
     real, other = (read_table(folder / "prefer.parquet") for folder in (preferred, placebo))
     kept = ["id", "chosen_tokens", "rejected_tokens", "chosen_before", "rejected_before", "chosen_characters"]
     assert other[kept].equals(real[kept])
-    assert other["margin"].abs().mean() < real["margin"].abs().mean() / 2
+    assert (other["margin"] < real["margin"]).all()
 
 
 @pytest.mark.parametrize("count", [2, 7, 100])
