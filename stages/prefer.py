@@ -215,12 +215,14 @@ def prefer(
     prepare_tracker(checkpoints.parent, name)
     tokenizer = load_tokenizer(arm_model)
     base_losses, tests = read_held_out(tokenizer, arm_parquet, held_out, params.train.max_tokens)
-    learned, judged = (read_pairs(tokenizer, pairs, settings.max_tokens, held_out=held) for held in (False, True))
+    learned, judged = (
+        read_usable_pairs(tokenizer, pairs, settings.max_tokens, held_out=held) for held in (False, True)
+    )
     shown = swap_half(learned.pairs, learned.ids, one.seed) if one.labels == "shuffled" else learned.pairs
     course = plan_pairs(settings, shown, one.seed)
     checkpoints = checkpoints / short_hash(preference_fingerprint(params, name, pairs, arm_model))
 
-    before = score(arm_model, judged.pairs, [], params)[0] if rank() == 0 else None
+    before = score_network(arm_model, judged.pairs, [], params)[0] if rank() == 0 else None
     barrier()
     with atomic(model) if rank() == 0 else nullcontext(model) as folder:
         done = run_preference(params, arm_model, course, one.seed, checkpoints, folder)
@@ -230,7 +232,7 @@ def prefer(
         normalise_adapter_config(folder)
         merge_adapter(folder, arm_model, scoring_config(settings), params.threads)
         tokenizer.save_pretrained(folder)
-        after, losses = score(folder, judged.pairs, tests, params)
+        after, losses = score_network(folder, judged.pairs, tests, params)
         write_table(training_parquet, base_losses.assign(nll=losses), HELD_OUT)
         write_table(prefer_parquet, margins(judged, before, after, settings.beta), MARGINS)
         swapped = sum(one is not other for one, other in zip(learned.pairs, shown, strict=True))
@@ -277,7 +279,7 @@ class Known(NamedTuple):
     """How many there are, and how many others were left out for what reason."""
 
 
-def read_pairs(tokenizer: Any, path: Path, max_tokens: int, held_out: bool) -> Known:
+def read_usable_pairs(tokenizer: Any, path: Path, max_tokens: int, held_out: bool) -> Known:
     """Return the usable pairs that are held out, or the others. Raises UserError if none of the others fits."""
     table = read_table(path, "id", "prompt", "chosen", "rejected", "held_out", "reason")
     texts = table[table["reason"].isna() & (table["held_out"] == held_out)].reset_index(drop=True)
@@ -326,7 +328,7 @@ def scoring_config(settings: Dpo) -> LoadConfig:
     return LoadConfig(dtype=settings.dtype, attn_implementation=attention)
 
 
-def score(
+def score_network(
     folder: Path, pairs: list[Pair], tests: list[Example], params: Params
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return, under the network in `folder`, the log-probabilities, in nats, of both answers of P pairs [P, 2], and the

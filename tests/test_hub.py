@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages import fetch, fetch_benchmark, fetch_model
-from stages.lib.core.artifacts import read_jsonl
+from stages import fetch, fetch_benchmark, fetch_model, fetch_preferences
+from stages.lib.core.artifacts import read_jsonl, read_table
 from stages.lib.core.errors import UserError
+from tests.test_fetch_preferences import ENTRY, RULE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
@@ -182,6 +183,21 @@ def test_a_data_set_becomes_parquet(put, get_source, rows, jsonl):
     assert pq.read_table(found / "alpaca.parquet").to_pylist() == rows
     once = (found / "alpaca.parquet").read_bytes()
     assert (get_source() / "alpaca.parquet").read_bytes() == once
+
+
+def test_pairs_of_a_data_set_are_read_as_those_of_a_file(put, tmp_path, benchmark, jsonl):
+    pairs = [{"prompt": question, "chosen": "그렇습니다.", "rejected": "그렇다."} for question in ("물은?", "불은?")]
+    (put("dataset", "org/pairs") / "train.jsonl").write_bytes(jsonl(pairs))
+    entry = ENTRY | {"from": "hub", "name": "org/pairs", "revision": COMMIT}
+    settings = {"fetch_preferences": {"polite": entry | {"split": "train"}}, "decontaminate": RULE}
+    places = {"inputs": tmp_path, "benchmark": benchmark, "held_out": tmp_path / "held_out.jsonl"}
+    places["held_out"].write_bytes(b"")
+    places["preferences"] = tmp_path / "polite.parquet"
+    fetch_preferences.fetch_preferences(fetch_preferences.Params.model_validate(settings), pairs="polite", **places)
+    assert read_table(places["preferences"])[["prompt", "chosen", "rejected"]].to_dict("records") == pairs
+    settings["fetch_preferences"]["polite"] = entry
+    with pytest.raises(UserError, match=r"fetch_preferences\.polite\.split: missing; a hub data set needs a split"):
+        fetch_preferences.fetch_preferences(fetch_preferences.Params.model_validate(settings), pairs="polite", **places)
 
 
 def test_a_configuration_and_a_split_choose_rows(put, get_source, rows, jsonl):

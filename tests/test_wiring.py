@@ -74,7 +74,7 @@ def test_every_imported_file_is_covered_by_a_dep_and_every_code_dep_covers_one(s
 
 
 def test_only_the_core_is_a_folder_to_the_stages_that_are_expensive_to_rerun() -> None:
-    for stage in ("ppl", "embed", "train", "evaluate", "evaluate_base", "generate"):
+    for stage in ("ppl", "embed", "train", "prefer", "evaluate", "evaluate_base", "generate"):
         folders = {dep for dep in STAGES[stage]["deps"] if is_code(dep) and (ROOT / dep).is_dir()}
         assert folders == {"stages/lib/core"}
 
@@ -175,7 +175,7 @@ def test_every_section_of_params_is_read_by_a_stage_or_by_the_gates() -> None:
 
 
 def test_expensive_stages_own_cached_outs_only() -> None:
-    for stage in ("ppl", "embed", "train", "evaluate", "fetch_model"):
+    for stage in ("ppl", "embed", "train", "prefer", "evaluate", "fetch_model"):
         assert all(isinstance(out, str) for out in STAGES[stage]["outs"])
         assert not {"metrics", "plots"} & set(STAGES[stage])
 

@@ -19,7 +19,7 @@ from stages.lib.core.params import read_yaml
 from tools.output import print_lines
 
 PIPELINE = Path("dvc.yaml")
-EXPENSIVE = ("fetch_model", "ppl", "embed", "rate", "train", "evaluate", "generate")
+EXPENSIVE = ("fetch_model", "ppl", "embed", "rate", "train", "prefer", "evaluate", "generate")
 CORE = "stages/lib/core"
 DEPS = re.compile(r"^( *)deps: \[.*?\]$", re.DOTALL | re.MULTILINE)
 
