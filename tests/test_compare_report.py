@@ -346,7 +346,9 @@ def test_compare_needs_nothing_but_its_deps(arm, compare, data, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["samples", "training", "base_json"])
 def test_only_the_base_goes_without_a_sample_and_training(name, compare, tmp_path):
-    with pytest.raises(UserError, match="the arm spread needs --samples or --prefer_parquet, --training and --base_json"):
+    with pytest.raises(
+        UserError, match="the arm spread needs --samples or --prefer_parquet, --training and --base_json"
+    ):
         compare("spread", **{name: None})
     assert not (tmp_path / "metrics").exists()
 
