@@ -22,7 +22,8 @@ def arm(new_folder, benchmark):
     params, folder = read_yaml(ROOT / "params.yaml"), new_folder()
     small = Small.model_validate(params["fetch_model"]["base"]["small"])
     train_toy("base", ROOT / "data/pretrain", small, folder / "arm")
-    prepare_arm(folder, [], read_jsonl(ROOT / "data/inputs/life.jsonl")[:4])
+    pairs = read_jsonl(ROOT / "data/preference_inputs/politeness.jsonl")
+    prepare_arm(folder, [], [{"instruction": one["prompt"], "output": one["chosen"]} for one in pairs[:4]])
     entry = ENTRY | {"name": "politeness.jsonl", "held_out": HELD_OUT}
     fetching = Fetching.model_validate({"fetch_preferences": {"polite": entry}, "decontaminate": RULE})
     places = {"held_out": folder / "held_out.jsonl", "preferences": folder / "pairs.parquet"}
