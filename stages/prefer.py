@@ -134,12 +134,14 @@ class Preference(Section):
     seed: Seed
     """Seed of the order, of the adapter's first weights, and of the pairs that are swapped."""
     replicate: str | None = None
-    """The preference that this one repeats with another seed; all other settings are equal."""
+    """The preference that this one repeats with another seed, perhaps from another run of its arm; all other settings
+    are equal."""
 
 
 class ArmSettings(Section):
     model_config = Section.model_config | {"extra": "ignore"}
     seed: Seed
+    replicate: str | None = None
 
 
 class FetchedPairs(Section):
@@ -185,10 +187,14 @@ class Params(Section):
                 raise ValueError(
                     f"prefer.{name}.replicate: {one.replicate!r} is not a preference, or is itself a replicate"
                 )
-            different = [key for key in ("arm", "pairs", "labels") if getattr(one, key) != getattr(first, key)]
+            different = [key for key in ("pairs", "labels") if getattr(one, key) != getattr(first, key)]
             if different:
                 raise ValueError(
                     f"prefer.{name}: a replicate of {one.replicate} needs its {' and '.join(different)} too"
+                )
+            if len({self.arms[run.arm].replicate or run.arm for run in (one, first)}) > 1:
+                raise ValueError(
+                    f"prefer.{name}: a replicate of {one.replicate} needs its arm, or another run of that arm"
                 )
             twin = runs.setdefault((one.replicate or name, one.seed), name)
             if twin != name:
