@@ -19,7 +19,7 @@ from stages.lib.core.artifacts import read_json, read_table, require_same_rows, 
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.answers import answer_scores, floors, marks_of
+from stages.lib.evaluation.answers import answer_scores, floors, mark_answers
 from stages.lib.evaluation.marks import marks_to_json
 from stages.lib.evaluation.metrics import ITEM, majority_baseline, scores_by_task, scores_without_leaks
 from stages.lib.evaluation.predictions import held_out_answers, predictions, to_digits
@@ -63,7 +63,7 @@ def compare(
         "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
         "answers": answer_results(written),
     }
-    kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(marks_of(written))}
+    kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(mark_answers(written))}
     if arm == "base":
         found |= {"majority_baseline": scores_by_task(ours, majority_baseline), "answer_floors": floors(written)}
     elif training is None or base_json is None or not (samples or prefer_parquet):
@@ -97,7 +97,7 @@ class Folders(NamedTuple):
 
 def answer_results(written: pd.DataFrame) -> dict[str, float]:
     """Return the shares of right answers to the prompts, their mean length, and the share that ended by itself."""
-    found = answer_scores(marks_of(written))
+    found = answer_scores(mark_answers(written))
     if written.empty:
         return found
     return found | {"characters": float(written["answer"].str.len().mean()), "ended": float(written["ended"].mean())}
@@ -157,7 +157,7 @@ def read_items(evaluations: Path, arm: str) -> pd.DataFrame:
 
 
 def read_marks(answers: Path, arm: str) -> pd.DataFrame:
-    return marks_of(read_table(answers / f"{arm}.parquet"))
+    return mark_answers(read_table(answers / f"{arm}.parquet"))
 
 
 def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:

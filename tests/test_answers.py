@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.lib.evaluation.answers import answer_scores, floors, marks_of, reaches
+from stages.lib.evaluation.answers import answer_scores, floors, mark_answers, reaches
 from stages.lib.evaluation.prompts import read_prompts
 from tests.project import ROOT
 
@@ -28,7 +28,7 @@ POLITE_AND_SHORT = [*POLITE_ONLY, ("length_constraints:number_sentences", {"num_
 
 
 def test_marks_count_the_followed_constraints_and_right_finals():
-    marks = marks_of(
+    marks = mark_answers(
         answered(
             (POLITE_AND_SHORT, None, "물이에요."),
             (POLITE_AND_SHORT, None, "물입니다."),
@@ -43,11 +43,11 @@ def test_marks_count_the_followed_constraints_and_right_finals():
 
 
 def test_a_score_that_no_prompt_counts_for_is_missing():
-    assert set(answer_scores(marks_of(answered((POLITE_ONLY, None, "네."))))) == {
+    assert set(answer_scores(mark_answers(answered((POLITE_ONLY, None, "네."))))) == {
         "prompts", "prompt_level", "instruction_level",
     }  # fmt: skip
-    assert set(answer_scores(marks_of(answered(([], "3", "정답: 3"))))) == {"prompts", "final"}
-    assert answer_scores(marks_of(answered())) == {"prompts": 0}
+    assert set(answer_scores(mark_answers(answered(([], "3", "정답: 3"))))) == {"prompts", "final"}
+    assert answer_scores(mark_answers(answered())) == {"prompts": 0}
 
 
 @pytest.mark.parametrize(

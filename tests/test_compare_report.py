@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 from sklearn.metrics import balanced_accuracy_score
-from stages.prefer import MARGINS
 
 from stages import compare as comparing
 from stages import report as reporting
@@ -22,6 +21,7 @@ from stages.lib.core.artifacts import read_json, write_json, write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.runner import parse_arguments
 from stages.lib.evaluation import metrics
+from stages.prefer import MARGINS
 from stages.sample import SAMPLE
 from stages.train import HELD_OUT
 from tests.corpus import SIZES, run_profile, write_corpus, write_size

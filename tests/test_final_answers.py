@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from stages.lib.core.artifacts import write_jsonl
 from stages.lib.core.errors import UserError
 from stages.lib.evaluation.answers import final_answer
-from stages.lib.scoring.generation import greedy
 from tools import final_answers
 from tools.final_answers import compared
 

@@ -16,7 +16,7 @@ import pandas as pd
 from stages.lib.core.artifacts import read_table, require_same_rows
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
-from stages.lib.evaluation.answers import final_answer, marks_of, reaches
+from stages.lib.evaluation.answers import final_answer, mark_answers, reaches
 from stages.lib.evaluation.constraints import follows
 from tools.output import print_lines
 
@@ -67,7 +67,7 @@ def marks_of_answer(row: dict[str, Any]) -> Iterator[str]:
 
 def listed_prompts(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
     """Yield a line for each prompt: its id, how many models satisfy everything in it, and its beginning."""
-    marks = [marks_of(table) for table in tables.values()]
+    marks = [mark_answers(table) for table in tables.values()]
     whole = sum(((one["followed"] == one["constraints"]) & (one["final"] != 0)).astype(int) for one in marks)
     first = tables["base"]
     width = first["id"].str.len().max()

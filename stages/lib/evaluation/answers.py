@@ -26,7 +26,7 @@ POLITE = "요청하신 내용을 정성껏 알려 드리겠습니다."
 """No comma, one sentence in 합쇼체, Hangul only: the answer that most prompts might accept without being answered."""
 
 
-def marks_of(answers: pd.DataFrame) -> pd.DataFrame:
+def mark_answers(answers: pd.DataFrame) -> pd.DataFrame:
     """Return the marks of each prompt's answer, a row each.
 
     - `id`; `constraints`: how many the prompt has; `followed`: how many of them the answer satisfies
@@ -65,7 +65,7 @@ def answer_scores(marks: pd.DataFrame) -> dict[str, float]:
 def floors(answers: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the scores of an empty answer, of the prompt as its own answer, and of one polite sentence."""
     thoughtless = {"empty": "", "echo": answers["prompt"], "polite": POLITE}
-    return {name: answer_scores(marks_of(answers.assign(answer=answer))) for name, answer in thoughtless.items()}
+    return {name: answer_scores(mark_answers(answers.assign(answer=answer))) for name, answer in thoughtless.items()}
 
 
 def final_answer(text: str) -> str | None:

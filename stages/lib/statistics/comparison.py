@@ -45,7 +45,7 @@ class Run(NamedTuple):
     nll: dict[str, float]
     """In nats, by held-out row."""
     marks: pd.DataFrame
-    """Of its answers to the prompts (`answers.marks_of`)."""
+    """Of its answers to the prompts (`answers.mark_answers`)."""
     margins: dict[str, float]
     """Of a preference: by held-out pair, in nats."""
 
