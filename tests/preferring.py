@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+
+from ruamel.yaml import YAML
 
 from stages.fetch_preferences import PREFERENCES
 from stages.lib.core.artifacts import write_jsonl, write_table
@@ -12,6 +16,7 @@ from stages.lib.text.conversations import turns_of
 from stages.lib.training import callbacks
 from stages.lib.training.held_out import HELD_OUT
 from stages.prefer import Params, prefer
+from tests.project import ENVIRONMENT, ROOT
 from tests.training import with_ids
 
 DPO = {
@@ -95,10 +100,26 @@ def prepare_arm(folder, pairs, held_out):
 def prefer_here(folder, out=None, one=None, **dpo):
     """Run the stage; the outputs are in `out`, beside links to the inputs."""
     out = out or folder
-    inputs = ("arm_model", "arm_parquet", "pairs", "held_out")
-    paths = {name: (folder if name in inputs else out) / place for name, place in PLACES.items()}
-    prefer(Params.model_validate(params_with({"x": one or preference()}, **dpo)), name="x", **paths)
+    params = Params.model_validate(params_with({"x": one or preference()}, **dpo))
+    prefer(params, name="x", **paths_of(folder, out))
     return out
+
+
+def paths_of(folder, out):
+    inputs = ("arm_model", "arm_parquet", "pairs", "held_out")
+    return {name: (folder if name in inputs else out) / place for name, place in PLACES.items()}
+
+
+def prefer_apart(folder, out, processes, **dpo):
+    """Run the stage as dvc would; return the log."""
+    out.mkdir(exist_ok=True)
+    YAML().dump(params_with({"x": preference()}, **dpo), out / "params.yaml")
+    flags = [word for name, path in paths_of(folder, out).items() for word in (f"--{name}", str(path))]
+    variables = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PET_NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stages.prefer", "--name", "x", *flags]
+    done = subprocess.run(command, cwd=out, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def prefer_killed(folder, out, step):

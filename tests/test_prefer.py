@@ -19,7 +19,15 @@ from stages.lib.training.pairs import REFUSED, TOO_LONG, Pair, encode_pairs, swa
 from stages.prefer import Params
 from tests.chats import encode_pairs as encode_rows
 from tests.chats import template_of, with_control_tokens
-from tests.preferring import params_with, polite_pairs, prefer_here, prefer_killed, prepare_arm, write_pairs
+from tests.preferring import (
+    params_with,
+    polite_pairs,
+    prefer_apart,
+    prefer_here,
+    prefer_killed,
+    prepare_arm,
+    write_pairs,
+)
 from tests.preferring import preference as settings_of
 
 
@@ -44,6 +52,20 @@ def preferred(arm, new_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "LOG_STEPS", 2)
         return prefer_here(arm, new_folder())
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_and_margins_of_one(arm, new_folder):
+    alone, shared = new_folder(), new_folder()
+    prefer_here(arm, alone)
+    log = prefer_apart(arm, shared, processes=2)
+    assert "0 of 6 steps are done, processes: 2" in log
+    one, two = (read_json(folder / "training.json") for folder in (alone, shared))
+    for mine, theirs in zip(two.pop("loss"), one.pop("loss"), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    assert one == two
+    margins = [read_table(folder / "prefer.parquet")["margin"] for folder in (alone, shared)]
+    assert margins[0].to_numpy() == pytest.approx(margins[1].to_numpy(), abs=1e-3)
 
 
 def files(folder):
