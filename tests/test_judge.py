@@ -160,7 +160,7 @@ def project(tmp_path, monkeypatch, server):
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
     change_params(
         tmp_path, rate__ledger=str(LEDGER), ask__url=server.url, ask__key="JUDGE_KEY", ask__concurrency=4,
-        ask__timeout=1, ask__retries=0,
+        ask__timeout=30, ask__retries=0,
         prefer={"dpo": {"arm": "ifd", "pairs": "some", "labels": "given", "seed": 1, "replicate": None}},
     )  # fmt: skip
     return tmp_path
