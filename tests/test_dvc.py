@@ -37,6 +37,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
     assert UP_TO_DATE in run(project, "dvc", "repro")
 
 
+@pytest.mark.slow
 def test_a_changed_fraction_of_the_control_reruns_that_arm_and_every_comparison(project: Path) -> None:
     change_params(project, arms__random__fraction=0.2)
     wanted = {"audit", "sample@random", "train@random", "evaluate@random", *each("compare"), "report"}

@@ -178,7 +178,8 @@ def run_stage(stage, folder, model, raw, code=0, **environment):
 
 
 @pytest.mark.parametrize(
-    ("stage", "count"), [("ppl", 2), ("embed", 3), pytest.param("rate", 2, marks=pytest.mark.slow)]
+    ("stage", "count"),
+    [("ppl", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("embed", 3), ("rate", 2)))],
 )
 def test_several_processes_write_the_same_bytes_as_one(stage, count, tmp_path, write_raw, questions, lm, encoder):
     raw, model = write_raw([*questions, "A"]), encoder if stage == "embed" else lm
@@ -313,7 +314,8 @@ cache.write_chunk = write_and_die
 """
 
 
-@pytest.mark.parametrize("stage", ["ppl", pytest.param("rate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppl", "rate"])
 def test_a_machine_that_dies_leaves_its_scores_to_another(stage, tmp_path, write_raw, questions, lm):
     raw, disk = write_raw(questions), tmp_path / "disk"
     one = run_here(stage, tmp_path / "one", lm, raw)

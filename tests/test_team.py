@@ -69,6 +69,7 @@ def computed(log: str) -> list[int]:
     return [int(number) for number in re.findall(r"(\d+) to compute", log)]
 
 
+@pytest.mark.slow
 def test_added_rows_alone_are_scored_here_and_in_clones_pulled_or_not(done: Path, tmp_path: Path) -> None:
     for name in ("here", "pulled", "unpulled"):
         folder = clone(done, tmp_path / name)
