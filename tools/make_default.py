@@ -402,7 +402,8 @@ def write_benchmark(folder: Path) -> None:
 
 def politeness(rows: list[BundledRow]) -> list[dict[str, str]]:
     """Return PAIRS pairs; the chosen answer is formal (합쇼체), the rejected one is the same in the plain style."""
-    pairs = {row.output: (row.instruction, to_plain_style(row.output)) for row in rows if row.kind == "clean"}
+    alone = [row for row in rows if row.kind == "clean" and not row.input]
+    pairs = {row.output: (row.instruction, to_plain_style(row.output)) for row in alone}
     fitting = [
         {"prompt": instruction, "chosen": formal, "rejected": plain}
         for formal, (instruction, plain) in pairs.items()
