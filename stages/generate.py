@@ -42,7 +42,7 @@ ANSWERS = pa.schema(
 
 class Generate(Section):
     prompts: str
-    """Folder of the prompts, all of it in git."""
+    """Folder of the prompts: in git, or added with `dvc add`."""
     files: list[str]
     """The files of that folder to answer; with none, no model is loaded."""
     max_new_tokens: Positive

@@ -15,7 +15,7 @@ from stages.lib.evaluation.predictions import classes, digits
 Share = tuple[NDArray[np.float64], NDArray[np.float64]]
 """What is right and how much counts, both [M], of the M prompts that count: the share is the ratio of their sums."""
 NO_FINAL = 2
-"""How JSON has a prompt that asks for no final number."""
+"""How JSON marks a prompt that asks for no final number."""
 
 
 def shares_of(marks: pd.DataFrame) -> dict[str, Share]:

@@ -1,4 +1,4 @@
-"""Read prompts files: what is asked, and which constraints an answer must satisfy.
+"""Read prompt files: what is asked, and which constraints an answer must satisfy.
 
 A file is JSON Lines or Parquet with the columns of IFEval (google-research/instruction_following_eval), as
 allganize/IFEval-Ko has them on the hub:
@@ -11,7 +11,7 @@ allganize/IFEval-Ko has them on the hub:
     final                optional: the right final number of a word problem
 
 Only the arguments are checked here. The checks of answers are in `constraints`, which no expensive stage imports: a
-corrected check must not have every answer written again.
+corrected check must not make every model answer again.
 """
 
 import json

@@ -190,7 +190,7 @@ def require_same_questions(runs: list[Run]) -> None:
         return gold, run.tokens, run.margins.keys()
 
     if any(questions(run) != questions(runs[0]) for run in runs):
-        raise UserError("metrics/items: the runs answered different items, held-out rows or pairs; run `dvc repro`")
+        raise UserError("metrics/items: the runs have different items, held-out rows or pairs; run `dvc repro`")
     require_same_prompts([run.marks for run in runs])
 
 

@@ -75,11 +75,11 @@ def against_placebos(
 ) -> Iterator[str]:
     if compared is None:
         yield (
-            f"{name}: no sentence about its labels, because that needs two runs of it and of a placebo "
+            f"{name}: no sentence about its labels, because that needs two runs of it and two of a placebo "
             "(`labels: shuffled`)"
         )
         return
-    scope = f"over {compared['runs']} and {compared['placebo_runs']} runs"
+    scope = f"over runs ({compared['runs']} and {compared['placebo_runs']})"
     for score, estimate, better in headlines(compared["vs_placebo"]):
         what = "pairs" if score == "held-out margin" else "items"
         found = verdict(estimate, better, ("learning the given labels", "learning shuffled ones"))
