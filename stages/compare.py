@@ -78,11 +78,11 @@ def compare(
         if samples:
             sample = read_table(samples / f"{arm}.parquet")
             kept["selection"] = sketch(sample["id"][sample["selected"]])
-            found |= {"sample": sample_counts(sample), "cost": training_cost(report, training_flops(report, size))}
+            found |= {"sample": sample_counts(sample), "cost": cost_of(report, training_flops(report, size))}
         if prefer_parquet:
             pairs = read_table(prefer_parquet)
             kept["margins"] = dict(zip(pairs["id"], pairs["margin"].tolist(), strict=True))
-            found |= {"pairs": pair_results(pairs), "cost": training_cost(report, preference_flops(report, size))}
+            found |= {"pairs": pair_results(pairs), "cost": cost_of(report, preference_flops(report, size))}
     write_json(metrics, found)
     write_json(items, kept)
 
@@ -103,7 +103,7 @@ def answer_results(written: pd.DataFrame) -> dict[str, float]:
     return found | {"characters": float(written["answer"].str.len().mean()), "ended": float(written["ended"].mean())}
 
 
-def training_cost(report: dict[str, Any], flops: int) -> dict[str, int]:
+def cost_of(report: dict[str, Any], flops: int) -> dict[str, int]:
     return {"training_tokens": report["tokens"], "training_flops": flops}
 
 

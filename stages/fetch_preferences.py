@@ -26,7 +26,7 @@ from stages.lib.reading.rows import read_source
 from stages.lib.text.conversations import TURNS
 from stages.lib.text.hashing import text_hash
 from stages.lib.text.held_out import draw_texts
-from stages.lib.text.korean import same_text
+from stages.lib.text.overlap import without_particles
 
 log = logging.getLogger("stages")
 TEXTS = ["prompt", "chosen", "rejected"]
@@ -66,7 +66,7 @@ class Pairs(Section):
     rejected: FieldText
     """Field of the worse answer."""
     held_out: HeldOutPairs
-    """Which pairs to hold out: they are not trained on, and say what the training did."""
+    """Which pairs to hold out: they are not trained on, and show what the training did."""
 
 
 class PairSource(MergeSource):
@@ -93,9 +93,10 @@ def fetch_preferences(
     usable = rows[rows["reason"].isna()]
     rows["held_out"] = rows.index.isin(held_out_pairs(usable, settings.held_out))
     write_table(preferences, rows, PREFERENCES)
-    why = rows["reason"].value_counts().sort_index().to_dict()
-    held = int(rows["held_out"].sum())
-    log.info("%s: %d pairs read = %d to train on + %d held out + %s", pairs, len(rows), len(usable) - held, held, why)
+    counts, held = rows["reason"].value_counts().sort_index(), int(rows["held_out"].sum())
+    why = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none"
+    told = f"{len(usable) - held} to train on + {held} held out + {counts.sum()} unusable ({why})"
+    log.info("%s: %d pairs read = %s", pairs, len(rows), told)
     if len(usable) == held:
         raise UserError(
             f"params.yaml: fetch_preferences.{pairs}: no pair to train on is left of {len(rows)}: {held} held out, "
@@ -142,11 +143,11 @@ def unusable(rows: pd.DataFrame, held_out: Path, benchmark: Path, settings: Deco
     def mark(name: str, applies: Iterable[bool]) -> None:
         reason.loc[reason.isna() & pd.Series(list(applies), index=rows.index, dtype=bool)] = name
 
-    instructions = {same_text(row["instruction"]) for row in read_jsonl(held_out)}
+    instructions = {without_particles(row["instruction"]) for row in read_jsonl(held_out)}
     mark("empty", (rows[TEXTS] == "").any(axis=1))
     mark("equal_answers", rows["chosen"] == rows["rejected"])
     mark("repeated", rows.duplicated(TEXTS))
-    mark("held_out_instruction", (same_text(prompt) in instructions for prompt in rows["prompt"]))
+    mark("held_out_instruction", (without_particles(prompt) in instructions for prompt in rows["prompt"]))
     mark("benchmark_item", rows.index.isin(leaked_pairs(rows, benchmark, settings)))
     return reason
 
@@ -154,7 +155,8 @@ def unusable(rows: pd.DataFrame, held_out: Path, benchmark: Path, settings: Deco
 def leaked_pairs(rows: pd.DataFrame, benchmark: Path, settings: Decontaminate) -> set[int]:
     """Return the numbers of the pairs of which one conversation contains a benchmark item that `decontaminate` drops.
 
-    Items are compared as texts; the vectors of `decontaminate.similar` are those of raw.
+    `decontaminate.similar` does not apply, because only the rows of raw have vectors, and `decontaminate.fail` stops only
+    `decontaminate`.
     """
     if not settings.drop:
         return set()
@@ -167,12 +169,13 @@ def leaked_pairs(rows: pd.DataFrame, benchmark: Path, settings: Decontaminate) -
 
 
 def held_out_pairs(usable: pd.DataFrame, settings: HeldOutPairs) -> pd.Index:
-    """Return the labels of the pairs that are held out."""
-    sizes = usable["prompt"].value_counts(sort=False)
+    """Return the labels of the pairs that are held out. A drawn prompt takes all pairs that nearly repeat it with it."""
+    prompts = usable["prompt"].map(without_particles)
+    sizes = prompts.value_counts(sort=False)
     drawn = draw_texts(
         sizes.index, sizes.to_numpy(), settings.share, settings.max_rows, "held_out_pairs", settings.seed
     )
-    return usable.index[usable["prompt"].isin(sizes.index[drawn])]
+    return usable.index[prompts.isin(sizes.index[drawn])]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerp
 from stages.lib.text.chat_format import Example, encode
 from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
-from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses
+from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses, scoring_config
 from stages.lib.training.pairs import REFUSED, TOO_LONG, Pair, encode_pairs, swap_half
 from stages.lib.training.trainer import (
     common_arguments,
@@ -103,6 +103,7 @@ class Dpo(Section):
     beta: Annotated[float, Field(gt=0)]
     """How much a margin weighs: the higher, the less the network moves away from the arm's."""
     budget: Budget
+    """What every preference is trained for, in steps, pairs (`rows`), tokens of both conversations, or epochs."""
     batch: Positive
     """Pairs of an optimiser step, over all devices."""
     micro_batch: Positive
@@ -120,8 +121,6 @@ class Dpo(Section):
     """Whether to save memory by computing activations twice."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
     adapter: LowRank
-    held_out_batch_tokens: Positive
-    """Most tokens of a batch when held-out answers are scored."""
 
 
 class Preference(Section):
@@ -149,15 +148,27 @@ class FetchedPairs(Section):
     inputs: str
 
 
-class Training(Section):
+class Merged(Section):
+    model_config = Section.model_config | {"extra": "ignore"}
+    merge: bool
+
+
+class Scored(Section):
+    """How `train` scores held-out rows."""
+
     model_config = Section.model_config | {"extra": "ignore"}
     max_tokens: Positive
+    dtype: Literal["fp32", "bf16", "fp16"]
+    quantize: Literal["nf4"] | None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    adapter: Merged | None
+    held_out_batch_tokens: Positive
 
 
 class Params(Section):
     threads: Positive
     portable: bool = False
-    train: Training
+    train: Scored
     arms: dict[str, ArmSettings]
     fetch_preferences: dict[str, FetchedPairs]
     prefer: dict[str, Preference]
@@ -180,7 +191,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def replicates_differ_only_in_their_seed(self) -> "Params":
-        runs: dict[tuple[str, int], str] = {}
+        runs: dict[tuple[str, str, str, int], str] = {}
         for name, one in self.prefer.items():
             first = self.prefer.get(one.replicate or name)
             if first is None or (one.replicate and first.replicate):
@@ -190,15 +201,15 @@ class Params(Section):
             different = [key for key in ("pairs", "labels") if getattr(one, key) != getattr(first, key)]
             if different:
                 raise ValueError(
-                    f"prefer.{name}: a replicate of {one.replicate} needs its {' and '.join(different)} too"
+                    f"prefer.{name}: a replicate of {one.replicate} must have the same {' and '.join(different)}"
                 )
             if len({self.arms[run.arm].replicate or run.arm for run in (one, first)}) > 1:
                 raise ValueError(
-                    f"prefer.{name}: a replicate of {one.replicate} needs its arm, or another run of that arm"
+                    f"prefer.{name}: a replicate of {one.replicate} must have the same arm, or another run of it"
                 )
-            twin = runs.setdefault((one.replicate or name, one.seed), name)
+            twin = runs.setdefault((one.arm, one.pairs, one.labels, one.seed), name)
             if twin != name:
-                raise ValueError(f"prefer.{name}: {twin} has seed {one.seed} too: one run, not two")
+                raise ValueError(f"prefer.{name}: {twin} has the same arm, pairs, labels and seed: one run, not two")
         return self
 
 
@@ -236,7 +247,7 @@ def prefer(
             return
         free_memory()
         normalise_adapter_config(folder)
-        merge_adapter(folder, arm_model, scoring_config(settings), params.threads)
+        merge_adapter(folder, arm_model, LoadConfig(dtype=settings.dtype), params.threads)
         tokenizer.save_pretrained(folder)
         after, losses = score_network(folder, judged.pairs, tests, params)
         write_table(training_parquet, base_losses.assign(nll=losses), HELD_OUT)
@@ -292,12 +303,14 @@ def read_usable_pairs(tokenizer: Any, path: Path, max_tokens: int, held_out: boo
     encoded = encode_pairs(tokenizer, list(zip(*(texts[name] for name in TEXTS), strict=True)), max_tokens)
     fits = [not isinstance(one, str) for one in encoded]
     counts = {f"pairs_{reason}": encoded.count(reason) for reason in (TOO_LONG, REFUSED)}
-    pairs, what = [one for one in encoded if not isinstance(one, str)], "held-out pairs" if held_out else "pairs"
-    log.info("%s: %d %s, left out: %s", path, len(pairs), what, counts)
-    if not pairs and not held_out:
+    pairs = [one for one in encoded if not isinstance(one, str)]
+    what = "held-out pairs" if held_out else "pairs to train on"
+    left_out = f"{encoded.count(TOO_LONG)} are too long and {encoded.count(REFUSED)} are refused by the template"
+    log.info("%s: %d %s; %s", path, len(pairs), what, left_out)
+    if not pairs:
         raise UserError(
-            f"{path}: no pair to train on of {len(table)}; {len(texts)} are usable and not held out (see its column "
-            f"`reason`), of which {counts}; raise dpo.max_tokens, or look at fetch_preferences"
+            f"{path}: it has no {what} that fit: of {len(table)}, {len(texts)} are usable {what} (columns `reason` and "
+            f"`held_out`), but {left_out}; raise dpo.max_tokens, or look at fetch_preferences and its held_out"
         )
     return Known(texts["id"][fits].tolist(), pairs, texts[fits], counts | {"pairs": len(pairs)})
 
@@ -328,12 +341,6 @@ def preference_fingerprint(params: Params, name: str, pairs: Path, arm_model: Pa
     return compute_fingerprint(arm_model, state | settings, CODE)
 
 
-def scoring_config(settings: Dpo) -> LoadConfig:
-    """Return how to load a network for scoring: not with flash attention, whose rows depend on their neighbours."""
-    attention = "sdpa" if settings.attn_implementation == "flash_attention_2" else settings.attn_implementation
-    return LoadConfig(dtype=settings.dtype, attn_implementation=attention)
-
-
 def score_network(
     folder: Path, pairs: list[Pair], tests: list[Example], params: Params
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -342,9 +349,9 @@ def score_network(
     """
     from stages.lib.scoring.log_likelihood import nll_sums
 
-    settings = params.dpo
+    settings = params.train  # as the arm was scored, or their losses could not be compared
     network = load_model(folder, scoring_config(settings), params.threads)
-    check_length(network, max(settings.max_tokens, params.train.max_tokens), "dpo.max_tokens")
+    check_length(network, max(settings.max_tokens, params.dpo.max_tokens), "dpo.max_tokens")
     ids = [conversation for pair in pairs for conversation in pair.conversations()]
     starts = [len(pair.prompt) for pair in pairs for _ in range(2)]
     sums = nll_sums(network, ids, starts, settings.held_out_batch_tokens, "pairs, batches") if pairs else np.zeros(0)
@@ -394,10 +401,7 @@ def load_to_prefer(params: Params, arm_model: Path) -> Any:
     config = LoadConfig(dtype=settings.dtype, attn_implementation=settings.attn_implementation)
     network = load_model(arm_model, config, params.threads).train()
     switch_off_dropout(network)
-    try:
-        return attach(network, settings.adapter.adapter())
-    except UserError as error:
-        raise UserError(str(error).replace("train.adapter", "dpo.adapter")) from None
+    return attach(network, settings.adapter.adapter(), "dpo")
 
 
 def margins(known: Known, before: Any, after: NDArray[np.float64], beta: float) -> dict[str, Any]:

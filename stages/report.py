@@ -181,11 +181,14 @@ def without_lists_and_cost(arm: Any) -> Any:
 def plot_tables(
     histogram: list[dict[str, Any]], arms: Arms, tuned: Arms, references: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables behind the plots; `references` are scores to plot beside those of arms and preferences."""
+    """Return the tables behind the plots; `references` are scores to plot beside those of arms and preferences.
+
+    The loss of a preference is another one than an arm's, so it is not plotted beside it.
+    """
     everywhere = metrics_of_every_task()
     cells = [{"arm": name, **cell} for name, arm in arms.items() for cell in arm["sample"]["cells"]]
     sources = [{"arm": name, **source} for name, arm in arms.items() for source in arm["sample"]["sources"]]
-    losses = [{"arm": name, **entry} for name, arm in (arms | tuned).items() for entry in arm["train"]["loss"]]
+    losses = [{"arm": name, **entry} for name, arm in arms.items() for entry in arm["train"]["loss"]]
     found = references | {name: arm["scores"] for name, arm in (arms | tuned).items()}
     scores = [
         {"arm": name, "shots": shots, "task": task} | {metric: values[metric] for metric in everywhere}

@@ -29,7 +29,7 @@ from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerp
 from stages.lib.text.chat_format import Example, FormatName, encode, format_file, set_format
 from stages.lib.text.conversations import turns_of
 from stages.lib.training.budget import Budget, presented
-from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses
+from stages.lib.training.held_out import HELD_OUT, answer_nll, require_finite_losses, scoring_config
 from stages.lib.training.trainer import (
     common_arguments,
     free_memory,
@@ -246,24 +246,13 @@ def training_load_config(settings: Train) -> LoadConfig:
     return LoadConfig(dtype=dtype, quantize=settings.quantize, attn_implementation=settings.attn_implementation)
 
 
-def scoring_load_config(settings: Train) -> LoadConfig:
-    """Return how to load the network for scoring: not in 4 bits if the adapter is merged into full weights.
-
-    Not with flash attention either, which does not accept fp32, and whose result for a row depends on its neighbours.
-    """
-    config = training_load_config(settings)
-    merged = settings.adapter is not None and settings.adapter.merge
-    attention = "sdpa" if config.attn_implementation == "flash_attention_2" else config.attn_implementation
-    return config.model_copy(update={"quantize": None if merged else config.quantize, "attn_implementation": attention})
-
-
 def held_out_nll(folder: Path, base: Path, tests: list[Example], params: Params) -> NDArray[np.float64]:
     """Return the summed NLL, in nats, of the answers of every held-out row [N] under the network in `folder`.
 
     Raises UserError if one is not finite.
     """
     settings = params.train
-    network = load_network(folder, base, scoring_load_config(settings), params.threads)
+    network = load_network(folder, base, scoring_config(settings), params.threads)
     check_length(network, settings.max_tokens, "train.max_tokens")
     losses = answer_nll(network, tests, settings.held_out_batch_tokens)
     require_finite_losses(folder, losses, "train")
@@ -390,7 +379,7 @@ def finish_model(params: Params, base: Path, folder: Path) -> None:
     if params.train.adapter:
         normalise_adapter_config(folder)
     if params.train.adapter and params.train.adapter.merge:
-        merge_adapter(folder, base, scoring_load_config(params.train), params.threads)
+        merge_adapter(folder, base, scoring_config(params.train), params.threads)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ DPO = {
     "gradient_checkpointing": False,
     "attn_implementation": "sdpa",
     "adapter": {"r": 4, "alpha": 8, "modules": ["query_key_value", "dense"]},
-    "held_out_batch_tokens": 256,
 }
 PLACES = {
     "arm_model": "arm",
@@ -55,8 +54,15 @@ def preference(**changes):
 def params_with(prefer, **dpo):
     return {
         "threads": 1,
-        "train": {"max_tokens": 128},
-        "arms": {"ours": {"seed": 1}},
+        "train": {
+            "max_tokens": 128,
+            "dtype": "fp32",
+            "quantize": None,
+            "attn_implementation": "sdpa",
+            "adapter": None,
+            "held_out_batch_tokens": 256,
+        },
+        "arms": {"ours": {"seed": 1}, "ours_2": {"seed": 2, "replicate": "ours"}, "others": {"seed": 1}},
         "fetch_preferences": {"polite": {"inputs": "data"}},
         "prefer": prefer,
         "dpo": DPO | dpo,

@@ -108,8 +108,20 @@ def test_a_held_out_prompt_takes_all_its_pairs_and_no_other_prompt_changes_that(
     assert most["held_out"].sum() == 9
 
 
+def test_prompts_that_differ_in_signs_or_particles_are_held_out_together(fetch):
+    many = [
+        pair(prompt, f"{number}입니다.", f"{number}이다.")
+        for number in range(20)
+        for prompt in (f"{number}번 바다는 왜 짤까요", f"{number}번 바다가 왜 짤까요?")
+    ]
+    found = fetch(lines(*many), held_out={"share": 0.5, "max_rows": 1000, "seed": 1})
+    held = found["held_out"].to_numpy()
+    assert 0 < held.sum() < 40
+    assert (held[::2] == held[1::2]).all()
+
+
 def test_no_pair_to_train_on_is_an_error(fetch):
-    with pytest.raises(UserError, match=r"no pair to train on is left of 1: 0 held out, unusable {'equal_answers': 1}"):
+    with pytest.raises(UserError, match=r"no pair to train on is left of 1: 0 held out, unusable equal_answers 1"):
         fetch(lines(pair(chosen="같다.", rejected="같다.")))
 
 

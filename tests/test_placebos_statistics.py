@@ -55,7 +55,8 @@ def tuned(names):
         f"{side}_log_probability_{when}": -100.0 for side in ("chosen", "rejected") for when in ("before", "after")
     }
     vs = {"scores": {"0-shot": {"mean": {"macro_f1": none}}}, "held_out_loss": {"all": none}, "answers": {}}
-    return {name: {"vs_control": vs, "pairs": pairs} for name in names}
+    answers = {"prompts": 3, "characters": 20.0}
+    return {name: {"vs_control": vs, "pairs": pairs, "answers": answers} for name in names}
 
 
 def sentence(settings, runs):
@@ -72,7 +73,7 @@ def test_planted_labels_are_found_and_the_sentence_says_so():
         for name, one in settings.items()
     }
     assert sentence(settings, runs).endswith(
-        "over 2 and 4 runs and pairs: learning the given labels beats learning shuffled ones"
+        "over pairs and runs (2 and 4): learning the given labels beats learning shuffled ones"
     )
 
 
@@ -111,6 +112,9 @@ def test_one_run_or_no_placebo_gives_no_sentence_about_the_labels():
         lines = list(placebo_sentences(preferences, tuned(preferences), {}))
         assert any("no sentence about its labels" in line for line in lines)
         assert any("minus sft, held-out loss" in line for line in lines)
+        beside = [line for line in lines if "held-out pairs: margin" in line]
+        assert len(beside) == len(preferences)
+        assert all("which is no evidence" in line and "have 20 characters" in line for line in beside)
 
 
 def test_placebos_have_the_same_pairs_and_arm():

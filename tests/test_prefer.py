@@ -236,7 +236,10 @@ def test_an_arm_without_full_weights_is_refused_with_what_to_set(name, content, 
     ("changes", "message"),
     [
         ({"adapter": {"r": 4, "alpha": 8, "modules": ["q_proj"]}}, r"dpo\.adapter\.modules: no q_proj in the model"),
-        ({"max_tokens": 4}, "no pair to train on of 16; 12 are usable.*'pairs_too_long': 12.*raise dpo.max_tokens"),
+        (
+            {"max_tokens": 4},
+            "no pairs to train on that fit: of 16, 12 are usable.*12 are too long.*raise dpo.max_tokens",
+        ),
         ({"warmup": 7}, r"dpo\.warmup: 7 steps, but the budget of 6 steps ends after 6; lower warmup, or raise dpo"),
         ({"learning_rate": 1e30}, "step 2 of 6: the .* is nan; try a lower dpo.learning_rate"),
     ],
@@ -251,7 +254,7 @@ def test_settings_that_cannot_work_are_refused(changes, message, arm, new_folder
     [
         ({"ours": settings_of()}, "prefer.ours: an arm has this name"),
         ({"base": settings_of()}, "prefer.base: an arm has this name, or a folder in models/"),
-        ({"x": settings_of(arm="theirs")}, "prefer.x.arm: 'theirs' is not an arm; the arms are ours"),
+        ({"x": settings_of(arm="theirs")}, "prefer.x.arm: 'theirs' is not an arm; the arms are ours, ours_2, others"),
         ({"x": settings_of(pairs="rude")}, "prefer.x.pairs: 'rude' is not in fetch_preferences, which has polite"),
         ({"x": settings_of(replicate="y")}, "prefer.x.replicate: 'y' is not a preference, or is itself a replicate"),
         (
@@ -260,9 +263,14 @@ def test_settings_that_cannot_work_are_refused(changes, message, arm, new_folder
         ),
         (
             {"x": settings_of(), "y": settings_of(seed=2, labels="shuffled", replicate="x")},
-            "prefer.y: a replicate of x needs its labels too",
+            "prefer.y: a replicate of x must have the same labels",
         ),
-        ({"x": settings_of(), "y": settings_of(replicate="x")}, "prefer.y: x has seed 1 too: one run, not two"),
+        (
+            {"x": settings_of(), "y": settings_of(seed=2, arm="others", replicate="x")},
+            "prefer.y: a replicate of x must have the same arm, or another run of it",
+        ),
+        ({"x": settings_of(), "y": settings_of(replicate="x")}, "prefer.y: x has the same arm.*one run, not two"),
+        ({"x": settings_of(labels="shuffled"), "y": settings_of(labels="shuffled")}, "prefer.y: x has the same arm"),
     ],
 )
 def test_names_arms_pairs_and_replicates_are_checked(prefer, message):
@@ -275,3 +283,16 @@ def test_no_preference_and_replicates_with_other_seeds_are_accepted():
     placebos = {f"p{seed}": settings_of(labels="shuffled", seed=seed, replicate="p1") for seed in (2, 3)}
     found = Params.model_validate(params_with({"x": settings_of(), "p1": settings_of(labels="shuffled")} | placebos))
     assert len(found.prefer) == 4
+    other_run = settings_of(arm="ours_2", replicate="x")  # the same seed, but another run of the arm
+    assert Params.model_validate(params_with({"x": settings_of(), "y": other_run}))
+
+
+def test_without_a_held_out_pair_nothing_is_trained(arm, new_folder):
+    folder, out = new_folder(), new_folder()
+    for name in ("arm", "arm.parquet", "held_out.jsonl"):
+        (folder / name).symlink_to(arm / name)
+    table = read_table(arm / "pairs.parquet").to_dict("records")
+    write_pairs(folder / "pairs.parquet", [pair | {"held_out": False} for pair in table])
+    with pytest.raises(UserError, match="it has no held-out pairs that fit: of 16, 0 are usable held-out pairs"):
+        prefer_here(folder, out)
+    assert not (out / "checkpoints").exists()

@@ -78,8 +78,8 @@ def check_adapter(folder: Path, base: Path, model: "PeftModel") -> None:
         )
 
 
-def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
-    """Return the model with a new adapter; only the adapter is trained."""
+def attach(model: "PreTrainedModel", adapter: Adapter, section: str = "train") -> Any:
+    """Return the model with a new adapter; only the adapter is trained. `section` of params has the adapter."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
@@ -99,7 +99,7 @@ def attach(model: "PreTrainedModel", adapter: Adapter) -> Any:
     if missing:
         found = sorted({path.rsplit(".")[-1] for path in linear})
         raise UserError(
-            f"params.yaml: train.adapter.modules: no {', '.join(missing)} in the model; it has {', '.join(found)}"
+            f"params.yaml: {section}.adapter.modules: no {', '.join(missing)} in the model; it has {', '.join(found)}"
         )
     return get_peft_model(model, config)
 

@@ -65,36 +65,36 @@ def placebo_sentences(prefer: Preferences, tuned: dict[str, Any], compared: dict
                 f"{name} minus {arm}, {score}: {with_interval(estimate)} over items only: "
                 f"{verdict(estimate, better, None)}"
             )
-        yield from against_placebos(name, placebos_of(ours, prefer), tuned, compared.get(name))
+        placebos = placebos_of(ours, prefer)
+        yield from against_placebos(name, compared.get(name))
+        yield from (beside(run, tuned[run]) for run in [*ours, *placebos])
         if name in compared and len({prefer[run].arm for run in ours}) == 1:
             yield f"{name}: all runs begin with the arm {arm}, so its luck is not in the intervals over runs"
 
 
-def against_placebos(
-    name: str, placebos: list[str], tuned: dict[str, Any], compared: dict[str, Any] | None
-) -> Iterator[str]:
+def against_placebos(name: str, compared: dict[str, Any] | None) -> Iterator[str]:
     if compared is None:
         yield (
             f"{name}: no sentence about its labels, because that needs two runs of it and two of a placebo "
             "(`labels: shuffled`)"
         )
         return
-    scope = f"over runs ({compared['runs']} and {compared['placebo_runs']})"
     for score, estimate, better in headlines(compared["vs_placebo"]):
-        what = "pairs" if score == "held-out margin" else "items"
+        over = f"over {'pairs' if score == 'held-out margin' else 'items'} and runs"
+        runs = f"{compared['runs']} and {compared['placebo_runs']}"
         found = verdict(estimate, better, ("learning the given labels", "learning shuffled ones"))
-        yield f"{name} minus its placebos, {score}: {with_interval(estimate)} {scope} and {what}: {found}"
-    yield beside(name, tuned[name]["pairs"])
-    yield beside(placebos[0], tuned[placebos[0]]["pairs"])
+        yield f"{name} minus its placebos, {score}: {with_interval(estimate)} {over} ({runs}): {found}"
 
 
-def beside(name: str, pairs: dict[str, float]) -> str:
+def beside(name: str, tuned: dict[str, Any]) -> str:
     """Return what is no evidence, but helps to read the margin."""
+    pairs, answers = tuned["pairs"], tuned["answers"]
     gains = [
-        f"{words} {pairs[f'{side}_log_probability_after'] - pairs[f'{side}_log_probability_before']:+.2f} nats"
-        for side, words in (("chosen", "the better answers"), ("rejected", "the worse ones"))
+        f"{pairs[f'{side}_log_probability_after'] - pairs[f'{side}_log_probability_before']:+.2f} nats ({words})"
+        for side, words in (("chosen", "better answers"), ("rejected", "worse ones"))
     ]
+    length = f"; its answers to prompts have {answers['characters']:.0f} characters" if "characters" in answers else ""
     return (
         f"{name}, {pairs['pairs']:,} held-out pairs: margin {pairs['margin']:+.3f}, reward accuracy "
-        f"{pairs['accuracy']:.3f} (no evidence by itself), log-probability of {' and of '.join(gains)}"
+        f"{pairs['accuracy']:.3f}, which is no evidence; log-probability changed by {' and '.join(gains)}{length}"
     )

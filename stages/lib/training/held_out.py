@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.lib.core.errors import UserError
+from stages.lib.models.loading import LoadConfig
 from stages.lib.text.chat_format import Example
 
 if TYPE_CHECKING:
@@ -24,6 +25,22 @@ HELD_OUT = pa.schema(
         ("nll", pa.float64()),
     ]
 )
+
+
+def scoring_config(settings: Any) -> LoadConfig:
+    """Return how to load a network for scoring, from the section `train`: the same for all arms and preferences.
+
+    Full weights that were trained are in fp32. An adapter's base is in `dtype`, and in 4 bits unless the adapter is
+    merged into full weights. Flash attention is not used, because it does not accept fp32 and its result for a row
+    depends on its neighbours.
+    """
+    merged = settings.adapter is not None and settings.adapter.merge
+    attention = settings.attn_implementation
+    return LoadConfig(
+        dtype=settings.dtype if settings.adapter else "fp32",
+        quantize=None if merged else settings.quantize,
+        attn_implementation="sdpa" if attention == "flash_attention_2" else attention,
+    )
 
 
 def answer_nll(network: "PreTrainedModel", tests: Sequence[Example], budget: int) -> NDArray[np.float64]:
