@@ -155,7 +155,7 @@ def unusable(rows: pd.DataFrame, held_out: Path, benchmark: Path, settings: Deco
 def leaked_pairs(rows: pd.DataFrame, benchmark: Path, settings: Decontaminate) -> set[int]:
     """Return the numbers of the pairs of which one conversation contains a benchmark item that `decontaminate` drops.
 
-    `decontaminate.similar` does not apply, because only the rows of raw have vectors, and `decontaminate.fail` stops only
+    `decontaminate.similar` does not apply, because only the rows of raw have vectors. `decontaminate.fail` stops only
     `decontaminate`.
     """
     if not settings.drop:
@@ -169,7 +169,7 @@ def leaked_pairs(rows: pd.DataFrame, benchmark: Path, settings: Decontaminate) -
 
 
 def held_out_pairs(usable: pd.DataFrame, settings: HeldOutPairs) -> pd.Index:
-    """Return the labels of the pairs that are held out. A drawn prompt takes all pairs that nearly repeat it with it."""
+    """Return the labels of the pairs that are held out: of a drawn prompt, and of those that nearly repeat it."""
     prompts = usable["prompt"].map(without_particles)
     sizes = prompts.value_counts(sort=False)
     drawn = draw_texts(

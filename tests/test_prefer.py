@@ -292,7 +292,7 @@ def test_without_a_held_out_pair_nothing_is_trained(arm, new_folder):
     for name in ("arm", "arm.parquet", "held_out.jsonl"):
         (folder / name).symlink_to(arm / name)
     table = read_table(arm / "pairs.parquet").to_dict("records")
-    write_pairs(folder / "pairs.parquet", [pair | {"held_out": False} for pair in table])
+    write_pairs(folder / "pairs.parquet", [pair | {"held_out": False, "reason": None} for pair in table])
     with pytest.raises(UserError, match="it has no held-out pairs that fit: of 16, 0 are usable held-out pairs"):
         prefer_here(folder, out)
     assert not (out / "checkpoints").exists()
