@@ -81,8 +81,8 @@ def floors(answers: pd.DataFrame) -> dict[str, dict[str, float]]:
 def final_answer(text: str) -> str | None:
     """Return the number after `정답:`, or the text if it is none; None if there is no `정답:`.
 
-    The first `정답:` with a digit counts, or else the first: a model may restate a question that asks for `정답: 숫자`. A
-    text without `정답:` has no final answer, even if it has numbers: the last is often from a step or the question.
+    The first `정답:` with a digit counts, or else the first: a model may restate a question that asks for `정답: 숫자`.
+    A text without `정답:` has no final answer, even if it has numbers: the last is often from a step or the question.
     """
     found = after_headers(text)
     if not found:

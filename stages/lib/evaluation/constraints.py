@@ -18,8 +18,8 @@ made for English, so these differ:
 - number_highlighted_sections: **굵게** counts once.
 - multiple_sections: a heading begins its line, and different numbers count.
 - json_format: an object or an array.
-- constrained_response: the options are `options`. Without, they are IFEval-Ko's three if the prompt has one of them or no
-  quotation, or else what the prompt quotes.
+- constrained_response: the options are `options`. Without, they are IFEval-Ko's three if the prompt has one of them or
+  quotes nothing, or else what it quotes.
 - repeat_prompt: spaces may differ; text that is not in the prompt must follow.
 - end_checker, starts_with: spaces, quotation marks and asterisks around the answer do not matter.
 - quotation: Korean quotation marks (“ ”) count too.

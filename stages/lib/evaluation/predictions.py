@@ -57,8 +57,8 @@ def to_digits(answers: ByTask) -> dict[str, Any]:
 def digits(classes_N: Classes) -> str:
     if classes_N.max() > 9:
         raise UserError(
-            "every value is stored as one digit, but one is above 9: a task has over ten choices, or a prompt over nine "
-            "constraints"
+            "every value is stored as one digit, but one is above 9: a task has over ten choices, or a prompt over "
+            "nine constraints"
         )
     return "".join(map(str, classes_N.tolist()))
 
