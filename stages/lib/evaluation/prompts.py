@@ -244,8 +244,8 @@ def read_prompts(folder: Path, files: Sequence[str]) -> list[Prompt]:
     """Return the prompts of the files in `folder`, in order of the files and their lines.
 
     Raises one UserError that names the file and the line (in Parquet, the row) of every mistake: an unreadable file, a
-    missing or unknown column, an empty prompt, an unknown constraint, arguments that it does not take, over nine constraints,
-    a repeated key.
+    missing or unknown column, an empty prompt, an unknown constraint, arguments that it does not take, over nine
+    constraints, a repeated key.
     """
     found: list[Prompt] = []
     mistakes: list[str] = []
