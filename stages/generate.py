@@ -8,7 +8,7 @@ format of its own: so all models read the same text. An answer depends on its pr
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
@@ -50,6 +50,13 @@ class Generate(Section):
     batch_tokens: Positive
     """Most tokens of a batch, prompts and answers together; but a batch never has fewer than 8 answers."""
     dtype: Dtype
+    """Of the weights and of the computation."""
+    quantize: Literal["nf4"] | None
+    """Weights of the base and all arms in 4 bits. Set it as `evaluate.quantize`: otherwise another network answers than
+    the one that is evaluated. Null for a base that was saved in 4 bits, to which `dtype` does not apply either."""
+
+    def load_config(self) -> LoadConfig:
+        return LoadConfig(dtype=self.dtype, quantize=self.quantize)
 
 
 class Format(Section):
@@ -77,7 +84,7 @@ def generate(params: Params, arm: str, model: Path, base: Path, prompts: Path, a
     texts = {prompt.id: prompt_tokens(tokenizer, prompt) for prompt in asked}
     from stages.lib.scoring.generation import end_ids_of, greedy
 
-    network = load_network(model, base, LoadConfig(dtype=settings.dtype), params.threads)
+    network = load_network(model, base, settings.load_config(), params.threads)
     stops = end_ids_of(network, tokenizer)
     found = greedy(network, texts, stops, settings.max_new_tokens, settings.batch_tokens, f"{arm}, batches of answers")
     columns = {

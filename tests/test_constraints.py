@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stages.lib.core.artifacts import read_jsonl, write_jsonl
 from stages.lib.core.errors import UserError
-from stages.lib.evaluation.constraints import CHECKS, LANGUAGES, follows
+from stages.lib.evaluation.constraints import CHECKS, COMMON, SCRIPTS, follows
 from stages.lib.evaluation.prompts import ARGUMENTS, Language, read_prompts
 from stages.lib.evaluation.speech import korean_sentences
 from tests.project import ROOT
@@ -372,8 +372,22 @@ def test_options_that_the_prompt_does_not_quote_are_those_of_ifeval_ko():
     assert follows("detectable_format:constrained_response", {}, "예, 아니요로 답하세요.", "제 답변은 예입니다.")
 
 
+def test_options_of_ifeval_ko_in_the_prompt_are_the_only_ones():
+    options = "'제 답변은 예입니다.', '제 답변은 아니요입니다.', '제 답변은 아마도입니다.'"
+    prompt = f"'별 헤는 밤'은 윤동주의 시입니까? {options} 가운데 하나로 답하세요."
+    answers = {"제 답변은 예입니다.": YES, "'별 헤는 밤'은 윤동주의 시입니다.": NO}
+    assert {one: follows("detectable_format:constrained_response", {}, prompt, one) for one in answers} == answers
+
+
+def test_a_word_is_also_found_at_the_beginning_of_a_longer_one():
+    """Limits that the docs state."""
+    assert not follows("keywords:forbidden_words", {"forbidden_words": ["의사"]}, QUESTION, "의사소통이 중요해요.")
+    first = {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "사랑"}
+    assert follows("length_constraints:nth_paragraph_first_word", first, QUESTION, "사랑나라에 갔다.")
+
+
 def test_the_languages_that_a_prompt_may_name_are_those_that_are_recognised():
-    assert set(get_args(Language)) == LANGUAGES
+    assert set(get_args(Language)) == {"ko", *SCRIPTS, *COMMON}
 
 
 # Reading prompts
@@ -437,6 +451,10 @@ def test_a_prompt_of_a_word_problem_has_its_final_number(tmp_path):
         ({"kwargs": []}, "a list of ids and as many kwargs"),
         ({"kwargs": ["해요체"]}, "expected objects"),
         ({"final": "세 개"}, "expected a number, such as 27"),
+        (
+            {"instruction_id_list": ["punctuation:no_comma"] * 10, "kwargs": [{}] * 10},
+            "constraints: expected at most 9, .* not 10; drop some, or make two prompts of it",
+        ),
         ({"finl": "27"}, "expected the columns .* got key, prompt, instruction_id_list, kwargs, finl"),
         ({"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "xx"}]}, "'ko', 'ja'"),
         (
@@ -454,6 +472,12 @@ def test_a_wrong_prompt_is_an_error_that_names_its_line(tmp_path, change, messag
         read_prompts(tmp_path, ["a.jsonl"])
 
 
+def test_nine_constraints_are_read(tmp_path):
+    many = {"instruction_id_list": ["punctuation:no_comma"] * 9, "kwargs": [{}] * 9}
+    write_jsonl(tmp_path / "a.jsonl", [GOOD | many])
+    assert len(read_prompts(tmp_path, ["a.jsonl"])[0].constraints) == 9
+
+
 def test_one_error_lists_the_mistakes_of_all_files(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [GOOD])
     (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n\n{broken\n", encoding="utf-8")
@@ -465,7 +489,7 @@ def test_one_error_lists_the_mistakes_of_all_files(tmp_path):
 
 
 def test_a_file_that_is_missing_or_not_text_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"missing; name a file of .* it has no files"):
+    with pytest.raises(UserError, match=rf"missing; name a file of .*; {tmp_path} has no files"):
         read_prompts(tmp_path, ["a.jsonl"])
     for name in ("b.jsonl", "c.parquet"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")

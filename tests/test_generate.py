@@ -1,15 +1,19 @@
 """Every model answers every prompt, and an answer depends on its prompt only."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from stages.evaluate import Evaluate
 from stages.generate import Params, generate
-from stages.lib.core.artifacts import read_table, write_jsonl
+from stages.lib.core.artifacts import read_json, read_table, write_jsonl
 from stages.lib.core.errors import UserError
+from stages.lib.models import loading
 from stages.lib.models.loading import load_tokenizer
+from stages.lib.models.lora import load_network
 from stages.lib.scoring.generation import end_ids_of, greedy
 from stages.lib.text.chat_format import render, set_format
 from stages.lib.text.conversations import Turn
@@ -96,7 +100,7 @@ def test_a_penalty_in_the_models_own_settings_changes_no_answer(build, prompts):
 def test_logits_that_are_not_finite_stop_and_name_the_prompt(build, prompts):
     network = build("GPTNeoXConfig", "GPTNeoXForCausalLM")
     network.gpt_neox.final_layer_norm.weight.data[0] = float("nan")
-    with pytest.raises(UserError, match=r"not finite after prompt .*; try generate\.dtype: fp32"):
+    with pytest.raises(UserError, match=r"not finite after prompt .*; generate in fp32, or train again"):
         write(network, prompts)
 
 
@@ -111,7 +115,7 @@ def run(lm, tmp_path, questions):
     def answered(model=lm, base=lm, rows=None, files=("prompts.jsonl",), end=None, chat="koalpaca", **changes):
         write_jsonl(tmp_path / "prompts.jsonl", asked(questions[:10]) if rows is None else rows)
         settings = {"prompts": "data/prompts", "max_new_tokens": NEW, "batch_tokens": 512, "dtype": "fp32"}
-        settings |= {"files": list(files)} | changes
+        settings |= {"files": list(files), "quantize": None} | changes
         train = {"format": chat, "end": end, "batch": 4}
         params = Params.model_validate({"threads": 1, "generate": settings, "train": train})
         generate(params, "ours", model, base, tmp_path, tmp_path / "answers.parquet")
@@ -164,6 +168,44 @@ def test_an_adapter_answers_on_its_base(run, lm, build, tokenizer, tmp_path, new
     assert not run(adapter).equals(run(lm))
 
 
+def test_in_4_bits_the_answers_are_those_of_the_network_that_is_evaluated(run, build, save, tokenizer):
+    pytest.importorskip("bitsandbytes")
+    wide = save(build("GPTNeoXConfig", "GPTNeoXForCausalLM", hidden_size=64), tokenizer)
+    found = run(wide, wide, quantize="nf4")
+    evaluated = Evaluate(tasks=["copa"], shots=[0], batch=8, dtype="fp32", quantize="nf4", chat=False)
+    network = load_network(wide, wide, evaluated.load_config(), 1)
+    set_format(tokenizer, "koalpaca", None, wide)
+    texts = [render(tokenizer, [Turn("user", prompt)], as_prompt=True)[0] for prompt in found["prompt"]]
+    ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
+    answers = write(network, ids, stops={tokenizer.eos_token_id}).values()
+    assert network.is_loaded_in_4bit
+    assert list(found["answer"]) == [tokenizer.decode(answer.tokens).strip() for answer in answers]
+    assert run(wide, wide, quantize="nf4", batch_tokens=4096).equals(found)
+    assert list(run(wide, wide)["answer"]) != list(found["answer"])
+
+
+def test_4_bits_need_bitsandbytes_and_a_model_that_is_not_in_4_bits_yet(run, lm, new_folder, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"quantize: nf4 needs bitsandbytes; `pip install .*\[4bit\]"):
+        run(quantize="nf4")
+    saved = new_folder() / "saved"
+    shutil.copytree(lm, saved)
+    config = read_json(lm / "config.json")
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is already in 4 bits; set quantize: null"):
+        run(saved, saved, quantize="nf4")
+
+
+def test_a_batch_that_does_not_fit_says_what_to_lower(network, prompts, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("stages.lib.scoring.generation.continuation", full)
+    with pytest.raises(UserError, match=r"out of memory .*; lower the tokens of a batch \(it has at least 8 answers\)"):
+        write(network, prompts)
+
+
 def test_without_files_the_table_is_empty_and_no_model_is_read(run, tmp_path):
     found = run(model=tmp_path / "nowhere", base=tmp_path / "nowhere", files=())
     assert len(found) == 0
@@ -173,7 +215,9 @@ def test_without_files_the_table_is_empty_and_no_model_is_read(run, tmp_path):
 def test_a_prompt_that_is_too_long_stops_before_anything_is_written(run, questions, monkeypatch):
     monkeypatch.setattr("stages.lib.scoring.generation.continuation", None)  # would fail if it were called
     rows = [*asked(questions[:3]), {"key": "endless", "prompt": "바다는 왜 짤까? " * 90} | CONSTRAINT]
-    with pytest.raises(UserError, match=r"prompt endless has \d+ tokens, .* more than the 256 that the model takes"):
+    with pytest.raises(
+        UserError, match=r"prompt endless has \d+ tokens, .* more than the 256 that the model takes; shorten"
+    ):
         run(rows=rows)
 
 

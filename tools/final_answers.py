@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stages.lib.core.artifacts import read_jsonl
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
-from stages.lib.evaluation.answers import final_answer
+from stages.lib.evaluation.answers import final_answer, reaches
 from stages.lib.models.loading import LoadConfig, load_tokenizer
 from stages.lib.models.lora import load_network
 from stages.lib.text.chat_format import render
@@ -67,7 +67,7 @@ def right_answers(name: str, items: list[tuple[list[Turn], str]], settings: Trai
     if not folder.is_dir():
         raise UserError(f"{folder}: missing; run `dvc repro`, or `dvc pull`")
     texts = texts_of(folder, [turns for turns, _ in items], settings, tokens)
-    return np.array([final_answer(text) == right for text, (_, right) in zip(texts, items, strict=True)], dtype=float)
+    return np.array([reaches(text, right) for text, (_, right) in zip(texts, items, strict=True)], dtype=float)
 
 
 def compared(control: str, runs: dict[str, NDArray[Any]]) -> Iterator[str]:

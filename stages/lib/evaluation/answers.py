@@ -9,6 +9,7 @@ import math
 import re
 import unicodedata
 from decimal import Decimal
+from math import prod
 from typing import Any
 
 import pandas as pd
@@ -17,13 +18,22 @@ from stages.lib.evaluation.constraints import follows
 from stages.lib.evaluation.marks import shares_of
 from stages.lib.text.overlap import normalise
 
-HEADER = re.compile(r"정답[*_\s]*[:：]\s*([^\n]*)")
+HEADER = re.compile(r"정답[*_\s]*[:：]")
+SENTENCE_END = re.compile(r"(?<=[.?!])\s")
+MARKUP = re.compile(r"[*_`]+(?!\s*\d)|(?<!\d)(?<!\d\s)[*_`]+")
+"""Asterisks and the like, but not between two numbers: 3*4 is not 34."""
+BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+EQUALS = re.compile(r"(?<![<>!])=")
+EDGES = " \t.*_`$\"'“”‘’"
+"""What may surround an answer."""
+SCALES = {"십": 10, "백": 100, "천": 1000, "만": 10**4, "억": 10**8, "조": 10**12}
 NUMBER = re.compile(
-    r"(?:약|총)?\s*[₩$]?\s*([-+]?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?)\s*[가-힣A-Za-z%℃]*"
+    r"(?:약|총)?\s*[₩$]?\s*([-+]?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?)"
+    r"\s*((?:[십백천만억]|조(?!각)){0,4})\s*(?:m[23]|[가-힣A-Za-z%°])*"
 )
-"""One number, with its unit if it has one: 12개, 1,234, 3.5km."""
+"""One number, perhaps with `SCALES` and a unit: 12개, 1,234, 3.5km, 12만 원, 4조각 (a unit, four pieces)."""
 POLITE = "요청하신 내용을 정성껏 알려 드리겠습니다."
-"""No comma, one sentence in 합쇼체, Hangul only: the answer that most prompts might accept without being answered."""
+"""No comma, one sentence in 합쇼체, Hangul only: it may satisfy many prompts without answering one."""
 
 
 def mark_answers(answers: pd.DataFrame) -> pd.DataFrame:
@@ -69,26 +79,53 @@ def floors(answers: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def final_answer(text: str) -> str | None:
-    """Return what follows the first `정답:`, as a plain number if it is one; None if the text has none.
+    """Return the number after `정답:`, or the text if it is none; None if there is no `정답:`.
 
+    The first `정답:` with a digit counts, or else the first: a model may restate a question that asks for `정답: 숫자`.
     A text without `정답:` has no final answer, even if it has numbers: the last is often from a step or the question.
     """
-    found = HEADER.search(text)
+    found = after_headers(text)
     if not found:
         return None
-    written = unicodedata.normalize("NFKC", found[1]).strip(" \t.*_`\"'")
-    number = NUMBER.fullmatch(written)
-    if number:
-        return plain_number(number[1])
+    written = next((one for one in found if re.search(r"\d", first_sentence(one))), found[0])
+    return plain_number(written) or plain_text(written)
+
+
+def after_headers(text: str) -> list[str]:
+    """Return the line after each `정답:`."""
+    parts = HEADER.split(unicodedata.normalize("NFKC", text))[1:]
+    return [part.strip().partition("\n")[0] for part in parts]
+
+
+def first_sentence(text: str) -> str:
+    return SENTENCE_END.split(text, maxsplit=1)[0]
+
+
+def plain_number(written: str) -> str | None:
+    """Return the number that the first sentence is, or that follows its last `=`, in plain form: 1200.5 for 1,200.50.
+
+    None if that is no number, or more than one.
+    """
+    plain = BOXED.sub(r"\1", MARKUP.sub("", first_sentence(written))).replace("−", "-")
+    found = NUMBER.fullmatch(EQUALS.split(plain)[-1].strip(EDGES))
+    if not found:
+        return None
+    value = Decimal(found[1].replace(",", "")) * prod(SCALES[one] for one in found[2])
+    return f"{value.normalize():f}"
+
+
+def plain_text(written: str) -> str:
+    written = written.strip(EDGES)
     text = normalise(written)
     return written if text.isdigit() else text  # so that `3, 4` is not 34
 
 
-def plain_number(digits: str) -> str:
-    """Return a number without commas, trailing zeros and exponent: 1200.5 for 1,200.50."""
-    return f"{(Decimal(digits.replace(',', '')) + 0).normalize():f}"
-
-
 def reaches(answer: str, right: str) -> bool:
-    """Return whether the final answer is the right one: equal numbers (1,234, 1234.0, 1234개) or equal texts."""
-    return final_answer(answer) == final_answer(f"정답: {right}")
+    """Return whether the final answer is the right one: equal numbers (1,234, 1234.0, 1234개), or equal texts.
+
+    A text must be after the first `정답:`.
+    """
+    number = plain_number(right)
+    if number:
+        return final_answer(answer) == number
+    return [plain_text(written) for written in after_headers(answer)[:1]] == [plain_text(right)]

@@ -18,13 +18,14 @@ made for English, so these differ:
 - number_highlighted_sections: **굵게** counts once.
 - multiple_sections: a heading begins its line, and different numbers count.
 - json_format: an object or an array.
-- constrained_response: the options are `options`, or else the quotations in the prompt, or else IFEval-Ko's three.
-- repeat_prompt: spaces may differ; a text must follow that is not in the prompt.
+- constrained_response: the options are `options`. Without, they are IFEval-Ko's three if the prompt has one of them or
+  quotes nothing, or else what it quotes.
+- repeat_prompt: spaces may differ; text that is not in the prompt must follow.
 - end_checker, starts_with: spaces, quotation marks and asterisks around the answer do not matter.
 - quotation: Korean quotation marks (“ ”) count too.
 - no_comma: wide and ideographic commas count too.
 - response_language: Korean by its share of Korean words, the others by their script; languages that share the Latin
-  script by their most frequent words (Grefenstette 1995), as `LANGUAGES` has them. Others that share a script are not
+  script by their most frequent words (Grefenstette 1995), as `COMMON` has them. Others that share a script are not
   told apart: Russian and Bulgarian, Hindi and Marathi, Arabic and Persian.
 - change_case and letter_frequency, which are about Latin letters, do not exist here or in IFEval-Ko.
 
@@ -200,8 +201,14 @@ def has_title(given: Given) -> bool:
 
 
 def is_one_of(given: Given, options: list[str] | None = None) -> bool:
-    quoted = [text[1:-1].strip() for text in QUOTATION.findall(given.prompt)]
-    return any(option in given.answer for option in options or [text for text in quoted if text] or KO_OPTIONS)
+    return any(option in given.answer for option in options or options_in(given.prompt))
+
+
+def options_in(prompt: str) -> list[str]:
+    """Return the options that a prompt offers. A prompt with IFEval-Ko's options may also quote what it asks about."""
+    quoted = [text[1:-1].strip() for text in QUOTATION.findall(prompt)]
+    theirs = any(option in prompt for option in KO_OPTIONS)
+    return KO_OPTIONS if theirs else [text for text in quoted if text] or KO_OPTIONS
 
 
 def repeats_prompt(given: Given, prompt_to_repeat: str) -> bool:
@@ -243,7 +250,6 @@ COMMON = {
     "sw": "na ya wa kwa ni katika la za kuwa hii cha yako kama au watu",
 }
 """The most frequent words of the languages in Latin script."""
-LANGUAGES = {"ko", *SCRIPTS, *COMMON}
 
 
 def starts_with(given: Given, phrase: str) -> bool:

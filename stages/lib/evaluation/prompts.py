@@ -40,6 +40,8 @@ Language = Literal[
 COLUMNS = {"key", "prompt", "instruction_id_list", "kwargs"}
 LISTED = 20
 """Most mistakes that one error lists."""
+MOST_CONSTRAINTS = 9
+"""Of a prompt, because metrics/items stores how many it has as one digit."""
 
 
 class Nothing(Section):
@@ -212,6 +214,16 @@ class Prompt(Section):
     constraints: tuple[Constraint, ...]
     final: str | None = None
 
+    @field_validator("constraints")
+    @classmethod
+    def are_few(cls, constraints: tuple[Constraint, ...]) -> tuple[Constraint, ...]:
+        if len(constraints) > MOST_CONSTRAINTS:
+            raise ValueError(
+                f"expected at most {MOST_CONSTRAINTS}, because their number is stored as one digit, not "
+                f"{len(constraints)}; drop some, or make two prompts of it"
+            )
+        return constraints
+
     @field_validator("final")
     @classmethod
     def is_number(cls, final: str | None) -> str | None:
@@ -232,7 +244,8 @@ def read_prompts(folder: Path, files: Sequence[str]) -> list[Prompt]:
     """Return the prompts of the files in `folder`, in order of the files and their lines.
 
     Raises one UserError that names the file and the line (in Parquet, the row) of every mistake: an unreadable file, a
-    missing or unknown column, an empty prompt, an unknown constraint, arguments that it does not take, a repeated key.
+    missing or unknown column, an empty prompt, an unknown constraint, arguments that it does not take, over nine
+    constraints, a repeated key.
     """
     found: list[Prompt] = []
     mistakes: list[str] = []
@@ -267,7 +280,9 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, line {number}", json_or_text(line)
     except FileNotFoundError:
         known = ", ".join(sorted(file.name for file in path.parent.glob("*.*"))) or "no files"
-        raise UserError(f"{path}: missing; name a file of {path.parent} in generate.files; it has {known}") from None
+        raise UserError(
+            f"{path}: missing; name a file of {path.parent} in generate.files; {path.parent} has {known}"
+        ) from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: neither JSON Lines in UTF-8 nor .parquet: {error}") from None
 

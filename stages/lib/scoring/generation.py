@@ -3,8 +3,8 @@
 Only prompts of the same number of tokens share a batch, so nothing is padded, and dummy rows fill the last batch of
 each length. So a text never depends on the other prompts, as it can in padded batches in bf16.
 
-The loop is our own: `generate` of transformers would take what it is not told, such as a repetition penalty, from the
-model's generation_config.json, and takes three times as long for a small model.
+The loop is our own: `generate` of transformers takes whatever the caller leaves out, such as a repetition penalty, from
+the model's generation_config.json, and is three times as slow for a small model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from stages.lib.scoring.batching import Batch, Tokens, pad, to_device
 
 ROWS = 8
 """A batch has a multiple of this many rows. With fewer, a CPU multiplies by other kernels, which round in another way:
-logits in fp32 differ by up to 1e-5, while those of 8 to 64 rows were equal in every bit."""
+logits in fp32 differ by up to 1e-5, while those of 8 to 48 rows were equal in every bit."""
 
 
 class Answer(NamedTuple):
@@ -41,8 +41,8 @@ def greedy(
     """Return what greedy decoding writes after every prompt [N], until one of `stops` or for `max_new_tokens`.
 
     A batch has at most `budget` tokens of prompts and answers if `ROWS` rows fit. `what` names the work in the progress
-    bar. Raises UserError, which names the prompt, before anything is written if a prompt has no token or leaves no room
-    for the answer; also if a logit is not finite, or a batch does not fit into memory.
+    bar. Raises UserError before anything is written if a prompt has no token or leaves no room for the answer, and
+    names the prompt. Raises it later if a logit is not finite, or if a batch does not fit into memory.
     """
     check_prompts(prompts, max_new_tokens, max_positions(model))
     names, ids = list(prompts), list(prompts.values())
@@ -54,14 +54,14 @@ def greedy(
             written = continuation(model, to_device(starts, model.device), len(batch.rows), stops, max_new_tokens)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory in a batch of {batch.height} answers to prompts of {batch.length} tokens; lower "
-                f"generate.batch_tokens (a batch has at least {ROWS} answers) or generate.max_new_tokens"
+                f"out of memory in a batch of {batch.height} answers to prompts of {batch.length} tokens; lower the "
+                f"tokens of a batch (it has at least {ROWS} answers) or of an answer"
             ) from error
         except FloatingPointError as error:
             asked = ", ".join(names[row] for row in batch.rows)
             raise UserError(
-                f"the model computes {error} after prompt {asked}; try generate.dtype: fp32, or train again with a "
-                "lower train.learning_rate"
+                f"the model computes {error} after prompt {asked}; generate in fp32, or train again with a lower "
+                "train.learning_rate"
             ) from error
         answers |= zip(batch.rows, (cut(tokens, stops) for tokens in written), strict=True)
     return [answers[row] for row in range(len(ids))]
@@ -81,7 +81,7 @@ def check_prompts(prompts: Mapping[str, Tokens], max_new_tokens: int, positions:
         if positions is not None and len(ids) + max_new_tokens > positions:
             raise UserError(
                 f"prompt {name} has {len(ids)} tokens, which with {max_new_tokens} of the answer is more than the "
-                f"{positions} that the model takes; shorten one of them"
+                f"{positions} that the model takes; shorten the prompt or the answer (max_new_tokens)"
             )
 
 
