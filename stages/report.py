@@ -10,7 +10,7 @@ Preferences are compared with their placebos in the same way (`statistics.placeb
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from stages.lib.selection.quotas import Allocation
 from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
 from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
-from stages.lib.statistics.placebos import Preferences, compare_with_placebos, placebo_sentences
+from stages.lib.statistics.placebos import AnyPreference, Preferences, compare_with_placebos, placebo_sentences
 from stages.lib.statistics.verdicts import headlines, verdict, with_interval
 
 log = logging.getLogger("stages")
@@ -226,7 +226,7 @@ def compared_methods(params: Params, arms: Arms, answers: dict[str, Any]) -> dic
 
     `arms` and `answers` have the content of metrics/arms/<arm>.json and metrics/items/<arm>.json by arm.
     """
-    groups = runs_of(params)
+    groups = runs_of(params.arms)
     theirs = groups.get(str(params.control), [])
     runs = {name: read_run(content) for name, content in answers.items()}
     varied = {name: find_varied(params, group, arms, answers) for name, group in groups.items() if len(group) > 1}
@@ -254,17 +254,17 @@ def varied_in(found: dict[str, Any], prefix: str = "") -> Varied:
     return Varied(*(found[prefix + name] for name in Varied._fields))
 
 
-def runs_of(params: Params) -> dict[str, list[str]]:
-    """Return the arms of every method: the one that names it, and its replicates."""
+def runs_of(entries: Mapping[str, AnyArm | AnyPreference]) -> dict[str, list[str]]:
+    """Return the runs of every method or preference: the entry that names it, and its replicates."""
     groups: dict[str, list[str]] = {}
-    for name, arm in params.arms.items():
-        groups.setdefault(arm.replicate or name, []).append(name)
+    for name, entry in entries.items():
+        groups.setdefault(entry.replicate or name, []).append(name)
     return groups
 
 
 def method_differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[Difference]:
     """Yield the differences of every method to the control: in held-out loss, and in mean macro-F1 by shots."""
-    groups = runs_of(params)
+    groups = runs_of(params.arms)
     theirs = groups.pop(str(params.control), [])
     for name, ours in groups.items():
         found = compared.get(name) or arms[name]
@@ -276,7 +276,7 @@ def method_differences(params: Params, arms: Arms, compared: dict[str, Any]) -> 
 
 def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[str]:
     """Yield the result of every method, and what its interval does not contain."""
-    groups, control = runs_of(params), str(params.control)
+    groups, control = runs_of(params.arms), str(params.control)
     found = list(method_differences(params, arms, compared))
     for name, ours in groups.items():
         if name == control:

@@ -91,7 +91,7 @@ def test_every_row_is_asked_about_once_and_gets_its_mark(project, server, capsys
     assert found["kind"].eq("ok").all()
     assert found["prompt_tokens"].sum() == 3000
     assert asked(server, "--yes") == 0
-    assert "next: `dvc add data/mine/ledger`" in capsys.readouterr().out
+    assert "commit data/mine/ledger.dvc, `dvc push`, `dvc repro`" in capsys.readouterr().out
 
 
 def test_an_estimate_counts_as_the_judge_did(project, server, capsys):

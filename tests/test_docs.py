@@ -46,3 +46,11 @@ def test_every_key_of_params_and_every_stage_has_its_line() -> None:
     assert (
         "| `train@arm` | Fine-tune the base model on one arm (`stages/train.py`) | `data/samples/<arm>.jsonl`" in stages
     )
+
+
+def test_the_page_of_the_stages_names_what_dvc_yaml_fills_in() -> None:
+    page = reference.stages_page()
+    assert "${" not in page
+    assert "<>" not in page
+    for name in ("`fetch_preferences@pairs`", "`prefer@preference`", "`models/<preference>`", "`models/<arm>`"):
+        assert name in page

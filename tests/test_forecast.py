@@ -136,7 +136,7 @@ def test_the_cost_of_a_training_follows_the_budget_and_the_arm(
 def test_the_hours_are_those_of_the_flops_that_are_printed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_params(project, train__budget__amount=4, arms__longest={"method": "longest", "fraction": 0.1, "seed": 1})
     monkeypatch.chdir(project)
-    *_, trained, evaluated, total, hours = tool.forecast(3.6e6)
+    *_, trained, evaluated, answered, total, hours = tool.forecast(3.6e6)
     last = {
         arm: json.loads((project / f"metrics/arms/{arm}.json").read_text())["cost"]
         for arm in ("spread", "random", "full")
@@ -145,8 +145,21 @@ def test_the_hours_are_those_of_the_flops_that_are_printed(project: Path, monkey
     tokens, flops = (2 * sum(cost[name] for cost in like) for name in ("training_tokens", "training_flops"))
     assert trained == f"arms to train: 4 (spread, random, full, longest), about {tokens:,} tokens, {flops:.2g} FLOPs"
     assert evaluated == "models to evaluate: at most 4 (spread, random, full, longest)"
+    assert answered == "models to answer the prompts: at most 4 (spread, random, full, longest)"
     assert total == f"scoring and training: at most about {flops:.2g} FLOPs, without evaluation"
     assert hours == f"at 3.6e+06 FLOPs per second: {flops / 3.6e6 / 3600:.2g} hours"
+
+
+def test_no_flops_are_printed_if_there_is_no_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("arms: {a: {}, b: {}}\ncontrol: b\nprefer: {dpo: {arm: a}}\n")
+    plan = Plan({stage: ["it has never run"] for stage in ("train@a", "train@b", "prefer@dpo")}, {})
+    costs = list(tool.training_costs(plan))
+    assert [*(cost.what for cost in costs), *tool.total_lines(costs, 1e12)] == [
+        "arms to train: 2 (a, b); 2 without an earlier run to go by",
+        "preferences to train: at most 1 (dpo); 1 without an earlier run to go by",
+        "scoring and training: the FLOPs are not known",
+    ]
 
 
 def test_an_unpulled_judge_of_another_role_has_no_scores(

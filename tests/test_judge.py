@@ -122,14 +122,14 @@ def tallied(straight, swapped):
 def test_a_verdict_is_what_both_orders_say_or_one_with_a_tie():
     found = tallied([[[1, 1, 1, 0, 0, 0, -1, -1, -1]]], [[[1, 0, -1, 1, 0, -1, 1, 0, -1]]])
     assert (found.wins, found.losses, found.ties) == (3, 3, 3)
-    assert found.flips == 2 / 9
+    assert (found.decided, found.flips) == (4, 0.5)
     assert found.score["est"] == 1
 
 
 def test_a_prompt_without_marks_in_one_run_is_left_out_and_counted():
     found = tallied([[[1, 1, 1]], [[1, 1, np.nan]]], [[[1, 1, 1]], [[1, 1, 1]]])
     assert (found.wins, found.left_out, found.score["est"]) == (4, 1, 2)
-    with pytest.raises(UserError, match="1 of 3 prompts have two marks in every reply"):
+    with pytest.raises(UserError, match="only 1 of 3 prompts have two marks in every reply"):
         tallied([[[1, np.nan, 1]]], [[[1, 1, np.nan]]])
 
 
@@ -144,6 +144,29 @@ def test_the_interval_over_runs_covers_parity_where_the_arms_differ_only_by_luck
     over_runs, over_prompts = np.mean(missed, axis=0)
     assert over_runs < 0.09  # nominal 0.05, standard error 0.015
     assert over_prompts > 0.3
+
+
+def test_two_prompts_are_too_few_with_several_runs_as_with_one():
+    for runs in (1, 2):
+        found = tallied(np.ones((runs, runs, 2)), np.ones((runs, runs, 2)))
+        assert found.score["too_few"] == 1
+        assert conclusion(found, "a", "b") == "too few prompts have a winner to conclude anything"
+    assert "too_few" not in tallied(np.ones((2, 2, 10)), np.ones((2, 2, 10))).score
+
+
+def test_the_interval_stays_on_the_scale_of_the_winning_score():
+    verdicts = np.ones((2, 2, 12))
+    verdicts[0, 0, :3] = -1
+    score = tallied(verdicts, verdicts).score
+    assert 0 <= score["lo"] < score["est"] < score["hi"] == 2
+
+
+def test_ties_hide_no_flips():
+    """Of 30 pairs with a winner in both orders 25 flip, however many others are ties in both orders."""
+    straight, swapped = [0] * 70 + [1] * 30, [0] * 70 + [-1] * 25 + [1] * 5
+    found = tallied([[straight]], [[swapped]])
+    assert (found.decided, found.flips) == (30, 25 / 30)
+    assert "in 83.3 % of the 30 pairs with a winner in both orders (at most 30 %" in conclusion(found, "a", "b")
 
 
 @pytest.fixture
@@ -218,13 +241,14 @@ def test_an_honest_judge_gives_the_verdicts_of_a_hand_count(project, server, cap
     count, paid = judged(server, capsys, "middle", "--yes")
     assert count == 48
     assert "48 requests were answered: ok 48" in paid
+    assert "next: `dvc add data/mine/ledger`, commit data/mine/ledger.dvc, `dvc push`" in paid
     sums = [(signs == side).sum() for side in (1, -1, 0)]
     assert "middle: {} wins, {} losses, {} ties".format(*sums) in paid
     score = next(line for line in paid if line.startswith("winning score"))
     assert score.startswith(f"winning score of middle (0 to 2, 1 is parity): {1 + signs.mean():.4f} [")
     assert score.endswith("a 95 % interval over 6 prompts and 2 x 2 runs")
-    assert "verdicts whose winner changes with the order: 0.0%" in paid
-    assert "winners that came first: 50.0% (50 % means no bias)" in paid
+    assert "pairs with a winner in both orders: 22; the order changes the winner of 0.0 %" in paid
+    assert "winners that came first: 50.0 % (50 % means no bias)" in paid
     count, again = judged(server, capsys, "middle", "--yes")
     assert count == 0
     assert again[-5:] == paid[-5:]
@@ -249,11 +273,11 @@ def test_a_judge_who_always_prefers_the_first_cannot_tell_and_the_sentence_says_
     _, lines = judged(server, capsys, "middle", "--yes")
     assert "middle: 0 wins, 0 losses, 48 ties" in lines
     assert any("parity): 1.0000 [1.0000, 1.0000]" in line for line in lines)
-    assert "verdicts whose winner changes with the order: 100.0%" in lines
-    assert "winners that came first: 100.0% (50 % means no bias)" in lines
+    assert "pairs with a winner in both orders: 48; the order changes the winner of 100.0 %" in lines
+    assert "winners that came first: 100.0 % (50 % means no bias)" in lines
     assert lines[-1] == (
-        "this judge cannot tell these answers apart: 100% of its verdicts change their winner with the order of the "
-        "answers (at most 30% would do)"
+        "this judge cannot tell these answers apart: the order of the answers changes the winner in 100.0 % of the 48 "
+        "pairs with a winner in both orders (at most 30 % is acceptable)"
     )
 
 
@@ -263,7 +287,7 @@ def test_equal_answers_are_ties_that_nobody_is_asked_about(project, server, caps
     write_answers("base", ["같은 답", "답", ""])
     count, lines = judged(server, capsys, "ifd", "base", "--yes")
     assert count == 2
-    assert "2 pairs are equal, so ties; the others need 2 different requests" in lines
+    assert "2 pairs have equal answers and are ties; the others need 2 different requests" in lines
     assert "ifd: 1 wins, 0 losses, 2 ties" in lines
     assert lines[-1] == "too few prompts have a winner to conclude anything"
 
@@ -286,10 +310,13 @@ def test_a_preference_is_compared_with_the_arm_that_was_trained_further(project,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none"], "none is no arm, or a replicate of one; name one of base, dpo, ifd, middle, random"),
-        (["middle_2"], "middle_2 is no arm, or a replicate of one"),
+        (
+            ["none"],
+            "none is neither an arm nor a preference, or it is a replicate; name one of base, dpo, ifd, middle, random",
+        ),
+        (["middle_2"], "middle_2 is neither an arm nor a preference, or it is a replicate"),
         (["random"], "random cannot be compared with itself"),
-        (["ifd"], "data/answers/ifd.parquet: missing; run `dvc repro`, or `dvc pull`"),
+        (["ifd"], "data/answers/random_2.parquet: missing; run `dvc repro`, or `dvc pull`"),
     ],
 )
 def test_what_cannot_be_compared_is_said(project, server, capsys, words, message):
@@ -298,7 +325,10 @@ def test_what_cannot_be_compared_is_said(project, server, capsys, words, message
 
 def test_answers_to_other_prompts_are_an_error(project, server, capsys):
     write_runs({"ifd": [30] * 3, "base": [30] * 2})
-    assert "other prompts than ifd has" in judged(server, capsys, "ifd", "base", code=1)[1][0]
+    assert (
+        "base.parquet: other prompts than in data/answers/ifd.parquet"
+        in judged(server, capsys, "ifd", "base", code=1)[1][0]
+    )
 
 
 def test_comparisons_in_the_ledger_change_no_rating_and_ratings_no_comparison(project, server, capsys):

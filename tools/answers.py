@@ -7,36 +7,39 @@ data/answers/<name>.parquet of the base, and of the arms and preferences in para
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from stages.lib.core.artifacts import read_table, require_same_rows
+from stages.lib.core.artifacts import read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import PARAMS, read_yaml
 from stages.lib.evaluation.answers import final_answer, mark_answers, reaches
 from stages.lib.evaluation.constraints import follows
 from tools.output import print_lines
 
+ANSWERS = Path("data/answers")
 SHOWN = 60
 """Characters of a prompt in the list."""
 
 
-def tables_of_models(data: Path) -> dict[str, pd.DataFrame]:
-    """Return the answers of the base and of every arm and preference, in the order of params.yaml.
+def read_answers(models: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Return every model's table of answers, by name.
 
     Raises UserError if a table is missing, has other prompts than the first, or none.
     """
-    params = read_yaml(PARAMS)
-    paths = {name: data / f"answers/{name}.parquet" for name in ["base", *params["arms"], *params["prefer"]]}
+    paths = {model: ANSWERS / f"{model}.parquet" for model in models}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing; run `dvc repro`, or `dvc pull`")
-    tables = {name: read_table(path) for name, path in paths.items()}
-    require_same_rows(**{str(paths[name]): table["id"] for name, table in tables.items()})
-    if tables["base"].empty:
+    tables = {model: read_table(path) for model, path in paths.items()}
+    first, want = next((model, table[["id", "prompt"]]) for model, table in tables.items())
+    for model, table in tables.items():
+        if not table[["id", "prompt"]].equals(want):
+            raise UserError(f"{paths[model]}: other prompts than in {paths[first]}; run `dvc repro`")
+    if want.empty:
         raise UserError(f"{PARAMS}: generate.files names no prompts; name some there, and run `dvc repro`")
     return tables
 
@@ -62,7 +65,7 @@ def marks_of_answer(row: dict[str, Any]) -> Iterator[str]:
         yield f"{'+' if followed else '-'} {one['id']}{f' ({arguments})' if arguments else ''}"
     if isinstance(row["final"], str):
         right = reaches(row["answer"], row["final"])
-        yield f"{'+' if right else '-'} final number: {final_answer(row['answer'])}, right is {row['final']}"
+        yield f"{'+' if right else '-'} final number: {final_answer(row['answer']) or 'none'}; right is {row['final']}"
 
 
 def listed_prompts(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -77,10 +80,11 @@ def listed_prompts(tables: dict[str, pd.DataFrame]) -> Iterator[str]:
         yield f"{key:{width}}  {count}  {line[:SHOWN]}{'...' if len(line) > SHOWN else ''}"
 
 
-def lines(prompt: str | None, data: Path = Path("data")) -> Iterator[str]:
-    tables = tables_of_models(data)
+def answer_lines(prompt: str | None) -> Iterator[str]:
+    params = read_yaml(PARAMS)
+    tables = read_answers(["base", *params["arms"], *params["prefer"]])
     yield from side_by_side(prompt, tables) if prompt else listed_prompts(tables)
 
 
 if __name__ == "__main__":
-    sys.exit(print_lines(lines(sys.argv[1] if len(sys.argv) > 1 else None)))
+    sys.exit(print_lines(answer_lines(sys.argv[1] if len(sys.argv) > 1 else None)))

@@ -156,7 +156,7 @@ def kind_of_mark(reply: Reply) -> str:
 def next_steps(settings: Rate) -> Iterator[str]:
     if settings.judge != "ledger":
         yield f"params.yaml: rate.judge is {settings.judge}; set it to `ledger` to use the replies"
-    yield how_to_keep(settings.ledger)
+    yield f"{how_to_keep(settings.ledger)}, `dvc repro`"
 
 
 def read_options(words: list[str]) -> argparse.Namespace:

@@ -95,7 +95,7 @@ def lines(tokens: int) -> Iterator[str]:
     yield f"{len(items)} held-out questions; floor {times / len(items):.4f} (always {common})"
     runs = {
         name: np.array([right_answers(run, items, settings, tokens) for run in group])
-        for name, group in runs_of(arms).items()
+        for name, group in runs_of(arms.arms).items()
     }
     yield from compared(str(arms.control), runs)
 

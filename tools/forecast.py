@@ -276,32 +276,44 @@ def flops_per_text(stage: str) -> float | None:
 
 
 def training_costs(plan: Plan) -> Iterator[Cost]:
-    """Yield what the arms to train cost, and what is evaluated."""
-    arms, params = plan.named("train"), read_yaml(PARAMS)
-    if arms:
-        costs = [training_cost(arm, params) for arm in arms]
-        known = [cost for cost in costs if cost]
-        tokens, flops = (sum(values) for values in zip(*known, strict=True)) if known else (0, 0)
-        surely = sum(f"train@{arm}" in plan.will for arm in arms)
-        count = len(arms) if surely == len(arms) else f"{surely} to {len(arms)}"
-        text = f"arms to train: {count} ({', '.join(arms)}), about {tokens:,.0f} tokens, {flops:.2g} FLOPs"
-        if len(known) < len(arms):
-            text += f"; {len(arms) - len(known)} have no earlier run to go by"
-        if plan.runs("fetch_model@base"):
-            text += "; the FLOPs are those of the earlier base"
-        yield Cost(text, flops if len(known) == len(arms) else None)
+    """Yield what the arms and preferences to train cost, and what is evaluated."""
+    if arms := plan.named("train"):
+        yield arms_cost(plan, arms)
     if tuned := plan.named("prefer", "prefer"):
-        flops = [last_flops(name) for name in tuned]
-        known = sum(filter(None, flops))
-        text = f"preferences to train: at most {len(tuned)} ({', '.join(tuned)}), about {known:.2g} FLOPs"
-        if None in flops:
-            text += f"; {flops.count(None)} have no earlier run to go by"
-        yield Cost(text, None if None in flops else known)
+        yield preferences_cost(tuned)
     for stage, does in (("evaluate", "evaluate"), ("generate", "answer the prompts")):
         preferred = plan.named(f"{stage}_preferred", "prefer")
         names = [*plan.named(stage), *preferred, *(["the base"] if plan.runs(f"{stage}_base") else [])]
         if names:
             yield Cost(f"models to {does}: at most {len(names)} ({', '.join(names)})", 0)
+
+
+def arms_cost(plan: Plan, arms: list[str]) -> Cost:
+    params = read_yaml(PARAMS)
+    known = [cost for cost in (training_cost(arm, params) for arm in arms) if cost]
+    surely = sum(f"train@{arm}" in plan.will for arm in arms)
+    count = len(arms) if surely == len(arms) else f"{surely} to {len(arms)}"
+    text = f"arms to train: {count} ({', '.join(arms)})"
+    tokens, flops = sum(cost[0] for cost in known), sum(cost[1] for cost in known)
+    if known:
+        text += f", about {tokens:,.0f} tokens, {flops:.2g} FLOPs"
+        if plan.runs("fetch_model@base"):
+            text += "; the FLOPs are those of the earlier base"
+    missing = len(arms) - len(known)
+    return Cost(text + without_earlier_run(missing), None if missing else flops)
+
+
+def preferences_cost(tuned: list[str]) -> Cost:
+    known = [flops for flops in map(last_flops, tuned) if flops is not None]
+    text = f"preferences to train: at most {len(tuned)} ({', '.join(tuned)})"
+    if known:
+        text += f", about {sum(known):.2g} FLOPs"
+    missing = len(tuned) - len(known)
+    return Cost(text + without_earlier_run(missing), None if missing else sum(known))
+
+
+def without_earlier_run(missing: int) -> str:
+    return f"; {missing} without an earlier run to go by" if missing else ""
 
 
 def last_flops(name: str) -> float | None:
@@ -345,6 +357,9 @@ def total_lines(costs: list[Cost], speed: float | None) -> Iterator[str]:
         return
     flops = sum(cost.flops or 0 for cost in costs)
     less = " and what is not known" if any(cost.flops is None for cost in costs) else ""
+    if less and not flops:
+        yield "scoring and training: the FLOPs are not known"
+        return
     yield f"scoring and training: at most about {flops:.2g} FLOPs, without evaluation{less}"
     if speed:
         yield f"at {speed:.2g} FLOPs per second: {flops / speed / 3600:.2g} hours"

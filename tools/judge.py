@@ -9,7 +9,7 @@ would cost. The judge is that of `rate.request` and `ask`, the ledger that of `r
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from string import Formatter
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from stages.lib.core.artifacts import read_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section, read_params
 from stages.lib.rating.marks import OK
@@ -28,6 +27,7 @@ from stages.lib.rating.request import Request, key_of
 from stages.lib.statistics.comparison import Resampling
 from stages.lib.statistics.placebos import AnyPreference
 from stages.report import AnyArm, runs_of
+from tools.answers import ANSWERS, read_answers
 from tools.pairwise import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 from tools.paying import (
     Order,
@@ -45,7 +45,6 @@ from tools.paying import (
 )
 from tools.replies import Payload, Reply
 
-ANSWERS = Path("data/answers")
 PROMPT = PROMPTS / "pairwise/ko.yaml"
 
 
@@ -77,18 +76,18 @@ class Match(NamedTuple):
     swapped: Payload | None
 
 
-def compare_answers(arm: str, other: str | None, paying: bool) -> Iterator[str]:
+def judge_arms(arm: str, other: str | None, paying: bool) -> Iterator[str]:
     """Compare the answers as far as the ledger and `paying` allow, and yield what there is to say about it."""
     params = read_params(Params)
     ours, theirs = contestants(params, arm, other)
-    answers = read_answers([*ours, *theirs])
+    answers = prompts_and_answers([*ours, *theirs])
     matches = pair_up(answers, ours, theirs, params.rate.request)
     ledger = Path(params.rate.ledger)
     replies = yield from open_ledger(ledger, paying)
     order, requests = make_order(matches, replies)
     yield f"{', '.join(ours)} against {', '.join(theirs)}: {len(answers):,} prompts, {len(matches):,} pairs of answers"
     equal = sum(match.straight is None for match in matches)
-    yield f"{equal:,} pairs are equal, so ties; the others need {requests:,} different requests"
+    yield f"{equal:,} pairs have equal answers and are ties; the others need {requests:,} different requests"
     yield f"{requests - order.todo.total:,} of them are in {ledger}; {order.todo.total:,} are to be asked"
     yield from price_lines(order, params)
     if order.todo.total and not paying:
@@ -103,7 +102,7 @@ def compare_answers(arm: str, other: str | None, paying: bool) -> Iterator[str]:
 
 def contestants(params: Params, arm: str, other: str | None) -> tuple[list[str], list[str]]:
     """Return the runs of both sides. Raises UserError if there are none, or if they are the same."""
-    groups = runs_of(params.model_copy(update={"arms": {**params.arms, **params.prefer}})) | {"base": ["base"]}
+    groups = runs_of({**params.arms, **params.prefer}) | {"base": ["base"]}
     if other is None:
         preferred = [params.prefer[run].arm for run in groups.get(arm, []) if run in params.prefer]
         theirs = list(dict.fromkeys(preferred)) or groups.get(str(params.control), [])
@@ -111,30 +110,21 @@ def contestants(params: Params, arm: str, other: str | None) -> tuple[list[str],
         theirs = groups.get(other, [])
     for name, runs in ((arm, groups.get(arm, [])), (other, theirs)):
         if not runs:
-            what = f"{name} is no arm, or a replicate of one" if name else "there is no control, so OTHER is needed"
+            unknown = f"{name} is neither an arm nor a preference, or it is a replicate"
+            what = unknown if name else "there is no control, so OTHER is needed"
             raise UserError(f"params.yaml: {what}; name one of {', '.join(sorted(groups))}")
     if groups[arm] == theirs:
         raise UserError(f"{arm} cannot be compared with itself; name another arm")
     return groups[arm], theirs
 
 
-def read_answers(arms: Sequence[str]) -> pd.DataFrame:
-    """Return the prompts and every arm's answers, one column each. Raises UserError if the prompts differ."""
-    tables = {arm: read_arms_answers(arm) for arm in dict.fromkeys(arms)}
-    first = next(iter(tables.values()))
-    for arm, table in tables.items():
-        if not table[["id", "prompt"]].equals(first[["id", "prompt"]]):
-            raise UserError(f"{ANSWERS / arm}.parquet: other prompts than {arms[0]} has; run `dvc repro`")
+def prompts_and_answers(runs: list[str]) -> pd.DataFrame:
+    """Return the prompts and every run's answers, one column each. Raises UserError if there are too few prompts."""
+    tables = read_answers(runs)
+    first = tables[runs[0]]
     if len(first) < LEAST_PROMPTS:
         raise UserError(f"{ANSWERS}: {len(first)} prompts, at least {LEAST_PROMPTS} are needed; see generate.files")
-    return first[["id", "prompt"]].assign(**{arm: table["answer"] for arm, table in tables.items()})
-
-
-def read_arms_answers(arm: str) -> pd.DataFrame:
-    path = ANSWERS / f"{arm}.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; run `dvc repro`, or `dvc pull`")
-    return read_table(path, "id", "prompt", "answer")
+    return first[["id", "prompt"]].assign(**{run: table["answer"] for run, table in tables.items()})
 
 
 def pair_up(answers: pd.DataFrame, ours: list[str], theirs: list[str], request: Request) -> list[Match]:
@@ -201,9 +191,10 @@ def tally_lines(found: Tally, shape: tuple[int, int, int], ours: str, theirs: st
         yield f"prompts left out because of these replies: {found.left_out}"
     yield f"{ours}: {found.wins:,} wins, {found.losses:,} losses, {found.ties:,} ties"
     if not np.isnan(found.flips):
-        yield f"verdicts whose winner changes with the order: {found.flips:.1%}"
+        flips = f"the order changes the winner of {100 * found.flips:.1f} %"
+        yield f"pairs with a winner in both orders: {found.decided:,}; {flips}"
     if not np.isnan(found.first_wins):
-        yield f"winners that came first: {found.first_wins:.1%} (50 % means no bias)"
+        yield f"winners that came first: {100 * found.first_wins:.1f} % (50 % means no bias)"
     prompts = shape[2] - found.left_out
     over = f"{prompts} prompts and {shape[0]} x {shape[1]} runs"
     if min(shape[:2]) < 2:
@@ -219,7 +210,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("other", nargs="?")
     parser.add_argument("--yes", action="store_true", help="ask, and pay")
     options = parser.parse_args(words)
-    return print_as_it_goes(compare_answers(options.arm, options.other, options.yes), alone=options.yes)
+    return print_as_it_goes(judge_arms(options.arm, options.other, options.yes), alone=options.yes)
 
 
 if __name__ == "__main__":

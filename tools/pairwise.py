@@ -35,7 +35,7 @@ from stages.lib.statistics.replicates import crossed
 LOWEST, HIGHEST = 1.0, 10.0
 """The scale that the prompt states."""
 MOST_FLIPS = 0.3
-"""A judge that turns more of its verdicts around with the order of the answers cannot tell them apart."""
+"""If the order of the answers changes the winner of more of the pairs, the judge cannot tell them apart."""
 LEAST_PROMPTS = 2
 """Fewest prompts that have an interval."""
 MARKDOWN = r"[*_`\"'“”‘’]+"
@@ -74,8 +74,10 @@ class Tally(NamedTuple):
     ties: int
     left_out: int
     """Prompts that do not count, because a reply about them has no marks."""
+    decided: int
+    """Pairs that were asked about and have a winner in both orders."""
     flips: float
-    """Share of the comparisons that were asked whose winner changes with the order; NaN if none was asked."""
+    """Share of these whose winner changes with the order; NaN if there are none."""
     first_wins: float
     """Share of the replies with a winner in which the first answer wins; NaN if there is none."""
     score: dict[str, float]
@@ -135,16 +137,16 @@ def tally(straight_ABN: Values, swapped_ABN: Values, asked_ABN: NDArray[np.bool_
     is_read_N = ~np.isnan(verdicts_ABN).any((0, 1))
     if is_read_N.sum() < LEAST_PROMPTS:
         raise UserError(
-            f"{is_read_N.sum()} of {len(is_read_N)} prompts have two marks in every reply; use another judge"
+            f"only {is_read_N.sum()} of {len(is_read_N)} prompts have two marks in every reply; use another judge"
         )
     verdicts_ABN = verdicts_ABN[:, :, is_read_N]
     counts = [int((verdicts_ABN == side).sum()) for side in (1, -1, 0)]
-    asked = asked_ABN & ~np.isnan(straight_ABN + swapped_ABN)
-    flipped = straight_ABN[asked] * swapped_ABN[asked] == -1
+    both_ABN = straight_ABN * swapped_ABN  # 1 for the same winner, -1 for opposite ones, 0 for a tie in either order
+    flipped = both_ABN[asked_ABN & (np.abs(both_ABN) == 1)] < 0
     firsts = np.concatenate([straight_ABN[asked_ABN], -swapped_ABN[asked_ABN]])
     firsts = firsts[np.abs(firsts) == 1]
     shares = [float(found.mean()) if len(found) else float("nan") for found in (flipped, firsts > 0)]
-    return Tally(*counts, int((~is_read_N).sum()), *shares, winning_score(verdicts_ABN, settings))
+    return Tally(*counts, int((~is_read_N).sum()), len(flipped), *shares, winning_score(verdicts_ABN, settings))
 
 
 def winning_score(verdicts_ABN: Values, settings: Resampling) -> dict[str, float]:
@@ -156,20 +158,25 @@ def winning_score(verdicts_ABN: Values, settings: Resampling) -> dict[str, float
     mean_N = verdicts_ABN.mean((0, 1))
     if min(verdicts_ABN.shape[:2]) > 1:
         found = crossed([verdicts_ABN.mean(1) - mean_N / 2], [mean_N / 2 - verdicts_ABN.mean(0)])
+        if verdicts_ABN.any((0, 1)).sum() < paired.FEW:
+            found |= {"too_few": 1}
     else:
         ones = np.ones(len(mean_N), dtype=np.int64)
         draws = paired.draw_rows(
             mean_N, np.zeros(len(mean_N)), ones, settings.resamples, settings.randomisations, settings.seed
         )
         found = paired.estimate(draws)
-    return found | {name: found[name] + 1 for name in ("est", "lo", "hi")}
+    return found | {name: float(np.clip(found[name] + 1, 0, 2)) for name in ("est", "lo", "hi")}
 
 
 def conclusion(found: Tally, ours: str, theirs: str) -> str:
     """Return what the verdicts say about the answers of two arms."""
     if found.flips > MOST_FLIPS:
-        share = f"{found.flips:.0%} of its verdicts change their winner with the order of the answers"
-        return f"this judge cannot tell these answers apart: {share} (at most {MOST_FLIPS:.0%} would do)"
+        pairs = f"{100 * found.flips:.1f} % of the {found.decided:,} pairs with a winner in both orders"
+        return (
+            f"this judge cannot tell these answers apart: the order of the answers changes the winner in {pairs} "
+            f"(at most {100 * MOST_FLIPS:.0f} % is acceptable)"
+        )
     if "too_few" in found.score:
         return "too few prompts have a winner to conclude anything"
     if found.score["lo"] > 1:

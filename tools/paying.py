@@ -179,7 +179,7 @@ def pay(todo: Requests, params: Paying, kind_of: Callable[[Reply], str]) -> Iter
 
 
 def how_to_keep(ledger: str) -> str:
-    return f"next: `dvc add {ledger}`, commit {ledger}.dvc, `dvc push`, `dvc repro`"
+    return f"next: `dvc add {ledger}`, commit {ledger}.dvc, `dvc push`"
 
 
 def require_all(asked: Asked, missing: int) -> None:

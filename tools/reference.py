@@ -21,6 +21,8 @@ from tools.output import print_lines
 from tools.wire import PIPELINE, data_deps, module_of
 
 DOCS = Path("docs")
+EACH = {"${arms}": "arm", "${fetch_model}": "role", "${fetch_preferences}": "pairs", "${prefer}": "preference"}
+"""What an entry of each section is called that has a stage for every entry."""
 WRITTEN = "<!-- Written by `python -m tools.reference`. -->"
 PLAIN = [
     (r"Annotated\[(.*), Field\(.*?\)\]", r"\1"),
@@ -56,25 +58,23 @@ def stages_page() -> str:
     rows = ["| stage | does | reads | writes | params |", "|---|---|---|---|---|"]
     for name, entry in read_yaml(PIPELINE)["stages"].items():
         stage = entry.get("do", entry)
-        each = {"${arms}": "arm", "${fetch_model}": "role"}.get(entry.get("foreach"), "")
+        each = EACH[entry["foreach"]] if "foreach" in entry else ""
         written = [*stage.get("outs", []), *stage.get("metrics", [])]
         outs = [out if isinstance(out, str) else next(iter(out)) for out in written]
         lists = [data_deps(stage), outs, stage.get("params", [])]
         cells = [", ".join(f"`{readable(item, each)}`" for item in items) for items in lists]
         title = f"`{name}@{each}`" if each else f"`{name}`"
         rows.append("| " + " | ".join([title, f"{stage['desc']} (`stages/{module_of(stage)}.py`)", *cells]) + " |")
-    text = "What each stage reads and writes according to dvc.yaml, except code. A stage `@arm` runs once for each arm."
+    text = (
+        "What each stage reads and writes according to dvc.yaml, except code. A stage `@arm` runs once for each arm; "
+        "`@role`, `@pairs` and `@preference` mean the entries of `fetch_model`, `fetch_preferences` and `prefer`."
+    )
     return "\n".join([WRITTEN, "", "# Stages", "", text, "", *rows, ""])
 
 
 def readable(path: str, each: str) -> str:
-    return (
-        path.replace("${key}", f"<{each}>")
-        .replace("${item.inputs}", "<inputs>")
-        .replace("${control}", "<control>")
-        .replace("${rate.model}", "<rate.model>")
-        .replace("${rate.ledger}", "<rate.ledger>")
-    )
+    """Return a path with <name> for what dvc.yaml fills in; `each` is the name of an entry of its stage."""
+    return re.sub(r"\$\{(?:item\.)?(.+?)\}", r"<\1>", path.replace("${key}", f"<{each}>"))
 
 
 def params_page() -> str:
