@@ -379,9 +379,10 @@ def test_options_of_ifeval_ko_in_the_prompt_are_the_only_ones():
     assert {one: follows("detectable_format:constrained_response", {}, prompt, one) for one in answers} == answers
 
 
-def test_a_word_is_also_found_at_the_beginning_of_a_longer_one():
+def test_a_word_is_also_found_in_a_longer_one():
     """Limits that the docs state."""
-    assert not follows("keywords:forbidden_words", {"forbidden_words": ["의사"]}, QUESTION, "의사소통이 중요해요.")
+    for longer in ("의사소통이 중요해요.", "주의사항을 읽으세요."):
+        assert not follows("keywords:forbidden_words", {"forbidden_words": ["의사"]}, QUESTION, longer)
     first = {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "사랑"}
     assert follows("length_constraints:nth_paragraph_first_word", first, QUESTION, "사랑나라에 갔다.")
 
