@@ -338,6 +338,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "kwargs", "answers"), CASES, ids=[name for name, _, _ in CASES])
+def test_signs_without_a_letter_follow_nothing():
+    for name, arguments in (
+        ("ko:syllables", {"num_syllables": 30, "relation": "at most"}),
+        ("punctuation:no_comma", {}),
+    ):
+        assert not follows(name, arguments, "무엇입니까?", "| | | |")
+
+
 def test_an_answer_follows_a_constraint_or_not(name, kwargs, answers):
     assert {answer: follows(name, kwargs, QUESTION, answer) for answer in answers} == answers
     assert ARGUMENTS[name].model_validate(kwargs)

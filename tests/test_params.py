@@ -299,7 +299,7 @@ def test_flags_have_the_types_of_the_parameters():
 
 
 def test_flags_come_in_any_order_and_those_with_a_default_may_be_left_out():
-    words = ["--items", "i", "--metrics", "m", "--leaks", "l", "--evaluations", "e", "--arm", "base"]
+    words = ["--items", "i", "--metrics", "m", "--leaks", "l", "--evaluations", "e", "--arm", "base", "--answers", "a"]
     found = parse_arguments(compare.compare, words)
     assert (found["arm"], found["items"], found["samples"]) == ("base", Path("i"), None)
 
