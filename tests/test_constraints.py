@@ -337,7 +337,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "kwargs", "answers"), CASES, ids=[name for name, _, _ in CASES])
 def test_signs_without_a_letter_follow_nothing():
     for name, arguments in (
         ("ko:syllables", {"num_syllables": 30, "relation": "at most"}),
@@ -346,6 +345,7 @@ def test_signs_without_a_letter_follow_nothing():
         assert not follows(name, arguments, "무엇입니까?", "| | | |")
 
 
+@pytest.mark.parametrize(("name", "kwargs", "answers"), CASES, ids=[name for name, _, _ in CASES])
 def test_an_answer_follows_a_constraint_or_not(name, kwargs, answers):
     assert {answer: follows(name, kwargs, QUESTION, answer) for answer in answers} == answers
     assert ARGUMENTS[name].model_validate(kwargs)
