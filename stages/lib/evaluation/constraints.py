@@ -4,7 +4,8 @@ The ids and arguments are those of IFEval (Zhou et al. 2023, arXiv 2311.07911; g
 instruction_following_eval), as allganize/IFEval-Ko uses them, and Korean ones (`ko:`) of our own. IFEval's checks are
 made for English, so these differ:
 
-- An answer without a letter or a digit satisfies nothing. (There, it is in any language, and has no comma and no forbidden word.)
+- An answer without a letter or a digit satisfies nothing. (There, it is in any language, and has no comma and no
+  forbidden word.)
 - keywords: a keyword is found whatever particles follow it (한국어 in 한국어로). There, `\\b` finds no end between
   them. The spaces in a keyword are optional (`기후 변화`, 기후변화). A keyword of one syllable must be a word, with or
   without particles, because 물 is also in 선물 and 물론. Keywords are texts, not regular expressions.
