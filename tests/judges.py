@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault in FIRST_TIME and times > 1:
             fault = ""
         if fault == "hanging":
-            time.sleep(1.5)
+            time.sleep(4)
         whole = completion(text)
         status, content = {
             "busy": (429, "{}"),

@@ -52,7 +52,7 @@ def project(tmp_path, monkeypatch, server):
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
     change_params(
         tmp_path, rate__judge="ledger", rate__ledger=str(LEDGER), rate__prompt="rating_ko", ask__url=server.url,
-        ask__key="JUDGE_KEY", ask__concurrency=4, ask__timeout=1, ask__retries=2,
+        ask__key="JUDGE_KEY", ask__concurrency=4, ask__timeout=3, ask__retries=2,
     )  # fmt: skip
     write_rows([f"질문 {number}" for number in range(30)])
     return tmp_path

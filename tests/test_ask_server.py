@@ -22,6 +22,9 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endf
 SECONDS = 120
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model(build, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")

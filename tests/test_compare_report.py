@@ -754,7 +754,7 @@ def test_runs_that_answered_other_items_stop_the_report(report, runs_of_two_meth
     kept = read_json(path)
     kept["items"]["0-shot"]["copa"]["gold"] = "1" * 80
     write_json(path, kept)
-    with pytest.raises(UserError, match=r"metrics/items: the runs answered different items.*dvc repro"):
+    with pytest.raises(UserError, match=r"metrics/items: the runs have different items.*dvc repro"):
         report(RUNS, "random")
 
 

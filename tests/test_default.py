@@ -58,7 +58,7 @@ def of_kind(raw: pd.DataFrame, composed: list[BundledRow], kind: str) -> pd.Data
 def test_the_committed_data_are_what_make_default_writes(tmp_path: Path) -> None:
     write_all(tmp_path)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(written) == 25
+    assert len(written) == 26
     for path in written:
         assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes(), path
 
@@ -90,7 +90,8 @@ def test_the_composed_rows_are_in_six_schemas_and_many_lengths_and_a_third_are_s
 def test_the_summary_is_complete(default: Path) -> None:
     summary = json.loads((default / "metrics/summary.json").read_text())
     of_the_corpus = {"rows", "ppl", "cells", "leaks", "stability", "audit", "cost"}
-    assert set(summary) == of_the_corpus | {"base", "majority_baseline", "arms", "methods"}
+    of_the_models = {"base", "majority_baseline", "answer_floors", "arms", "methods", "preferred", "preferences"}
+    assert set(summary) == of_the_corpus | of_the_models
     assert set(summary["arms"]) == {"middle", "middle_2", "ifd", "random", "random_2"}
     for name, arm in summary["arms"].items():
         for by_shots in arm["scores"].values():

@@ -152,6 +152,7 @@ def test_the_benchmark_may_stand_in_any_folder(benchmark, run, items, new_folder
     assert found.equals(items[(items["task"] == "copa") & (items["shots"] == 0)].reset_index(drop=True))
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes_as_one(evaluated, benchmark, lm, tmp_path):
     YAML().dump(settings(), tmp_path / "params.yaml")
     flags = {"arm": "base", "model": lm, "base": lm, "benchmark": benchmark}

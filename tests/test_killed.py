@@ -104,6 +104,7 @@ def start_until_a_chunk(project: Path) -> subprocess.Popen:
     return started
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_after_a_chunk_goes_on_from_there(project: Path, whole: dict[str, bytes]) -> None:
     started = start_until_a_chunk(project)
     os.killpg(started.pid, signal.SIGKILL)

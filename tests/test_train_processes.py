@@ -11,7 +11,7 @@ from stages import train as stage
 from stages.lib.core.artifacts import read_json, read_table
 from stages.lib.core.errors import UserError
 from stages.lib.text import chat_format
-from stages.lib.training import callbacks
+from stages.lib.training import callbacks, trainer
 from tests.project import ROOT
 from tests.test_processes import restarting
 from tests.training import LORA, prepare, settings, train_apart, train_here, weights
@@ -87,7 +87,7 @@ def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, a
 
 KILL = """
 import os, signal
-from stages.lib.training import callbacks
+from stages.lib.training import callbacks, trainer
 from transformers import Trainer
 
 def killed_at(owner, name, step):
@@ -201,6 +201,7 @@ def test_the_fingerprint_of_a_training_has_everything_that_it_reads(tmp_path, fo
 def test_the_fingerprint_of_a_training_covers_every_module_that_changes_its_weights():
     about_it = {f"core.{name}" for name in ("artifacts", "errors", "params", "processes", "progress", "runner")}
     of_the_finished_model = {f"scoring.{name}" for name in ("attention", "batching", "fingerprint", "log_likelihood")}
+    of_the_finished_model |= {"training.held_out"}
     without_effect = {f"stages.lib.{name}" for name in about_it | of_the_finished_model}
     modules = closure("stages.train")
     assert without_effect <= modules
@@ -218,7 +219,7 @@ def test_the_fingerprint_of_a_training_changes_with_every_file_of_its_code(tmp_p
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(monkeypatch, folder):
-    monkeypatch.setattr(stage, "world", lambda: 3)
+    monkeypatch.setattr(trainer, "world", lambda: 3)
     with pytest.raises(UserError, match=r"train\.batch \(4\) cannot be shared equally among 3 processes"):
         train_here(folder)
 
