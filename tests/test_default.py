@@ -217,6 +217,7 @@ def of_another_topic(rng: random.Random, rows: pd.DataFrame, topics: pd.Series) 
     return [rng.choice(list(rows["output"][topics != topic])) for topic in topics]
 
 
+@pytest.mark.slow
 def test_likelihood_finds_wrong_answers_by_ifd_and_shuffled_ones_by_nll_and_a_small_models_marks_find_neither(
     default: Path, raw: pd.DataFrame, composed: list[BundledRow]
 ) -> None:

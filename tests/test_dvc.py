@@ -98,6 +98,7 @@ def test_a_changed_ppl_setting_reruns_ppl_and_below_but_not_embed(project: Path)
     assert planned == {"ppl"}
 
 
+@pytest.mark.slow
 def test_one_added_input_row_reruns_fetch_and_below_but_no_fetch_model(project: Path) -> None:
     row = {
         "instruction": "겨울철 창문에 물방울이 맺히는 까닭을 알려 주세요.",

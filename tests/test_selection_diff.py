@@ -397,6 +397,7 @@ def test_nothing_that_a_row_says_is_markup():
     assert "| a/b | 0.0% | 50.0% |" in lines
 
 
+@pytest.mark.slow
 def test_an_unpulled_clone_says_which_rows_came_and_a_damaged_table_is_refused(done, tmp_path):
     """The remote is a copy, because the test damages it; `verify` makes no difference."""
     author, remote = clone(done, tmp_path / "author"), tmp_path / "remote"

@@ -60,6 +60,7 @@ def check_against_one_process(folder, alone, monkeypatch, log, tolerance=1e-5):
     assert not list((folder / "checkpoints").glob("*"))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(folder, alone, monkeypatch):
     log = train_apart(folder, EVERY_STEP, processes=2, **TWENTY)
     check_against_one_process(folder, alone, monkeypatch, log)
