@@ -57,15 +57,16 @@ def compare(
     control: str = "",
 ) -> None:
     """Compare an arm, or a preference with `prefer_parquet` and `control`. Only `base` goes without any training."""
-    ours, written = read_items(evaluations, arm), read_table(answers / f"{arm}.parquet")
+    ours = read_results(arm, evaluations, answers)
     found: dict[str, Any] = {
-        "scores": scores_by_task(ours),
-        "scores_without_leaks": scores_without_leaks(ours, read_table(leaks, *ITEM)),
-        "answers": answer_results(written),
+        "scores": scores_by_task(ours.items),
+        "scores_without_leaks": scores_without_leaks(ours.items, read_table(leaks, *ITEM)),
+        "answers": answer_results(ours),
     }
-    kept: dict[str, Any] = {"items": to_digits(predictions(ours)), "answers": marks_to_json(mark_answers(written))}
+    kept: dict[str, Any] = {"items": to_digits(predictions(ours.items)), "answers": marks_to_json(ours.marks)}
     if arm == "base":
-        found |= {"majority_baseline": scores_by_task(ours, majority_baseline), "answer_floors": floors(written)}
+        majority = scores_by_task(ours.items, majority_baseline)
+        found |= {"majority_baseline": majority, "answer_floors": floors(ours.answers)}
     elif training is None or base_json is None or not (samples or prefer_parquet):
         raise UserError(f"the arm {arm} needs --samples or --prefer_parquet, --training and --base_json; see dvc.yaml")
     else:
@@ -73,7 +74,7 @@ def compare(
         folders = Folders(evaluations, answers, training)
         report, rows = read_json(training / f"{arm}.json"), read_table(training / f"{arm}.parquet")
         kept["held_out"] = held_out_answers(rows)
-        found |= {"train": report, "held_out_loss": mean_losses(rows), **differences(params, arm, folders)}
+        found |= {"train": report, "held_out_loss": mean_losses(rows), **differences(params, arm, ours, rows, folders)}
         size = Size(**read_json(base_json))
         if samples:
             sample = read_table(samples / f"{arm}.parquet")
@@ -95,9 +96,22 @@ class Folders(NamedTuple):
     training: Path
 
 
-def answer_results(written: pd.DataFrame) -> dict[str, float]:
+class Results(NamedTuple):
+    """What one model answered to the benchmark and to the prompts, and the marks of the latter."""
+
+    items: pd.DataFrame
+    answers: pd.DataFrame
+    marks: pd.DataFrame
+
+
+def read_results(arm: str, evaluations: Path, answers: Path) -> Results:
+    written = read_table(answers / f"{arm}.parquet")
+    return Results(read_table(evaluations / arm / "items.parquet"), written, mark_answers(written))
+
+
+def answer_results(ours: Results) -> dict[str, float]:
     """Return the shares of right answers to the prompts, their mean length, and the share that ended by itself."""
-    found = answer_scores(mark_answers(written))
+    found, written = answer_scores(ours.marks), ours.answers
     if written.empty:
         return found
     return found | {"characters": float(written["answer"].str.len().mean()), "ended": float(written["ended"].mean())}
@@ -131,33 +145,23 @@ def pair_results(pairs: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def differences(params: Params, arm: str, folders: Folders) -> dict[str, Any]:
+def differences(params: Params, arm: str, ours: Results, rows: pd.DataFrame, folders: Folders) -> dict[str, Any]:
     """Return the arm minus the base and, unless the arm is the control, minus the control."""
-    rows = read_table(folders.training / f"{arm}.parquet")
     others = {"vs_base": ("base", rows["nll_base"])}
     if arm != params.control:
-        theirs = read_table(folders.training / f"{params.control}.parquet")
-        require_same_rows(arm=rows["id"], control=theirs["id"])
-        others["vs_control"] = (str(params.control), theirs["nll"])
-    items, marks = read_items(folders.evaluations, arm), read_marks(folders.answers, arm)
+        their_rows = read_table(folders.training / f"{params.control}.parquet")
+        require_same_rows(arm=rows["id"], control=their_rows["id"])
+        others["vs_control"] = (str(params.control), their_rows["nll"])
     found = {}
     for name, (other, nll) in others.items():
-        their_items = read_items(folders.evaluations, other)
-        require_same_items(items, their_items)
+        theirs = read_results(other, folders.evaluations, folders.answers)
+        require_same_items(ours.items, theirs.items)
         found[name] = {
-            "scores": compare_models(params.compare, predictions(items), predictions(their_items)),
+            "scores": compare_models(params.compare, predictions(ours.items), predictions(theirs.items)),
             "held_out_loss": compare_losses(params.compare, rows, nll),
-            "answers": compare_answers(params.compare, marks, read_marks(folders.answers, other)),
+            "answers": compare_answers(params.compare, ours.marks, theirs.marks),
         }
     return found
-
-
-def read_items(evaluations: Path, arm: str) -> pd.DataFrame:
-    return read_table(evaluations / arm / "items.parquet")
-
-
-def read_marks(answers: Path, arm: str) -> pd.DataFrame:
-    return mark_answers(read_table(answers / f"{arm}.parquet"))
 
 
 def require_same_items(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from stages.lib.core.artifacts import atomic
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import Section
 from stages.lib.core.runner import run
-from stages.lib.models.hub import load_split, snapshot
+from stages.lib.models.hub import save_split
 from stages.lib.reading.containers import listed_files, matches, naming, plain_path
 from stages.lib.reading.entry import SourceName
 
@@ -56,7 +56,8 @@ def fetch(params: Params, inputs: Path, sources: Path) -> None:
                 copied = copy_files(inputs, source, settings.name, folder)
                 log.info("%s: %s, %d files", source, settings.name, copied)
             else:
-                save_hub_dataset(source, settings, folder)
+                path, where = folder / f"{source}.parquet", f"fetch.sources.{source}"
+                save_split(where, settings.name, settings.revision, settings.config, settings.split, path)
                 log.info("%s: %s", source, settings.name)
 
 
@@ -79,17 +80,6 @@ def copy_files(inputs: Path, source: str, name: str, folder: Path) -> int:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(there[file], folder / target)
     return len(chosen)
-
-
-def save_hub_dataset(source: str, settings: Source, folder: Path) -> None:
-    """Write one split of a hub data set as Parquet."""
-    where = f"fetch.sources.{source}"
-    if settings.split is None:
-        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs a split, usually `train`")
-    local = snapshot("dataset", where, settings.name, settings.revision)
-    load_split(where, settings.name, local, settings.config, settings.split).to_parquet(
-        str(folder / f"{source}.parquet")
-    )
 
 
 if __name__ == "__main__":

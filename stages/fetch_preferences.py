@@ -20,7 +20,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Section, Seed, Share
 from stages.lib.core.runner import run
 from stages.lib.evaluation.contamination import Decontaminate, read_benchmark, rows_with_items
-from stages.lib.models.hub import load_split, snapshot
+from stages.lib.models.hub import save_split
 from stages.lib.reading.entry import FieldText, MergeSource, PathText
 from stages.lib.reading.rows import read_source
 from stages.lib.text.conversations import TURNS
@@ -114,13 +114,9 @@ def read_pair_files(name: str, settings: Pairs, inputs: Path) -> pd.DataFrame:
     }
     if settings.from_ == "file":
         return pair_table(inputs, PairSource(name=name, files=settings.name, **fields))
-    where = f"fetch_preferences.{name}"
-    if settings.split is None:
-        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs a split, usually `train`")
-    local = snapshot("dataset", where, settings.name, settings.revision)
     with TemporaryDirectory() as folder:
-        split = load_split(where, settings.name, local, settings.config, settings.split)
-        split.to_parquet(f"{folder}/{name}.parquet")
+        path, where = Path(folder) / f"{name}.parquet", f"fetch_preferences.{name}"
+        save_split(where, settings.name, settings.revision, settings.config, settings.split, path)
         return pair_table(Path(folder), PairSource(name=name, **fields))
 
 

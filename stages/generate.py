@@ -8,21 +8,18 @@ format of its own: so all models read the same text. An answer depends on its pr
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from stages.lib.core.artifacts import write_table
 from stages.lib.core.params import Positive, Section
 from stages.lib.core.runner import run
-from stages.lib.evaluation.prompts import Prompt, read_prompts
+from stages.lib.evaluation.prompts import read_prompts
 from stages.lib.models.loading import Dtype, LoadConfig, load_tokenizer
 from stages.lib.models.lora import load_network
-from stages.lib.text.chat_format import FormatName, render, set_format
+from stages.lib.text.chat_format import FormatName, set_format
 from stages.lib.text.conversations import Turn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("stages")
 ANSWERS = pa.schema(
@@ -81,9 +78,9 @@ def generate(params: Params, arm: str, model: Path, base: Path, prompts: Path, a
         return
     tokenizer = load_tokenizer(model)
     set_format(tokenizer, params.train.format, params.train.end, model)
-    texts = {prompt.id: prompt_tokens(tokenizer, prompt) for prompt in asked}
-    from stages.lib.scoring.generation import end_ids_of, greedy
+    from stages.lib.scoring.generation import end_ids_of, greedy, prompt_ids
 
+    texts = {prompt.id: prompt_ids(tokenizer, [Turn("user", prompt.prompt)]) for prompt in asked}
     network = load_network(model, base, settings.load_config(), params.threads)
     stops = end_ids_of(network, tokenizer)
     found = greedy(network, texts, stops, settings.max_new_tokens, settings.batch_tokens, f"{arm}, batches of answers")
@@ -98,12 +95,6 @@ def generate(params: Params, arm: str, model: Path, base: Path, prompts: Path, a
     }
     write_table(answers, columns, ANSWERS)
     log.info("%s: %d answers, %d ended by themselves", arm, len(found), sum(one.ended for one in found))
-
-
-def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
-    text, _ = render(tokenizer, [Turn("user", prompt.prompt)], as_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 if __name__ == "__main__":

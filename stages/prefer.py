@@ -22,7 +22,6 @@ from pydantic import Field, model_validator
 
 from stages.lib.core.artifacts import (
     atomic,
-    read_json,
     read_jsonl,
     read_table,
     remove,
@@ -34,7 +33,7 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import Count, Positive, Section, Seed
 from stages.lib.core.processes import barrier, rank, world
 from stages.lib.core.runner import run
-from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer
+from stages.lib.models.loading import Dtype, LoadConfig, check_length, load_model, load_tokenizer, saved_in_4_bits
 from stages.lib.models.lora import SETTINGS, Adapter, attach, merge_adapter, normalise_adapter_config
 from stages.lib.scoring.fingerprint import MACHINE, Fingerprint, compute_fingerprint, hash_file, short_hash
 from stages.lib.text.chat_format import Example, encode
@@ -265,7 +264,7 @@ def require_merged(arm_model: Path, arm: str) -> None:
             f"{arm_model}: it has only an adapter, but a preference is trained on merged weights; set "
             f"train.adapter.merge: true, and `dvc repro train@{arm}`"
         )
-    if "quantization_config" in read_json(arm_model / "config.json"):
+    if saved_in_4_bits(arm_model):
         raise UserError(
             f"{arm_model}: its weights are in 4 bits, into which no adapter can be merged without a loss; set "
             f"train.quantize: null, fetch a base that is not quantized, and `dvc repro train@{arm}`"

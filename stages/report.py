@@ -10,7 +10,7 @@ Preferences are compared with their placebos in the same way (`statistics.placeb
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +27,9 @@ from stages.lib.selection.methods import METHODS, uses_cells
 from stages.lib.selection.quotas import Allocation
 from stages.lib.selection.sketch import share_of_rows
 from stages.lib.statistics.comparison import Run, compare_methods
-from stages.lib.statistics.evidence import Varied, name_subject, rows_vary
-from stages.lib.statistics.placebos import AnyPreference, Preferences, compare_with_placebos, placebo_sentences
-from stages.lib.statistics.verdicts import headlines, verdict, with_interval
+from stages.lib.statistics.evidence import Varied, name_subject, rows_vary, runs_of
+from stages.lib.statistics.placebos import Preferences, compare_with_placebos, placebo_sentences
+from stages.lib.statistics.verdicts import headlines, sentence, verdict
 
 log = logging.getLogger("stages")
 Arms = dict[str, Any]
@@ -254,14 +254,6 @@ def varied_in(found: dict[str, Any], prefix: str = "") -> Varied:
     return Varied(*(found[prefix + name] for name in Varied._fields))
 
 
-def runs_of(entries: Mapping[str, AnyArm | AnyPreference]) -> dict[str, list[str]]:
-    """Return the runs of every method or preference: the entry that names it, and its replicates."""
-    groups: dict[str, list[str]] = {}
-    for name, entry in entries.items():
-        groups.setdefault(entry.replicate or name, []).append(name)
-    return groups
-
-
 def method_differences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[Difference]:
     """Yield the differences of every method to the control: in held-out loss, and in mean macro-F1 by shots."""
     groups = runs_of(params.arms)
@@ -282,7 +274,7 @@ def sentences(params: Params, arms: Arms, compared: dict[str, Any]) -> Iterator[
         if name == control:
             continue
         for one in (one for one in found if one.name == name):
-            yield f"{name} minus {control}, {one.score}: {with_interval(one.estimate)} {one.scope}: {one.verdict}"
+            yield sentence(f"{name} minus {control}", one.score, one.estimate, one.scope, one.verdict)
         yield from unequal_training(name, arms[name], control, arms[control])
         yield from unequal_tokens(name, mean_tokens(arms, ours), control, mean_tokens(arms, groups[control]))
         if name in compared:

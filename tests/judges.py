@@ -2,13 +2,20 @@
 
 import json
 import re
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
+
+from tests.project import ROOT, change_params
+
+LEDGER = Path("data/mine/ledger")
 KEY = "sk-a-key-that-nobody-may-see"
 FIRST_TIME = {"busy", "failing", "hanging", "torn once"}
 """Faults that a question meets only once."""
@@ -95,6 +102,15 @@ def completion(text: str | None, finish_reason: str = "stop") -> str:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
     return json.dumps({"id": "1", "model": "judge-1", "choices": [choice], "usage": usage}, ensure_ascii=False)
+
+
+def prepare_asking(folder: Path, monkeypatch: pytest.MonkeyPatch, url: str, **changes: object) -> Path:
+    """Make a folder in which this judge can be asked, with the params of the default and these changes."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    change_params(folder, rate__ledger=str(LEDGER), ask__url=url, ask__key="JUDGE_KEY", **changes)
+    return folder
 
 
 @contextmanager

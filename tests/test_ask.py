@@ -18,11 +18,10 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.rating.ledger import marks_of, read_ledger
 from stages.merge import RAW
-from tests.judges import KEY, serving
-from tests.project import ROOT, change_params
+from tests.judges import KEY, LEDGER, prepare_asking, serving
+from tests.project import change_params
 from tools import ask, paying
 
-LEDGER = Path("data/mine/ledger")
 FAULTS = ["busy", "failing", "hanging", "torn", "torn once", "silent", "bad", "no choice", "empty message", "cut"]
 
 
@@ -47,13 +46,8 @@ def server():
 @pytest.fixture
 def project(tmp_path, monkeypatch, server):
     """A folder in which `tools.ask` runs, with 30 rows and this server as the judge."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
-    change_params(
-        tmp_path, rate__judge="ledger", rate__ledger=str(LEDGER), rate__prompt="rating_ko", ask__url=server.url,
-        ask__key="JUDGE_KEY", ask__concurrency=4, ask__timeout=3, ask__retries=2,
-    )  # fmt: skip
+    settings = {"rate__judge": "ledger", "rate__prompt": "rating_ko"}
+    prepare_asking(tmp_path, monkeypatch, server.url, **settings, ask__concurrency=4, ask__timeout=3, ask__retries=2)
     write_rows([f"질문 {number}" for number in range(30)])
     return tmp_path
 

@@ -6,9 +6,9 @@ import pytest
 
 from stages.lib.rating.ledger import read_ledger
 from tests.clones import clone
-from tests.judges import KEY, serving
+from tests.judges import KEY, LEDGER, serving
 from tests.project import ROOT, change_params, commit, run
-from tests.test_ask import LEDGER, asked
+from tests.test_ask import asked
 
 PIPELINE = """
 stages:

@@ -1,7 +1,6 @@
 """A real server that has OpenAI's API: `transformers serve`, with a tiny model made here."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from stages.lib.rating.ledger import read_ledger
-from tests.judges import KEY
-from tests.project import ROOT, change_params
-from tests.test_ask import LEDGER, marks, write_rows
+from tests.judges import LEDGER, prepare_asking
+from tests.test_ask import marks, write_rows
 from tests.test_judge import write_answers
 from tools import ask, judge
 
@@ -68,14 +66,8 @@ def is_up(url: str) -> bool:
 @pytest.fixture
 def project(url, model, tmp_path, monkeypatch):
     """A folder in which this server is the judge."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
-    change_params(
-        tmp_path, rate__judge="ledger", rate__ledger=str(LEDGER), rate__request__model=str(model),
-        rate__request__max_tokens=6, rate__request__seed=1, ask__url=url, ask__key="JUDGE_KEY", ask__timeout=60,
-    )  # fmt: skip
-    return tmp_path
+    request = {"rate__request__model": str(model), "rate__request__max_tokens": 6, "rate__request__seed": 1}
+    return prepare_asking(tmp_path, monkeypatch, url, rate__judge="ledger", ask__timeout=60, **request)
 
 
 def test_a_real_server_is_asked_once_and_what_it_says_is_read(project, capsys):

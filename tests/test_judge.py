@@ -16,9 +16,9 @@ from stages.lib.core.artifacts import write_table
 from stages.lib.core.errors import UserError
 from stages.lib.core.params import read_params
 from stages.lib.statistics.comparison import Resampling
-from tests.judges import KEY, serving
-from tests.project import ROOT, change_params
-from tests.test_ask import LEDGER, asked, marks, write_rows
+from tests.judges import LEDGER, prepare_asking, serving
+from tests.project import change_params
+from tests.test_ask import asked, marks, write_rows
 from tools import judge
 from tools.judge import PROMPT, PairPrompt
 from tools.pairwise import conclusion, tally, two_marks_of
@@ -178,15 +178,9 @@ def server():
 @pytest.fixture
 def project(tmp_path, monkeypatch, server):
     """A folder in which `tools.judge` runs, with the arms of the default and this server as the judge."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
-    change_params(
-        tmp_path, rate__ledger=str(LEDGER), ask__url=server.url, ask__key="JUDGE_KEY", ask__concurrency=4,
-        ask__timeout=30, ask__retries=0,
-        prefer={"dpo": {"arm": "ifd", "pairs": "some", "labels": "given", "seed": 1, "replicate": None}},
-    )  # fmt: skip
-    return tmp_path
+    prefer = {"dpo": {"arm": "ifd", "pairs": "some", "labels": "given", "seed": 1, "replicate": None}}
+    settings = {"ask__concurrency": 4, "ask__timeout": 30, "ask__retries": 0, "prefer": prefer}
+    return prepare_asking(tmp_path, monkeypatch, server.url, **settings)
 
 
 def write_answers(arm: str, answers: list[str]) -> None:

@@ -31,6 +31,9 @@ from tests.preferring import (
 from tests.preferring import preference as settings_of
 
 
+BY_BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
 @pytest.fixture(scope="module")
 def arm(new_folder, build, tokenizer, rows):
     """An arm whose config has dropout, as many published models have."""
@@ -220,7 +223,11 @@ def test_a_pair_that_the_template_refuses_has_no_tokens(tokenizer):
     ("name", "content", "message"),
     [
         (SETTINGS, {}, "it has only an adapter.*train.adapter.merge: true.*train@ours"),
-        ("config.json", {"quantization_config": {}}, "its weights are in 4 bits.*train.quantize: null"),
+        (
+            "config.json",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "its weights are in 4 bits.*train.quantize: null",
+        ),
     ],
 )
 def test_an_arm_without_full_weights_is_refused_with_what_to_set(name, content, message, arm, new_folder):

@@ -21,10 +21,10 @@ from stages.lib.core.params import read_params
 from stages.lib.evaluation.answers import final_answer, reaches
 from stages.lib.models.loading import LoadConfig, load_tokenizer
 from stages.lib.models.lora import load_network
-from stages.lib.text.chat_format import render
+from stages.lib.statistics.evidence import runs_of
+from stages.lib.statistics.verdicts import with_interval
 from stages.lib.text.conversations import Turn, turns_of
 from stages.report import Params as Report
-from stages.report import runs_of
 from stages.train import Params as Training
 from tools.output import print_lines
 
@@ -48,14 +48,11 @@ def questions() -> list[tuple[list[Turn], str]]:
 
 def texts_of(folder: Path, asked: list[list[Turn]], settings: Training, tokens: int) -> list[str]:
     """Return a model's greedy answer to every question [N]."""
-    from stages.lib.scoring.generation import end_ids_of, greedy
+    from stages.lib.scoring.generation import end_ids_of, greedy, prompt_ids
 
     tokenizer = load_tokenizer(folder)
     model = load_network(folder, BASE, LoadConfig(dtype="fp32"), settings.threads)
-    texts = [render(tokenizer, turns, as_prompt=True)[0] for turns in asked]
-    prompts = {
-        str(row): tokenizer(text, add_special_tokens=False)["input_ids"] for row, text in enumerate(texts, start=1)
-    }
+    prompts = {str(row): prompt_ids(tokenizer, turns) for row, turns in enumerate(asked, start=1)}
     stops = end_ids_of(model, tokenizer)
     answers = greedy(model, prompts, stops, tokens, BATCH_TOKENS, f"{folder.name}, batches")
     return [tokenizer.decode(answer.tokens) for answer in answers]
@@ -85,7 +82,7 @@ def compared(control: str, runs: dict[str, NDArray[Any]]) -> Iterator[str]:
             yield share
             continue
         found = crossed([ours_KN], [runs[control]])
-        yield share + "; minus {}: {est:+.4f} [{lo:+.4f}, {hi:+.4f}]".format(control, **found)
+        yield f"{share}; minus {control}: {with_interval(found)}"
 
 
 def lines(tokens: int) -> Iterator[str]:

@@ -25,8 +25,9 @@ from stages.lib.rating.marks import OK
 from stages.lib.rating.prompts import PROMPTS
 from stages.lib.rating.request import Request, key_of
 from stages.lib.statistics.comparison import Resampling
+from stages.lib.statistics.evidence import runs_of
 from stages.lib.statistics.placebos import AnyPreference
-from stages.report import AnyArm, runs_of
+from stages.report import AnyArm
 from tools.answers import ANSWERS, read_answers
 from tools.pairwise import LEAST_PROMPTS, Tally, TwoMarks, conclusion, tally, two_marks_of
 from tools.paying import (

@@ -38,6 +38,16 @@ def snapshot(
         ) from error
 
 
+def save_split(
+    where: str, name: str | None, revision: str | None, config: str | None, split: str | None, path: Path
+) -> None:
+    """Write one split of a data set on the hub, at a commit, as Parquet; `where` names the params entry."""
+    if split is None:
+        raise UserError(f"params.yaml: {where}.split: missing; a hub data set needs a split, usually `train`")
+    local = snapshot("dataset", where, name, revision)
+    load_split(where, name, local, config, split).to_parquet(str(path))
+
+
 def load_split(where: str, name: str | None, folder: Path, config: str | None, split: str) -> Any:
     """Return one split of the data set in a local folder, read by `datasets`."""
     from datasets import load_dataset

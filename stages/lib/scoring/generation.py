@@ -17,6 +17,8 @@ from stages.lib.core.errors import UserError
 from stages.lib.core.progress import progress
 from stages.lib.models.loading import max_positions
 from stages.lib.scoring.batching import Batch, Tokens, pad, to_device
+from stages.lib.text.chat_format import render
+from stages.lib.text.conversations import Turn
 
 ROWS = 8
 """A batch has a multiple of this many rows. With fewer, a CPU multiplies by other kernels, which round in another way:
@@ -65,6 +67,13 @@ def greedy(
             ) from error
         answers |= zip(batch.rows, (cut(tokens, stops) for tokens in written), strict=True)
     return [answers[row] for row in range(len(ids))]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[int]:
+    """Return the tokens after which a model with this chat template answers."""
+    text, _ = render(tokenizer, turns, as_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

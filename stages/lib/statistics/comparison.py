@@ -155,33 +155,30 @@ def over_runs(tasks: Sequence[RunValues]) -> Estimate:
 
 def on_items(ours: list[Run], theirs: list[Run], shots: str, task: str, metric: str) -> RunValues:
     found = [classes_by_metric(run.answers[shots][task])[metric] for run in ours + theirs]
-    values_KN = np.array([METRICS[metric].values(*both) for both in found])
-    return RunValues(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([one for _, one in found])))
+    return run_values(len(ours), [METRICS[metric].values(*both) for both in found], [one for _, one in found])
 
 
 def on_held_out(ours: list[Run], theirs: list[Run]) -> RunValues:
     counts = {row: count for row, count in sorted(ours[0].tokens.items()) if count}
     tokens_N = np.array(list(counts.values()), dtype=np.float64)
     nll_KN = np.array([[run.nll[row] for row in counts] for run in ours + theirs])
-    values_KN = np.array([ratio_values(nll_N, tokens_N) for nll_N in nll_KN])
-    return RunValues(values_KN[: len(ours)], values_KN[len(ours) :], disagreement(nll_KN))
+    return run_values(len(ours), [ratio_values(nll_N, tokens_N) for nll_N in nll_KN], nll_KN)
 
 
 def on_prompts(ours: list[Run], theirs: list[Run], share: str) -> RunValues:
     shares = [shares_of(run.marks)[share] for run in ours + theirs]
-    values_KN = np.array([ratio_values(right_N, counts_N) for right_N, counts_N in shares])
-    return RunValues(
-        values_KN[: len(ours)], values_KN[len(ours) :], disagreement(np.array([right_N for right_N, _ in shares]))
-    )
+    return run_values(len(ours), [ratio_values(*both) for both in shares], [right_N for right_N, _ in shares])
 
 
 def on_pairs(ours: list[Run], theirs: list[Run]) -> RunValues:
-    margins_KN = np.array([[run.margins[pair] for pair in sorted(ours[0].margins)] for run in ours + theirs])
-    return RunValues(margins_KN[: len(ours)], margins_KN[len(ours) :], disagreement(margins_KN))
+    margins_KN = [[run.margins[pair] for pair in sorted(ours[0].margins)] for run in ours + theirs]
+    return run_values(len(ours), margins_KN, margins_KN)
 
 
-def disagreement(answers_KN: NDArray[Any]) -> int:
-    return int((answers_KN != answers_KN[0]).any(0).sum())
+def run_values(ours: int, values_KN: Any, answers_KN: Any) -> RunValues:
+    """Return the values of all runs, of which the first `ours` are ours; they come from these answers."""
+    values, answers = np.array(values_KN, dtype=np.float64), np.array(answers_KN)
+    return RunValues(values[:ours], values[ours:], int((answers != answers[0]).any(0).sum()))
 
 
 def require_same_questions(runs: list[Run]) -> None:

@@ -8,7 +8,8 @@ their mean is (1 + (K - 1) r) / (1 - r) times the one that their spread shows. W
 larger, so more runs only make a chance difference look more certain.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 MOST = 1.5
 """Runs stand for their method if the variance of their mean is at most this many times the one that they show. A method
@@ -26,6 +27,21 @@ class Varied(NamedTuple):
     """Share of its rows that a run has in common with another one, in the mean over pairs of runs."""
     shared_by_chance: float
     """Share that two random selections of this size have in common."""
+
+
+class Repeatable(Protocol):
+    """An arm or a preference."""
+
+    @property
+    def replicate(self) -> str | None: ...
+
+
+def runs_of(entries: Mapping[str, Repeatable]) -> dict[str, list[str]]:
+    """Return the runs of every method or preference: the entry that names it, and its replicates."""
+    groups: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.replicate or name, []).append(name)
+    return groups
 
 
 def rows_vary(varied: Varied) -> bool:

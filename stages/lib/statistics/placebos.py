@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from stages.lib.core.params import Section
 from stages.lib.statistics.comparison import Run, compare_methods
-from stages.lib.statistics.verdicts import headlines, verdict, with_interval
+from stages.lib.statistics.evidence import runs_of
+from stages.lib.statistics.verdicts import headlines, sentence, verdict
 
 
 class AnyPreference(Section):
@@ -28,12 +29,8 @@ Preferences = dict[str, AnyPreference]
 
 
 def groups_of(prefer: Preferences) -> dict[str, list[str]]:
-    """Return the runs of every preference with the given labels: the one that names it, and its replicates."""
-    groups: dict[str, list[str]] = {}
-    for name, one in prefer.items():
-        if one.labels == "given":
-            groups.setdefault(one.replicate or name, []).append(name)
-    return groups
+    """Return the runs of every preference with the given labels."""
+    return runs_of({name: one for name, one in prefer.items() if one.labels == "given"})
 
 
 def placebos_of(ours: list[str], prefer: Preferences) -> list[str]:
@@ -61,10 +58,8 @@ def placebo_sentences(prefer: Preferences, tuned: dict[str, Any], compared: dict
     for name, ours in groups_of(prefer).items():
         arm = prefer[name].arm
         for score, estimate, better in headlines(tuned[name]["vs_control"]):
-            yield (
-                f"{name} minus {arm}, {score}: {with_interval(estimate)} over items only: "
-                f"{verdict(estimate, better, None)}"
-            )
+            found = verdict(estimate, better, None)
+            yield sentence(f"{name} minus {arm}", score, estimate, "over items only", found)
         placebos = placebos_of(ours, prefer)
         yield from against_placebos(name, compared.get(name))
         yield from (beside(run, tuned[run]) for run in [*ours, *placebos])
@@ -80,10 +75,10 @@ def against_placebos(name: str, compared: dict[str, Any] | None) -> Iterator[str
         )
         return
     for score, estimate, better in headlines(compared["vs_placebo"]):
-        over = f"over {'pairs' if score == 'held-out margin' else 'items'} and runs"
-        runs = f"{compared['runs']} and {compared['placebo_runs']}"
+        what = "pairs" if score == "held-out margin" else "items"
+        scope = f"over {what} and runs ({compared['runs']} and {compared['placebo_runs']})"
         found = verdict(estimate, better, ("learning the given labels", "learning shuffled ones"))
-        yield f"{name} minus its placebos, {score}: {with_interval(estimate)} {over} ({runs}): {found}"
+        yield sentence(f"{name} minus its placebos", score, estimate, scope, found)
 
 
 def beside(name: str, tuned: dict[str, Any]) -> str:

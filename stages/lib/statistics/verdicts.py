@@ -38,3 +38,8 @@ def verdict(estimate: Estimate, better: int, sides: tuple[str, str] | None) -> s
 
 def with_interval(estimate: Estimate) -> str:
     return "{est:+.4f} [{lo:+.4f}, {hi:+.4f}]".format(**estimate)
+
+
+def sentence(names: str, score: str, estimate: Estimate, scope: str, found: str) -> str:
+    """Return what is `found` about a difference; `names` are its sides, `scope` is what varies in its interval."""
+    return f"{names}, {score}: {with_interval(estimate)} {scope}: {found}"

@@ -1,4 +1,4 @@
-"""Which texts are held out: drawn by hash, so that no other text changes who is drawn."""
+"""Which texts are held out: drawn by a hash of each text, so that added texts change the draw only at its limit."""
 
 from collections.abc import Sequence
 
