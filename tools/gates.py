@@ -22,6 +22,7 @@ from stages.lib.core.params import PARAMS, Count, Section, describe
 from stages.lib.scoring.committed import open_project
 from tools.lock_diff import Reran, compare_locks
 from tools.markdown import limited
+from tools.prune import pipeline_stages
 from tools.recompute import METRICS, false_metrics, inputs_of
 from tools.revisions import DamagedError, MissingError, git_at, read_at, read_lock, table_at, yaml_at
 
@@ -198,11 +199,6 @@ def judge_bytes(change: Change) -> Iterator[Result]:
     )
 
 
-def pipeline_stages() -> set[str]:
-    """Return the names of the stages. dvc.lock can have more, because DVC leaves those of a removed arm there."""
-    return {stage.addressing for stage in open_project(Path.cwd()).index.stages}
-
-
 def judge_owners(change: Change) -> Iterator[Result]:
     """Judge whether all that is read back was written by a stage of dvc.yaml: of others, dvc.lock may say anything."""
     stages, here = pipeline_stages(), params_at(change.head)
@@ -213,7 +209,8 @@ def judge_owners(change: Change) -> Iterator[Result]:
         for out in stage.get("outs", [])
         if name not in stages and any(path.is_relative_to(out["path"]) for path in read)
     ]
-    yield yes_or_no(OWN, not foreign, f"{first(foreign)}: dvc.yaml has no such stage; delete it from dvc.lock")
+    note = f"{first(foreign)}: dvc.yaml has no such stage; `python -m tools.prune` drops it from dvc.lock"
+    yield yes_or_no(OWN, not foreign, note)
 
 
 def judge_settings(change: Change) -> Iterator[Result]:
