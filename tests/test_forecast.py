@@ -67,6 +67,7 @@ def test_a_comment_surely_reruns_only_its_stage_and_may_rerun_what_is_below(
     assert ran(run(project, "dvc", "repro")) == {"cluster"}
 
 
+@pytest.mark.slow
 def test_scores_that_cannot_be_read_are_said_to_be_computed_again(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_scores_that_cannot_be_read_are_said_to_be_computed_again(
     assert "arms to train: 0 to 3" in printed
 
 
+@pytest.mark.slow
 def test_a_stage_whose_input_was_made_again_runs_although_nothing_is_here(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

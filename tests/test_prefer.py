@@ -30,7 +30,6 @@ from tests.preferring import (
 )
 from tests.preferring import preference as settings_of
 
-
 BY_BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 

@@ -20,9 +20,20 @@ def test_a_teammate_who_pulls_reruns_nothing_and_has_a_clean_tree(done: Path, tm
     assert (mate / "dvc.lock").read_bytes() == (done / "dvc.lock").read_bytes()
 
 
-def test_an_unpulled_clone_is_up_to_date_and_runs_one_changed_arm_alone(done: Path, tmp_path: Path) -> None:
+def test_an_unpulled_clone_is_up_to_date_and_trains_one_changed_arm_alone(done: Path, tmp_path: Path) -> None:
     mate = clone(done, tmp_path / "mate")
     assert UP_TO_DATE in run(mate, "dvc", "repro", "--allow-missing", "--dry")
+    change_params(mate, arms__spread__fraction=0.2)
+    assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing", "train@spread")) == {
+        "sample@spread",
+        "train@spread",
+    }
+    assert not (mate / "models" / "full").exists()
+
+
+@pytest.mark.slow
+def test_an_unpulled_clone_runs_all_of_one_changed_arm_and_nothing_of_the_others(done: Path, tmp_path: Path) -> None:
+    mate = clone(done, tmp_path / "mate")
     change_params(mate, arms__spread__fraction=0.2)
     wanted = {"audit", "report"} | {
         f"{stage}@spread" for stage in ("sample", "train", "evaluate", "generate", "compare")
