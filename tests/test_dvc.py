@@ -23,7 +23,7 @@ def test_two_fresh_clones_have_equal_locks_and_metrics(done: Path, origin: Path,
     log = run(other, "dvc", "repro", "compare@random", forked=False)  # real starts, so that hash seeds differ
     assert {"ppl", "embed", "train@random", "evaluate@random", "compare@random"} <= ran(log)
     first, second = (dict(STAGE.findall((folder / "dvc.lock").read_text())) for folder in (done, other))
-    assert len(second) == 19
+    assert len(second) == 21
     assert second == {stage: first[stage] for stage in second}
     one, two = ((folder / "metrics/arms/random.json").read_bytes() for folder in (done, other))
     assert one == two
@@ -227,7 +227,7 @@ def test_a_change_in_the_core_reruns_every_stage_and_changes_no_output(project: 
 def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(project: Path) -> None:
     change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
     log = run(project, "dvc", "repro")
-    arm = {f"{stage}@highest" for stage in ("sample", "train", "evaluate", "compare")}
+    arm = {f"{stage}@highest" for stage in ("sample", "train", "evaluate", "generate", "compare")}
     assert ran(log) == arm | {"audit", "compare_base", "report"}
     assert "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json" in log
     assert set(json.loads((project / "metrics/summary.json").read_text())["arms"]) == {"highest"}
