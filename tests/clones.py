@@ -15,6 +15,10 @@ def each(stage: str, arms: Iterable[str] = ARMS) -> set[str]:
     return {f"{stage}@{arm}" for arm in arms}
 
 
+def stages_of(arm: str) -> set[str]:
+    return {f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "generate", "compare")}
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder of all workers of pytest-xdist: the first of them to need it fills it, and none changes a file in it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import clone, each
+from tests.clones import clone, each, stages_of
 from tests.project import ARMS, UP_TO_DATE, change_params, ran, run
 
 STAGE = re.compile(r"^  (\S+):\n((?:    .*\n)+)", re.MULTILINE)  # of dvc.lock
@@ -41,8 +41,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
 @pytest.mark.slow
 def test_a_changed_fraction_of_the_control_reruns_that_arm_and_every_comparison(project: Path) -> None:
     change_params(project, arms__random__fraction=0.2)
-    arm = {f"{stage}@random" for stage in ("sample", "train", "evaluate", "generate")}
-    wanted = {"audit", *arm, *each("compare"), "report"}
+    wanted = {"audit", *stages_of("random"), *each("compare"), "report"}
     assert ran(run(project, "dvc", "repro")) == wanted
 
 
@@ -227,8 +226,7 @@ def test_a_change_in_the_core_reruns_every_stage_and_changes_no_output(project: 
 def test_other_arms_need_no_change_of_dvc_yaml_and_the_stale_file_is_named(project: Path) -> None:
     change_params(project, arms={"highest": {"method": "highest", "fraction": 0.1, "seed": 1}}, control="highest")
     log = run(project, "dvc", "repro")
-    arm = {f"{stage}@highest" for stage in ("sample", "train", "evaluate", "generate", "compare")}
-    assert ran(log) == arm | {"audit", "compare_base", "report"}
+    assert ran(log) == stages_of("highest") | {"audit", "compare_base", "report"}
     assert "git rm metrics/arms/full.json metrics/arms/random.json metrics/arms/spread.json" in log
     assert set(json.loads((project / "metrics/summary.json").read_text())["arms"]) == {"highest"}
 
@@ -239,7 +237,7 @@ def test_prune_drops_the_stages_of_a_removed_arm_from_the_lock_and_nothing_else(
     change_params(project, arms=arms)
     log = run(project, sys.executable, "-m", "tools.prune")
     gone = re.findall("^dropped: (.*)$", log, re.MULTILINE)
-    assert set(gone) == {f"{stage}@spread" for stage in ("sample", "train", "evaluate", "generate", "compare")}
+    assert set(gone) == stages_of("spread")
     assert STAGE.findall((project / "dvc.lock").read_text()) == [one for one in blocks if one[0] not in gone]
     assert ran(run(project, "dvc", "repro", "--dry")) == {"audit", "report"}
     assert "0 stages dropped" in run(project, sys.executable, "-m", "tools.prune")

@@ -30,8 +30,6 @@ from tests.preferring import (
 )
 from tests.preferring import preference as settings_of
 
-BY_BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-
 
 @pytest.fixture(scope="module")
 def arm(new_folder, build, tokenizer, rows):

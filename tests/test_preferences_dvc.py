@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import clone
+from tests.clones import clone, stages_of
 from tests.project import UP_TO_DATE, change_params, commit, ran, run
 
 PAIRS = {"from": "file", "inputs": "data/preference_inputs", "name": "politeness.jsonl", "revision": None}
@@ -51,8 +51,7 @@ def test_a_changed_arm_reruns_its_preference_and_no_other(preferred: Path, tmp_p
     folder = clone(preferred, tmp_path / "clone")
     run(folder, "dvc", "pull", "-q")
     change_params(folder, arms__spread__seed=3)
-    arm = {f"{stage}@spread" for stage in ("sample", "train", "evaluate", "generate", "compare")}
-    assert ran(run(folder, "dvc", "repro")) - {"audit"} == arm | chain("dpo") | {"report"}
+    assert ran(run(folder, "dvc", "repro")) - {"audit"} == stages_of("spread") | chain("dpo") | {"report"}
 
 
 def test_without_preferences_only_the_report_runs_and_their_files_are_named(preferred: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from tests.clones import stages_of
 from tests.project import ROOT, copy_project
 from tools.check import check_params
 
@@ -46,9 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stages_of_arms(recipe: Path) -> set[str]:
     params = YAML(typ="safe").load(recipe)
-    arms = {
-        f"{stage}@{arm}" for stage in ("sample", "train", "evaluate", "generate", "compare") for arm in params["arms"]
-    }
+    arms = {stage for arm in params["arms"] for stage in stages_of(arm)}
     tuned = ("prefer", "evaluate_preferred", "generate_preferred", "compare_preferred")
     pairs = {f"fetch_preferences@{name}" for name in params["fetch_preferences"]}
     return arms | pairs | {f"{stage}@{name}" for stage in tuned for name in params["prefer"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import clone
+from tests.clones import clone, stages_of
 from tests.project import UP_TO_DATE, change_params, commit, ran, run
 from tools.forecast import MERGE_FIRST
 
@@ -24,10 +24,8 @@ def test_an_unpulled_clone_is_up_to_date_and_trains_one_changed_arm_alone(done: 
     mate = clone(done, tmp_path / "mate")
     assert UP_TO_DATE in run(mate, "dvc", "repro", "--allow-missing", "--dry")
     change_params(mate, arms__spread__fraction=0.2)
-    assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing", "train@spread")) == {
-        "sample@spread",
-        "train@spread",
-    }
+    log = run(mate, "dvc", "repro", "--pull", "--allow-missing", "train@spread")
+    assert ran(log) == {"sample@spread", "train@spread"}
     assert not (mate / "models" / "full").exists()
 
 
@@ -35,10 +33,8 @@ def test_an_unpulled_clone_is_up_to_date_and_trains_one_changed_arm_alone(done: 
 def test_an_unpulled_clone_runs_all_of_one_changed_arm_and_nothing_of_the_others(done: Path, tmp_path: Path) -> None:
     mate = clone(done, tmp_path / "mate")
     change_params(mate, arms__spread__fraction=0.2)
-    wanted = {"audit", "report"} | {
-        f"{stage}@spread" for stage in ("sample", "train", "evaluate", "generate", "compare")
-    }
-    assert ran(run(mate, "dvc", "repro", "--pull", "--allow-missing")) == wanted
+    log = run(mate, "dvc", "repro", "--pull", "--allow-missing")
+    assert ran(log) == stages_of("spread") | {"audit", "report"}
     assert not (mate / "models" / "full").exists()
 
 

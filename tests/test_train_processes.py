@@ -88,7 +88,7 @@ def test_deepspeed_trains_an_adapter_in_one_process_without_a_launcher(folder, a
 
 KILL = """
 import os, signal
-from stages.lib.training import callbacks, trainer
+from stages.lib.training import callbacks
 from transformers import Trainer
 
 def killed_at(owner, name, step):

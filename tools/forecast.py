@@ -26,6 +26,7 @@ from stages.lib.scoring.committed import read_committed, read_object
 from stages.lib.scoring.fingerprint import MACHINE, compute_fingerprint, hash_file
 from stages.lib.text.hashing import text_hash
 from tools.output import print_lines
+from tools.pipeline import reading_pipeline
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -75,14 +76,11 @@ class Scorer(NamedTuple):
 
 def forecast(speed: float | None) -> Iterator[str]:
     """Yield what would run, and what it costs. `speed` is in FLOPs per second."""
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    try:
+    with reading_pipeline():
         repo = Repo()
         plan = plan_stages(repo)
-    except DvcException as error:
-        raise UserError(f"DVC cannot read the pipeline: {error}; `python -m tools.check` checks params.yaml") from None
     yield from stage_lines(plan)
     if plan.will or plan.may:
         costs = [*score_costs(plan, repo), *training_costs(plan)]

@@ -22,7 +22,7 @@ from stages.lib.core.params import PARAMS, Count, Section, describe
 from stages.lib.scoring.committed import open_project
 from tools.lock_diff import Reran, compare_locks
 from tools.markdown import limited
-from tools.prune import pipeline_stages
+from tools.pipeline import pipeline_stages
 from tools.recompute import METRICS, false_metrics, inputs_of
 from tools.revisions import DamagedError, MissingError, git_at, read_at, read_lock, table_at, yaml_at
 

@@ -6,21 +6,21 @@ those stages wrote stays in the cache and on the remote; the commits that had th
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from stages.lib.core.artifacts import atomic
 from stages.lib.core.errors import UserError
-from stages.lib.scoring.committed import LOCK, open_project
+from stages.lib.scoring.committed import LOCK, parse_lock
 from tools.output import print_lines
+from tools.pipeline import pipeline_stages
 
 
 def prune() -> Iterator[str]:
     """Write dvc.lock without those stages; yield their names. Raises UserError if DVC cannot read the pipeline."""
-    from dvc.utils.serialize import dump_yaml, load_yaml
+    from dvc.utils.serialize import dump_yaml
 
     if not LOCK.is_file():
         raise UserError(f"{LOCK}: missing; `dvc repro` writes it")
-    stages, lock = pipeline_stages(), load_yaml(LOCK)
+    stages, lock = pipeline_stages(), parse_lock(LOCK.read_bytes())
     gone = [name for name in lock["stages"] if name not in stages]
     if gone:
         for name in gone:
@@ -29,16 +29,6 @@ def prune() -> Iterator[str]:
             dump_yaml(part, lock)
     yield from (f"dropped: {name}" for name in gone)
     yield f"{LOCK}: {len(gone)} stages dropped, {len(lock['stages'])} kept"
-
-
-def pipeline_stages() -> set[str]:
-    """Return the names of the stages of dvc.yaml; dvc.lock may have more."""
-    from dvc.exceptions import DvcException
-
-    try:
-        return {stage.addressing for stage in open_project(Path.cwd()).index.stages}
-    except DvcException as error:
-        raise UserError(f"DVC cannot read the pipeline: {error}; `python -m tools.check` checks params.yaml") from None
 
 
 if __name__ == "__main__":
